@@ -1,11 +1,11 @@
-# Wraps `anklume` and cargo, without logic of its own. `make help` lists the targets.
+# A wrapper for `anklume` and cargo, without logic of its own. `make help` lists the targets.
 #
-# User-supplied values (I=, ARGS=, …) are data and must stay data. When make passes command-line variables to a recipe,
-# it would run a `$(shell …)` in them, and a shell would interpret quotes and `;` if the text appeared in a recipe.
-# Therefore each value is replaced by its plain text once, and recipes use it only as a quoted environment variable.
+# User-supplied values (I=, ARGS=, …) are data and must stay data. But make runs any `$(shell …)` in a command-line
+# variable that it passes to a recipe, and a shell interprets quotes and `;` in any text that appears in a recipe.
+# Therefore, each value is first replaced by its plain text, and recipes use it only as a quoted environment variable.
 # tests/integration/makefile.rs tests this for every variable.
 
-# The loop variable below hides a user's variable of the same name, so that one is handled first.
+# The loop variable below hides a user's variable with the same name, so the user's is handled first.
 ifeq ($(origin anklume_name),command line)
 override export anklume_name := $(value anklume_name)
 endif
@@ -15,7 +15,7 @@ override MAKEOVERRIDES :=
 override SHELL := /bin/sh
 override .SHELLFLAGS := -ec
 
-# Build in a fixed folder, and always the static binary of .cargo/config.toml, whatever the environment says.
+# Always build the static binary that .cargo/config.toml defines, in a fixed folder, regardless of the environment.
 override export CARGO_TARGET_DIR := target
 unexport CARGO_BUILD_TARGET RUSTFLAGS CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_RUSTFLAGS
 
@@ -43,13 +43,13 @@ demo: ## build, and show the main features in a temporary folder
 	cargo build
 	@sh tests/demo.sh $(dev)
 
-setup: ## install or list the dependencies of the tests
+setup: ## install or list the test dependencies
 	@sh tests/setup.sh
 
-test: ## install or list the dependencies of the tests, and run all tests
+test: ## install or list the test dependencies, and run all tests
 	@sh tests/run.sh
 
-test-long: ## run all tests with larger numbers (takes hours)
+test-long: ## run all tests, including the long ones, with larger numbers (takes hours)
 	@ANKLUME_TEST_LONG=1 sh tests/run.sh --run-ignored all
 
 check: ## check formatting, lints and docs
@@ -102,7 +102,7 @@ $(dev): $(sources)
 	@touch $@
 
 # --- use ---
-# `--name=value`, and `--` before positional arguments, so that a value with a leading `-` is still a value.
+# Options are passed as `--name=value`, and positional arguments after `--`, so a leading `-` in a value is harmless.
 
 override infra := $${INFRA:+"--infra=$$INFRA"}
 override machine := "--instance=$$I" $${P:+"--project=$$P"}
@@ -113,7 +113,7 @@ sync: $(anklume) ## check infra.yml and write the files that Ansible reads: INFR
 apply: $(anklume) ## make Incus match infra.yml: INFRA=
 	@$(anklume) apply $(infra)
 
-doctor: $(anklume) ## check each channel, and show how to fix it: INFRA=
+doctor: $(anklume) ## check each channel, and show how to fix faults: INFRA=
 	@$(anklume) doctor $(infra)
 
 policy-check: $(anklume) ## check whether CALLER= may use SERVICE=: PROVIDER=, INFRA=
@@ -128,7 +128,7 @@ mcp-list: $(anklume) ## list the tools of machine I=: P= (its project)
 	@test -n "$${I:-}" || { echo 'make mcp-list: I= is missing: the machine to ask, as in `make mcp-list I=vault-signer`' >&2; exit 2; }
 	@$(anklume) mcp list $(machine)
 
-mcp-call: $(anklume) ## call TOOL= of machine I=: ARGS= (a JSON object, or - for stdin), P= (its project)
+mcp-call: $(anklume) ## call TOOL= on machine I=: ARGS= (a JSON object, or - for stdin), P= (its project)
 	@test -n "$${I:-}" || { echo 'make mcp-call: I= is missing: the machine to call, as in `make mcp-call I=vault-signer TOOL=clipboard_get`' >&2; exit 2; }
 	@test -n "$${TOOL:-}" || { echo 'make mcp-call: TOOL= is missing: the tool to call; `make mcp-list I=…` names them' >&2; exit 2; }
 	@$(anklume) mcp call $(machine) -- "$$TOOL" $${ARGS:+"$$ARGS"}

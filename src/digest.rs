@@ -11,12 +11,12 @@ pub fn sha256(bytes: impl AsRef<[u8]>) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// SHA-256 over bytes that come in pieces.
+/// An incremental SHA-256 computation.
 #[derive(Debug, Clone, Default)]
 pub struct Digester(Sha256);
 
 impl Digester {
-    /// Adds bytes.
+    /// Hashes more bytes.
     pub fn add(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }

@@ -16,13 +16,13 @@ use rustix::io::Errno;
 use rustix::path::Arg;
 use rustix::process::geteuid;
 
-/// Resolves paths below the folder alone, through no symbolic link and no link of `/proc`.
+/// Resolves paths only below the folder, through no symbolic link and no `/proc` magic link.
 pub(crate) const BENEATH: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_MAGICLINKS);
 /// Resolves paths as [`BENEATH`] does, and crosses no mount.
 pub(crate) const ONE_MOUNT: ResolveFlags = BENEATH.union(ResolveFlags::NO_XDEV);
-/// Opens folders for reading their entries and changing their rights.
+/// Opens folders for reading their entries and changing their mode.
 pub(crate) const READ: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::CLOEXEC);
@@ -38,7 +38,7 @@ pub(crate) const OTHERS: u32 = 0o077;
 pub(crate) const RIGHTS: u32 = 0o7777;
 /// In a folder with this bit, only the owner of an entry may rename or remove it.
 pub(crate) const STICKY: u32 = 0o1000;
-/// Interval between two attempts to take a lock.
+/// Interval between attempts to take a lock.
 const LOCK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// An open folder. Paths are relative to it; a leading `/` stands for the folder itself.
@@ -54,18 +54,18 @@ pub(crate) struct Dir {
 pub(crate) struct RegularFile {
     /// The file, open for reading.
     pub(crate) file: File,
-    /// Its state when it was opened.
+    /// Its metadata when it was opened.
     pub(crate) stat: Stat,
 }
 
-/// The reason why a path is not read.
+/// The reason why a path cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NotRead {
     /// The path leads through a symbolic link.
     Link,
     /// The path names something other than a regular file.
     NotRegular,
-    /// The system's error.
+    /// A system error.
     System(Errno),
 }
 
@@ -112,7 +112,7 @@ impl Dir {
         Ok(Self::new(handle, self.flags, self.resolve))
     }
 
-    /// Opens the entry at that path.
+    /// Opens the entry at this path.
     pub(crate) fn open_at(&self, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
         let path = match path.trim_start_matches('/') {
             "" => ".",
@@ -136,7 +136,7 @@ impl Dir {
         Ok(Some(RegularFile { file, stat }))
     }
 
-    /// Returns the state of an entry itself, not of the target of a link; `None` if nothing has that name.
+    /// Returns the metadata of an entry, of a link itself rather than its target; `None` if nothing has that name.
     pub(crate) fn stat(&self, name: &str) -> Result<Option<Stat>, Errno> {
         match statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => Ok(None),
@@ -159,8 +159,8 @@ impl Dir {
         openat(&self.handle, name, flags, mode).map(File::from)
     }
 
-    /// Creates or replaces a file, whole or not at all, with exactly this mode. The new file is named `temporary` until
-    /// `fill` has written it; a file that a killed process left under that name is removed.
+    /// Creates or replaces a file atomically, with exactly this mode. The new file is named `temporary` until
+    /// `fill` has written it; any file that a killed process left under that name is removed.
     pub(crate) fn replace(
         &self,
         name: &str,
@@ -227,7 +227,7 @@ impl RegularFile {
     ///
     /// A system error, or `FileTooLarge` if the file has more than `max` bytes, even if it grew after it was opened.
     pub(crate) fn read(self, max: u64) -> io::Result<Vec<u8>> {
-        // One byte more than the file: the end shows without a larger buffer.
+        // With room for one byte more than the file, the read reaches the end without growing the buffer.
         let size = u64::try_from(self.stat.st_size)
             .unwrap_or_default()
             .min(max);
@@ -249,7 +249,7 @@ pub(crate) fn open_or_make(folder: impl AsFd, path: impl Arg) -> Result<File, Er
     openat(folder, path, flags, Mode::RUSR | Mode::WUSR).map(File::from)
 }
 
-/// Returns whether something belongs to this process's user.
+/// Returns whether the entry belongs to this process's user.
 pub(crate) fn is_own(stat: &Stat) -> bool {
     stat.st_uid == geteuid().as_raw()
 }
@@ -262,7 +262,7 @@ pub(crate) fn permit(file: &impl AsFd, mode: Mode) -> Result<(), Errno> {
     fchmod(file, mode)
 }
 
-/// Repeats an attempt to take a lock until `timeout` has passed.
+/// Retries taking a lock until `timeout` has passed.
 pub(crate) fn lock_within(
     timeout: Duration,
     attempt: impl Fn() -> Result<(), TryLockError>,

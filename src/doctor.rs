@@ -24,14 +24,14 @@ pub(crate) use diagnose::{Broken, Health};
 enum ListenFolder {
     Intact,
     Missing,
-    /// This part of its path is not a folder.
+    /// This component of its path is not a folder.
     Altered(String),
     /// It could not be examined, for this reason.
     Unknown(String),
 }
 
-/// Examines the chosen edges; returns their health, and notes on the host and on all channels. `apply`: the command that
-/// fixes nearly everything. Fails if Incus does not answer or this program cannot be read.
+/// Examines the chosen edges; returns their health, and notes on the host and all channels. `apply` is the command that
+/// fixes nearly everything. Fails if Incus does not answer or if this program's file cannot be read.
 pub(crate) async fn examine<'e>(
     session: &Session,
     infra: &Infra,
@@ -68,7 +68,7 @@ pub(crate) async fn examine<'e>(
     Ok((healths, notes))
 }
 
-/// Examines one edge: first from the host, then from the consumer, then for future faults.
+/// Examines one edge: first from the host, then from the consumer, and finally for future faults.
 async fn walk<'e>(session: &Session, examiner: &Examiner<'_>, edge: &'e Edge) -> Health<'e> {
     let listens = match examiner.instance(&edge.consumer) {
         Some(consumer) => listen_folder(session, consumer).await,
@@ -95,7 +95,7 @@ async fn walk<'e>(session: &Session, examiner: &Examiner<'_>, edge: &'e Edge) ->
     health
 }
 
-/// Examines the folder in which a consumer's devices listen, and each part of its path.
+/// Examines the folder in which a consumer's devices listen, and each component of its path.
 async fn listen_folder(session: &Session, consumer: &Instance) -> Result<ListenFolder, FilesError> {
     let mut files = session.files(consumer).await;
     let ends = CONSUMER_FOLDER.match_indices('/').map(|(at, _)| at).skip(1);
@@ -112,7 +112,7 @@ async fn listen_folder(session: &Session, consumer: &Instance) -> Result<ListenF
     Ok(ListenFolder::Intact)
 }
 
-/// Returns notes on problems of the host that concern all channels but break none.
+/// Returns notes on host problems that affect all channels but break none of them.
 fn host_notes(facts: &Facts, apply: &str) -> Vec<String> {
     let mut notes = Vec::new();
     if !facts.root {

@@ -1,6 +1,6 @@
 //! Derives the edges of an [`Infra`], with their names, paths, uids and devices.
 //!
-//! Pure, so that the same file always gives the same devices: `sync` writes those that `apply` makes.
+//! Pure, so the same file always yields the same devices: `sync` writes the ones that `apply` creates.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -15,30 +15,30 @@ use crate::name::{DomainName, MACHINE_NAME_MAX, MachineName};
 pub const HOST_FOLDER: &str = "/var/lib/anklume/mcp";
 /// Folder in a consumer that holds one socket for each of its providers; on the root file system, never in /run.
 pub const CONSUMER_FOLDER: &str = "/srv/anklume/mcp";
-/// Folder in a provider where its server makes one socket for each of its consumers.
+/// Folder in a provider in which its server creates one socket for each of its consumers.
 pub const PROVIDER_FOLDER: &str = "/run/anklume/mcp";
-/// Prefix of the devices of edges, before [`HASH_DIGITS`] digits.
+/// Prefix of an edge's device name, followed by [`HASH_DIGITS`] digits.
 pub const DEVICE_PREFIX: &str = "mcp-";
-/// Number of hexadecimal digits of an edge's name.
+/// Number of hexadecimal digits in an edge's name.
 pub const HASH_DIGITS: usize = 16;
-/// Lowest host uid of a consumer: above the ranges of subuid and of the users in passwd.
+/// Lowest host uid of a consumer: above the subuid ranges and the users in passwd.
 pub const FIRST_UID: u32 = 2_000_000_000;
-/// Number of uids for consumers.
+/// Number of uids available to consumers.
 pub const UIDS: u32 = 100_000_000;
 
 /// Code for two edges with the same name.
 const CHANNEL_CLASH: &str = "channel-clash";
-/// Code for a virtual machine that is an end of an edge.
+/// Code for a virtual machine at an end of an edge.
 const VIRTUAL_MACHINE_END: &str = "virtual-machine-end";
-/// The codes of faults that only the edges reveal; each is a heading in `docs/diagnostics.md`.
+/// The codes of faults that only edges reveal; each is a heading in `docs/diagnostics.md`.
 pub const CODES: [&str; 2] = [CHANNEL_CLASH, VIRTUAL_MACHINE_END];
 
-/// Maximum length of the path of a Unix socket, in bytes: `sockaddr_un` minus its final zero.
+/// Maximum length of a Unix socket path, in bytes: `sockaddr_un` minus the terminating zero.
 const SOCKET_PATH_MAX: usize = 107;
 /// Suffix of socket names.
 const SUFFIX: &str = ".sock";
 
-// The parser limits the length of names, so no path of an edge can be too long: checked at compile time.
+// The parser limits the length of names, so no edge's socket path can be too long; checked at compile time.
 const _: () =
     assert!(CONSUMER_FOLDER.len() + 1 + MACHINE_NAME_MAX + SUFFIX.len() <= SOCKET_PATH_MAX);
 const _: () =
@@ -61,9 +61,9 @@ pub struct Edge {
     pub consumer: End,
     /// The callee.
     pub provider: End,
-    /// [`HASH_DIGITS`] hexadecimal digits: the edge's name on the host, where no user text belongs.
+    /// [`HASH_DIGITS`] hexadecimal digits: the edge's name on the host, which must contain no user text.
     pub hash: String,
-    /// Host uid and gid of the consumer's channels, the only ones that may connect to the edge's socket on the host.
+    /// Host uid and gid of the consumer's channels; no other user may connect to the edge's socket on the host.
     pub uid: u32,
     /// Owner of the socket inside the consumer.
     pub owner_uid: u32,
@@ -78,7 +78,7 @@ impl Edge {
         format!("{DEVICE_PREFIX}{}", self.hash)
     }
 
-    /// The socket on the host, made by the provider's device, used by the consumer's.
+    /// The socket on the host: the provider's device creates it, and the consumer's device connects to it.
     #[must_use]
     pub fn host_socket(&self) -> String {
         format!("{HOST_FOLDER}/{}{SUFFIX}", self.hash)
@@ -90,7 +90,7 @@ impl Edge {
         format!("{CONSUMER_FOLDER}/{}{SUFFIX}", self.provider.machine)
     }
 
-    /// The socket inside the provider, made by its server; it identifies the caller.
+    /// The socket inside the provider, created by its server; it identifies the caller.
     #[must_use]
     pub fn provider_socket(&self) -> String {
         format!("{PROVIDER_FOLDER}/{}{SUFFIX}", self.consumer.machine)
@@ -109,7 +109,7 @@ impl Edge {
         ])
     }
 
-    /// The consumer's device: from a socket in the machine to the one on the host, run as the edge's uid without capabilities.
+    /// The consumer's device: from its socket to the host socket, run as the edge's uid without capabilities.
     #[must_use]
     pub fn consumer_device(&self) -> Device {
         self.device([
@@ -138,13 +138,13 @@ fn unix(path: &str) -> String {
     format!("unix:{path}")
 }
 
-/// The edges between the enabled machines: providers, then their consumers, in the order of the file.
+/// Returns the edges between enabled machines, in file order of the providers and then of their consumers.
 ///
-/// A machine that lists itself needs no channel and gets none.
+/// A machine that lists itself as a consumer needs no channel and gets none.
 ///
 /// # Errors
 ///
-/// Two edges have the same name, or Incus cannot give an end a channel.
+/// Fails if two edges have the same name, or if Incus cannot give an end a channel.
 pub fn edges(infra: &Infra) -> Result<Vec<Edge>, Faults> {
     let pairs = pairs(infra);
     let uids = uids(pairs.iter().map(|((domain, machine), _)| {
@@ -170,7 +170,7 @@ pub fn edges(infra: &Infra) -> Result<Vec<Edge>, Faults> {
 /// A machine with its domain.
 type Placed<'a> = (&'a Domain, &'a Machine);
 
-/// Returns each consumer with its provider, once.
+/// Returns each pair of consumer and provider once.
 fn pairs(infra: &Infra) -> Vec<(Placed<'_>, Placed<'_>)> {
     let mut pairs = Vec::new();
     for provider in infra.machines() {
@@ -204,7 +204,7 @@ fn edge(project: &str, consumer: Placed<'_>, provider: Placed<'_>, uid: u32) -> 
     }
 }
 
-/// Returns the SHA-256 of texts, each preceded by its length, so that different lists never hash the same bytes.
+/// Returns the SHA-256 of strings, each preceded by its length so that different lists never hash the same bytes.
 fn digest(texts: &[&str]) -> [u8; 32] {
     let mut hasher = Sha256::new();
     for text in texts {
@@ -227,7 +227,7 @@ fn hash(project: &str, consumer: &End, provider: &End) -> String {
     name
 }
 
-/// Returns a consumer's place among [`UIDS`]: its digest as one large number, modulo [`UIDS`].
+/// Returns a consumer's preferred position among the [`UIDS`]: its digest as one large number, modulo [`UIDS`].
 fn wanted_uid(project: &str, domain: &Domain, machine: &Machine) -> u32 {
     let digest = digest(&[project, domain.name.as_str(), machine.name.as_str()]);
     let rest = digest.iter().fold(0_u64, |rest, byte| {
@@ -236,7 +236,7 @@ fn wanted_uid(project: &str, domain: &Domain, machine: &Machine) -> u32 {
     u32::try_from(rest).unwrap_or_default()
 }
 
-/// Returns a uid for each consumer: the wanted one, or the next free one if an earlier name has taken it.
+/// Returns a uid for each consumer: the preferred one, or the next free one if an earlier name has taken it.
 fn uids<'a>(
     wanted: impl Iterator<Item = (&'a MachineName, u32)>,
 ) -> BTreeMap<&'a MachineName, u32> {
@@ -285,7 +285,7 @@ fn clashes(infra: &Infra, edges: &[Edge]) -> Vec<Diagnostic> {
     faults
 }
 
-/// Refuses virtual machines as ends: Incus gives them no proxy between Unix sockets.
+/// Refuses virtual machines as ends, because Incus offers them no proxy between Unix sockets.
 fn virtual_ends(infra: &Infra, edges: &[Edge]) -> Vec<Diagnostic> {
     const HELP: &str = "Incus gives a virtual machine no Unix-socket proxy: make it a container (`type: lxc`), or take it out of the services";
     let ends: HashSet<&MachineName> = edges

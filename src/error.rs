@@ -1,4 +1,4 @@
-//! Defines the exit codes and the failures that users read; `command/` turns typed errors of modules into [`Failure`].
+//! Defines the exit codes and the failures that users see; `command/` turns the modules' typed errors into [`Failure`].
 
 use std::process::ExitCode;
 
@@ -17,9 +17,9 @@ pub enum Exit {
     Unavailable = 4,
     /// The provider is overloaded; the same call may succeed later.
     Overloaded = 5,
-    /// A difference from the declaration (`sync --check` and its like).
+    /// Something differs from the declaration (`sync --check` and similar commands).
     Differs = 6,
-    /// Stopped by a signal (^C); started processes are ended.
+    /// Interrupted by a signal (^C); started processes are terminated.
     Interrupted = 130,
 }
 
@@ -35,7 +35,7 @@ impl From<Exit> for ExitCode {
 pub struct Failure {
     /// The exit code of the run.
     pub exit: Exit,
-    /// The fault and its place; no full stop, user input in backticks and escaped.
+    /// The fault and its place, without a full stop; user input is escaped and in backticks.
     pub message: String,
     /// The next step.
     pub help: Option<String>,

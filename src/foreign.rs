@@ -1,8 +1,8 @@
-//! Parses texts of machines in an unprivileged child process with little memory.
-//! So a malicious text, or a fault of the parser, cannot harm root on the host.
+//! Parses text from machines in an unprivileged child process with little memory.
+//! This way neither malicious text nor a parser bug can harm root on the host.
 //!
-//! The child ([`serve`]) parses a text and writes it anew, within limits, or reports that it is of another type.
-//! If it dies, the machine whose text it was reading is at fault ([`Reader`]); the next text gets another child.
+//! The child ([`serve`]) parses a text and re-serializes it within limits, or reports that it has another type.
+//! If the child dies, the machine whose text it was reading is to blame ([`Reader`]); the next text gets a new child.
 
 use std::io::{self, BufRead, Read as _, Write};
 use std::process::Stdio;
@@ -25,19 +25,19 @@ use crate::text::Foreign;
 
 /// The hidden subcommand that runs [`serve`].
 pub(crate) const COMMAND: &str = "foreign-reader";
-/// This program, even if its file was replaced.
+/// This program, even if its file has been replaced.
 const THIS_PROGRAM: &str = "/proc/self/exe";
-/// Memory of the child, in bytes: enough for a log file and its parsed form.
+/// Memory limit of the child, in bytes: enough for a log file and its parsed form.
 const MEMORY: u64 = 128 * 1024 * 1024;
 /// User and group of a child that root starts: `nobody`, which owns nothing.
 const NOBODY: u32 = 65_534;
-/// Maximum length of an answer of the child, in bytes.
+/// Maximum length of the child's answer, in bytes.
 const ANSWER_MAX: usize = 1024 * 1024;
-/// Maximum length of a header between the two processes, in bytes.
+/// Maximum length of a header sent between the two processes, in bytes.
 const LINE_MAX: u64 = 4096;
-/// Time-out for one text: a full log file takes a second or two.
+/// Timeout for one text; a full log file takes a second or two.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// Maximum length of a kept text from a server, in characters.
+/// Maximum length of text kept from a server, in characters.
 const WORDS_MAX: usize = 4096;
 
 /// The type of a text to read.
@@ -58,25 +58,25 @@ enum TextKind {
     LogEnd,
 }
 
-/// A request to the child, before the bytes of the text.
+/// A request to the child, followed by the bytes of the text.
 #[derive(Debug, Serialize, Deserialize)]
 struct ReaderRequest {
     kind: TextKind,
     bytes: usize,
 }
 
-/// The child's reply, before the bytes of its answer; `None` if the text is not of the requested type.
+/// The child's reply, followed by the bytes of its answer; `None` if the text is not of the requested type.
 #[derive(Debug, Serialize, Deserialize)]
 struct ReaderReply {
     bytes: Option<usize>,
 }
 
-/// The relevant fields of a server's status; the rest may have any length and is skipped.
+/// The relevant fields of a server's status; all others are skipped, whatever their length.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ReportedStatus {
     /// SHA-256 of the policy in force.
     pub(crate) digest: Foreign,
-    /// The reason why a newer one was refused.
+    /// The reason why a newer policy was refused.
     pub(crate) refused: Option<Foreign>,
     /// The first failure.
     #[serde(default)]
@@ -101,7 +101,7 @@ impl ReportedStatus {
     }
 }
 
-/// The first text of a list.
+/// The first string in a list.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct First(pub(crate) Option<Foreign>);
 
@@ -140,9 +140,9 @@ pub(crate) struct LogSeen {
     pub(crate) seq: u64,
     /// Hash of its last line.
     pub(crate) head: String,
-    /// Number of its faults.
+    /// Number of faults in it.
     pub(crate) faults: u64,
-    /// True if it lacks the line that it must contain.
+    /// True if the line that it must contain is missing.
     pub(crate) head_missing: bool,
 }
 
@@ -160,7 +160,7 @@ impl LogWalk {
         // The last line may be unfinished.
         let end = text.iter().rposition(|byte| *byte == b'\n');
         let whole = end.and_then(|end| text.get(..=end)).unwrap_or_default();
-        // Reading memory cannot fail.
+        // Reading from memory cannot fail.
         let _ = self.0.file(LOG, whole);
     }
 
@@ -181,12 +181,12 @@ impl LogWalk {
 pub(crate) enum ForeignError {
     #[error("cannot run the process that reads texts of machines: {0}")]
     Io(#[from] io::Error),
-    /// It died or took too long.
+    /// The child died or took too long.
     #[error("the process that reads texts of machines died")]
     Died,
 }
 
-/// The parent's end of the child; the first text starts the child.
+/// The parent's handle to the child, which is started for the first text.
 #[derive(Debug, Default)]
 pub(crate) struct Reader(Mutex<Option<ReaderProcess>>);
 
@@ -204,12 +204,12 @@ impl Reader {
         self.read(TextKind::Status, text).await
     }
 
-    /// Reads the identity of a machine.
+    /// Reads a machine's identity.
     pub(crate) async fn identity(&self, text: &[u8]) -> Result<Option<Identity>, ForeignError> {
         self.read(TextKind::Identity, text).await
     }
 
-    /// Reads the result of an order.
+    /// Reads a setup report.
     pub(crate) async fn report(&self, text: &[u8]) -> Result<Option<SetupReport>, ForeignError> {
         self.read(TextKind::Report, text).await
     }
@@ -259,7 +259,7 @@ impl Reader {
         let Ok(Ok(answer)) = timeout(TIMEOUT, running.ask(kind, text)).await else {
             return Err(ForeignError::Died);
         };
-        // Only a child that answered in time is asked again.
+        // Only a child that answered in time is reused.
         *process = Some(running);
         Ok(answer)
     }
@@ -273,7 +273,7 @@ impl ReaderProcess {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
-            // A ^C at the terminal is for the parent only.
+            // A ^C at the terminal reaches only the parent.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
@@ -312,7 +312,7 @@ impl ReaderProcess {
     }
 }
 
-/// Drops the privileges of this process, and parses texts until its stdin ends.
+/// Drops this process's privileges, then parses texts until stdin ends.
 /// Fails if a privilege cannot be dropped, or if the parent is gone or sends an invalid request.
 pub(crate) fn serve(mut input: impl BufRead, mut output: impl Write) -> anyhow::Result<()> {
     let data = Rlimit {
@@ -351,7 +351,7 @@ pub(crate) fn serve(mut input: impl BufRead, mut output: impl Write) -> anyhow::
     }
 }
 
-/// Reads one text and writes it anew; `None` if it is not of the requested type.
+/// Parses one text and re-serializes it; `None` if it is not of the requested type.
 fn read(kind: TextKind, text: &[u8], log: &mut LogWalk) -> Option<Vec<u8>> {
     let written = match kind {
         TextKind::Status => {
@@ -378,11 +378,11 @@ fn read(kind: TextKind, text: &[u8], log: &mut LogWalk) -> Option<Vec<u8>> {
     written.ok()
 }
 
-/// Reads bytes as each type of text; for the fuzzer.
+/// Parses bytes as each type of text; used by the fuzzer.
 ///
 /// # Panics
 ///
-/// If a second reading gives another result.
+/// Panics if a second reading gives a different result.
 #[cfg(any(test, fuzzing))]
 pub fn fuzz_texts(bytes: &[u8]) {
     let mut log = LogWalk::new(None);

@@ -1,5 +1,5 @@
-//! Defines the entry points of the fuzzer (`--cfg fuzzing`), also built for a test of their seeds.
-//! Each takes untrusted bytes and panics on a violated invariant.
+//! Defines the fuzzer's entry points (`--cfg fuzzing`); also built for a test of their seeds.
+//! Each takes untrusted bytes and panics if an invariant is violated.
 
 #![expect(clippy::panic, reason = "a violated invariant stops the fuzzer")]
 
@@ -28,14 +28,14 @@ pub use crate::mcp::server::fuzzing::connection;
 
 /// Maximum duration of a run that reads Incus; a longer run counts as a hang.
 const INCUS_MAX: Duration = Duration::from_secs(20);
-/// Time-out for each answer of Incus, which comes at once or never.
+/// Timeout for each answer from Incus, which comes immediately or never.
 const INCUS_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// `infra.yml`.
 ///
 /// # Panics
 ///
-/// If the services of a valid file are refused on reading them back, or if the listed tools differ from the decisions.
+/// Panics if a valid file's services are refused when read back, or if the listed tools differ from the decisions.
 pub fn infra(bytes: &[u8]) {
     let Ok(text) = str::from_utf8(bytes) else {
         return;
@@ -59,7 +59,7 @@ pub fn infra(bytes: &[u8]) {
 ///
 /// # Panics
 ///
-/// If writing and reading a valid file changes it, or if a listed service is refused.
+/// Panics if writing and rereading a valid file changes it, or if a listed service is refused.
 pub fn services(bytes: &[u8]) {
     let Ok(services) = Services::from_file(bytes) else {
         return;
@@ -81,11 +81,11 @@ pub fn services(bytes: &[u8]) {
     }
 }
 
-/// Lines of a log of calls.
+/// Lines of a call log.
 ///
 /// # Panics
 ///
-/// If too many findings are kept, or if a control character would be printed.
+/// Panics if too many findings are kept, or if a control character would be printed.
 pub fn audit(bytes: &[u8]) {
     let mut verifier = Verifier::new(None);
     let read = verifier.file("audit.jsonl", bytes);
@@ -103,13 +103,13 @@ pub fn audit(bytes: &[u8]) {
     }
 }
 
-/// A connection of a client on which the server sends these bytes and nothing else.
+/// A client connection on which the server sends these bytes and nothing else.
 ///
 /// # Panics
 ///
-/// If the client hangs, or would print a control character.
+/// Panics if the client hangs or would print a control character.
 pub fn client(bytes: &[u8]) {
-    /// Maximum duration of a run; a client that takes longer hangs.
+    /// Maximum duration of a run; a client that takes longer counts as hanging.
     const TIMEOUT: Duration = Duration::from_secs(20);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -130,7 +130,7 @@ async fn list_and_call(bytes: &[u8]) -> Result<String, ClientError> {
     Ok(called.is_refused().to_string())
 }
 
-/// Arguments of a tool, as a caller sends them.
+/// Tool arguments, as a caller sends them.
 pub fn arguments(bytes: &[u8]) {
     if let Ok(Value::Object(arguments)) = serde_json::from_slice(bytes) {
         for tool in ToolName::ALL {
@@ -139,11 +139,11 @@ pub fn arguments(bytes: &[u8]) {
     }
 }
 
-/// Answers to every request that reads Incus, as from another version or from something else at its socket.
+/// Answers to every read request to Incus, as from another version or from another program at its socket.
 ///
 /// # Panics
 ///
-/// If the reader does not end.
+/// Panics if the reader does not finish.
 pub fn incus(bytes: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -166,7 +166,7 @@ pub fn incus(bytes: &[u8]) {
             }
         });
         if let Ok(mut incus) = Incus::connect(socket.clone(), INCUS_TIMEOUT).await {
-            // Only their end matters, not their result.
+            // All that matters is that they finish, not their results.
             let _ = incus.server().await;
             let _ = incus.state().await;
         }

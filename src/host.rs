@@ -19,19 +19,19 @@ use crate::edge::{HASH_DIGITS, PROVIDER_FOLDER};
 use crate::incus::DEFAULT_PROJECT;
 use crate::machine_state::PROGRAM;
 
-/// Time for servers to end by themselves: a little longer than they give their running calls.
+/// Time for servers to exit by themselves: a little longer than they allow their running calls.
 const GRACEFUL: Duration = Duration::from_secs(30);
-/// Time for the kernel to end killed servers.
+/// Time for killed servers to exit.
 const FORCED: Duration = Duration::from_secs(10);
-/// Maximum number of processes that are ended: one is the server, but a machine may imitate it.
+/// Maximum number of processes to terminate: only one is the server, but a machine may imitate it.
 const PROCESSES_MAX: usize = 64;
 
-/// Returns whether a text has the form of an edge's hash.
+/// Returns whether a string has the form of an edge's hash.
 pub(crate) fn is_hash(text: &str) -> bool {
     text.len() == HASH_DIGITS && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Returns the name by which Incus distinguishes the machines of all projects.
+/// Returns the name that Incus uses to tell apart the machines of different projects.
 pub(crate) fn full_name(project: &str, machine: &str) -> String {
     if project == DEFAULT_PROJECT {
         machine.to_owned()
@@ -40,7 +40,7 @@ pub(crate) fn full_name(project: &str, machine: &str) -> String {
     }
 }
 
-/// Returns the processes of this host, including those in machines.
+/// Returns the processes on this host, including those in machines.
 pub(crate) fn processes() -> io::Result<impl Iterator<Item = Pid>> {
     let entries = fs::read_dir("/proc")?.filter_map(Result::ok);
     Ok(entries.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)))
@@ -54,42 +54,42 @@ pub(crate) fn command_line(process: Pid, max: u64) -> io::Result<Vec<u8>> {
     Ok(args)
 }
 
-/// Returns the PID namespace of a process, which is that of its machine.
+/// Returns a process's PID namespace, which is that of its machine.
 pub(crate) fn namespace(process: impl Display) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{process}/ns/pid")).ok()
 }
 
-/// Ends every server in the machine with this first process, so that a new one can take its place.
+/// Terminates every server in the machine with this first process, so that a new one can be started.
 ///
-/// Works from the host, because a hanging machine may also block every request inside it. Ends only processes of that
-/// machine, so a process that imitates the server harms only its own machine; and ends all of them at the same time.
+/// Works from the host, because a hanging machine may also block every request inside it. Terminates only this
+/// machine's processes, all at the same time, so a process that imitates the server harms only its own machine.
 pub(crate) async fn end_servers(first: u32) {
     let machine = namespace(first);
-    // The number may meanwhile belong to a process outside all machines.
+    // The PID may meanwhile have been reused by a process outside all machines.
     if machine.is_none() || machine == namespace(std::process::id()) {
         return;
     }
     let server = [PROGRAM, "mcp", "serve", "--listen", PROVIDER_FOLDER, ""].join("\0");
-    // One byte more than the server's arguments, so that longer ones do not match.
+    // One byte more than the server's arguments, so that a longer command line does not match.
     let max = server.len() as u64 + 1;
     let handles = processes().into_iter().flatten().filter_map(|process| {
         let args = command_line(process, max).ok()?;
         if args != server.as_bytes() {
             return None;
         }
-        // Opened before the machine is compared, so that the handle refers to the compared process.
+        // Opened before the namespaces are compared, so that the handle refers to the compared process.
         let handle = pidfd_open(process, PidfdFlags::empty()).ok()?;
         (namespace(process) == machine).then_some(handle)
     });
     let handles = handles.take(PROCESSES_MAX).collect();
-    // Only this machine's actions wait for it.
+    // Only this machine's actions wait for this.
     let _ = tokio::task::spawn_blocking(move || end_all(handles, GRACEFUL)).await;
 }
 
-/// Ends processes: asks all, then kills the rest. Blocks until that is done.
+/// Terminates processes: asks all of them to exit, then kills the rest. Blocks until this is done.
 fn end_all(mut handles: Vec<OwnedFd>, graceful: Duration) {
     for handle in &handles {
-        // CONT lets a stopped process end too. A signal fails only if the process has already ended.
+        // CONT lets a stopped process exit too. A signal fails only if the process has already exited.
         let _ = pidfd_send_signal(handle, Signal::TERM);
         let _ = pidfd_send_signal(handle, Signal::CONT);
     }
@@ -100,25 +100,25 @@ fn end_all(mut handles: Vec<OwnedFd>, graceful: Duration) {
     wait(&mut handles, FORCED);
 }
 
-/// Waits until the processes have ended, at most `timeout` in total; keeps those that have not.
+/// Waits for the processes to exit, for at most `timeout` in total; keeps those that have not.
 fn wait(handles: &mut Vec<OwnedFd>, timeout: Duration) {
     let began = Instant::now();
     handles.retain(|handle| {
         let left = Timespec::try_from(timeout.saturating_sub(began.elapsed())).ok();
-        // The handle of an ended process is readable; a handle that cannot be polled is dropped.
+        // The handle of a process that has exited is readable; a handle that cannot be polled is dropped.
         let mut ending = [PollFd::new(handle, PollFlags::IN)];
         let ready = retry_on_intr(|| poll(&mut ending, left.as_ref()));
         ready.is_ok_and(|ready| ready == 0)
     });
 }
 
-/// Returns the first matching mount point of a process; `None` also if the table cannot be read. Fails if the table is
-/// longer than that of any healthy machine: it may hide a mount or be an attack.
+/// Returns the first matching mount point of a process; also `None` if the table cannot be read. Fails if the table is
+/// longer than that of any healthy machine, because it may be hiding a mount or be an attack.
 pub(crate) fn mounted(
     process: u32,
     is_looked_for: impl Fn(&str) -> bool,
 ) -> Result<Option<String>, TooManyMounts> {
-    /// Maximum length of a table that is read, in bytes.
+    /// Maximum number of bytes read from a table.
     const TABLE_MAX: u64 = 4 * 1024 * 1024;
     let Ok(table) = fs::File::open(format!("/proc/{process}/mountinfo")) else {
         return Ok(None);
@@ -140,7 +140,7 @@ pub(crate) fn mounted(
 #[derive(Debug)]
 pub(crate) struct TooManyMounts;
 
-/// Decodes a path of a mount table, in which the kernel writes blanks and backslashes as octal numbers.
+/// Decodes a path from a mount table, in which the kernel writes whitespace and backslashes as octal escapes.
 pub(crate) fn unescaped(path: &str) -> String {
     path.replace("\\040", " ")
         .replace("\\011", "\t")
@@ -148,7 +148,7 @@ pub(crate) fn unescaped(path: &str) -> String {
         .replace("\\134", "\\")
 }
 
-/// Treats the removal of a missing file as a success.
+/// Treats removing a missing file as a success.
 fn missing_is_removed(removed: io::Result<()>) -> io::Result<()> {
     match removed {
         Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -194,7 +194,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let asked = folder.path().join("asked");
         let asked = asked.to_str().unwrap();
-        // The first ends only after the second is asked: never, if each is awaited before the next is asked.
+        // The first exits only after the second is asked: never, if each is awaited before the next is asked.
         let first =
             format!("trap '' TERM; echo ready; until [ -e {asked} ]; do sleep 0.02; done; exit 7");
         let second =
@@ -203,7 +203,7 @@ mod tests {
         end_all(vec![handle(&first), handle(&second)], GRACEFUL);
         assert_eq!(first.wait().unwrap().code(), Some(7));
         assert_eq!(second.wait().unwrap().code(), Some(8));
-        // Processes that ignore the request.
+        // Processes that ignore the request to exit.
         let deaf = "trap '' TERM; echo ready; while :; do sleep 0.02; done";
         let mut deaf = [shell(deaf), shell(deaf)];
         end_all(deaf.iter().map(handle).collect(), Duration::ZERO);

@@ -1,4 +1,4 @@
-//! Speaks to Incus over its REST API: HTTP on the daemon's Unix socket, which no other module opens.
+//! Talks to Incus through its REST API: HTTP over the daemon's Unix socket, which no other module opens.
 //!
 //! Streams go through the `incus` program, in [`crate::transport`].
 
@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use crate::text::Foreign;
 
-/// Maximum number of characters shown of the reason why an answer cannot be read.
+/// Maximum length of the displayed reason why an answer cannot be read, in characters.
 const WHY_SHOWN: usize = 300;
 
 type IncusResult<T> = Result<T, IncusError>;
@@ -41,7 +41,7 @@ pub(crate) enum IncusError {
     Connection(#[source] io::Error),
     #[error("Incus sent an answer that is not HTTP: {0}")]
     NotHttp(#[source] hyper::Error),
-    /// The daemon closed the connection, at once or during an exchange.
+    /// The daemon closed the connection, either immediately or during an exchange.
     #[error("Incus closed the connection without an answer")]
     Closed(#[source] hyper::Error),
     #[error("the answer of Incus is larger than {} MiB", connection::ANSWER_MAX / 1024 / 1024)]
@@ -58,10 +58,10 @@ pub(crate) enum IncusError {
     /// An Incus operation failed.
     #[error("Incus says: {}", .0.escaped())]
     Failed(Foreign),
-    /// An entry in a machine is no longer what anklume created.
+    /// An entry in a machine is no longer the one that anklume created.
     #[error("machine altered: `{}` in it is not a folder", .0.escape_debug())]
     Altered(String),
-    /// A machine does not run after this number of starts.
+    /// A machine is not running after this many starts.
     #[error("Incus started it {0} times, but it is not running")]
     NotUp(usize),
     #[error("Incus has not finished within {} s; it may still do so", .0.as_secs())]

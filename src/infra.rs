@@ -1,4 +1,4 @@
-//! Models a valid `infra.yml`: what the user declared, after every rule was checked.
+//! Models a valid `infra.yml`: the user's declarations after every rule has been checked.
 //!
 //! Pure data and queries. `raw` reads the shape, `validate` turns it into an [`Infra`], which needs no further check.
 
@@ -23,9 +23,9 @@ use crate::diagnostic::{Diagnostic, Faults, Place};
 use crate::limits::Limits;
 use crate::name::{DomainName, MachineName, ServiceName, ToolName};
 
-/// Image of machines if neither they nor `global` name one.
+/// Image for machines if neither they nor `global` name one.
 pub const DEFAULT_IMAGE: &str = "images:debian/13";
-/// Maximum size of a file that is read, in bytes: four times what 10,000 machines need.
+/// Maximum size of a file, in bytes: four times the size that 10,000 machines need.
 pub const FILE_MAX: u64 = 16 * 1024 * 1024;
 
 /// A valid infrastructure, with its warnings.
@@ -33,28 +33,28 @@ pub const FILE_MAX: u64 = 16 * 1024 * 1024;
 pub struct ReadInfra {
     /// The declaration.
     pub infra: Infra,
-    /// Findings that do not refuse the file, in file order.
+    /// Findings that do not invalidate the file, in file order.
     pub warnings: Vec<Diagnostic>,
-    /// The folder that holds `infra.yml` or `infra/`.
+    /// The folder that contains `infra.yml` or `infra/`.
     pub folder: PathBuf,
 }
 
-/// Reads and checks an infrastructure: a file, or a folder with `base.yml`, `domains/*.yml` and `policies.yml`.
+/// Reads and checks an infrastructure: a file, or a folder of `base.yml`, `domains/*.yml` and `policies.yml`.
 /// Without a path, reads `./infra.yml` or `./infra/`.
 ///
 /// # Errors
 ///
-/// Every fault, in file order; also if neither a file nor a folder exists, or both do.
+/// Returns every fault, in file order; also fails if neither a file nor a folder exists, or if both do.
 pub fn open(path: Option<&Path>) -> Result<ReadInfra, Faults> {
     let (files, folder) = open::open(path)?;
     check(&files, folder)
 }
 
-/// Reads and checks the text of one file; `path` is for messages, and its folder names the project.
+/// Reads and checks the text of one file; `path` appears in messages, and its folder names the project.
 ///
 /// # Errors
 ///
-/// Every fault, in file order.
+/// Returns every fault, in file order.
 pub fn parse(path: &str, text: &str) -> Result<ReadInfra, Faults> {
     let folder = Path::new(path).parent().unwrap_or_else(|| Path::new(""));
     let file = open::InfraFile::new(path, text.to_owned(), open::FileRole::Base);
@@ -73,17 +73,17 @@ fn check(files: &[open::InfraFile], folder: PathBuf) -> Result<ReadInfra, Faults
 /// Everything that an `infra.yml` (or an `infra/` folder) declares.
 #[derive(Debug, Clone)]
 pub struct Infra {
-    /// `project_name`, or the name of the file's folder. Keeps two infrastructures on one host apart.
+    /// `project_name`, or the name of the file's folder. Distinguishes infrastructures on the same host.
     pub project: String,
-    /// The `global` section, defaults filled in.
+    /// The `global` section, with defaults filled in.
     pub global: Global,
-    /// The domains in the order of the file, disabled ones included.
+    /// The domains in file order, including disabled ones.
     pub domains: Vec<Domain>,
-    /// `network_policies` as written, plus the one that `ai_access_policy: exclusive` adds.
+    /// `network_policies` as written, plus any policy that `ai_access_policy: exclusive` adds.
     pub network_policies: Vec<Value>,
-    /// Keys that anklume reads, checks and writes for Ansible but does not apply itself; each once.
+    /// Keys that anklume reads, checks and writes for Ansible but does not apply itself; each is listed once.
     pub unapplied: Vec<Unapplied>,
-    /// Positions of the machines: domain and machine.
+    /// Positions of the machines, as (domain, machine).
     index: HashMap<MachineName, (usize, usize)>,
 }
 
@@ -99,9 +99,9 @@ pub struct Unapplied {
 /// The `global` section, defaults filled in.
 #[derive(Debug, Clone)]
 pub struct Global {
-    /// The assignment of subnets.
+    /// The subnet assignment scheme.
     pub addressing: Addressing,
-    /// Image of machines that name none.
+    /// Image for machines that name none.
     pub default_os_image: String,
     /// Stored in `group_vars/all.yml` for Ansible, used nowhere else.
     pub default_connection: Option<String>,
@@ -112,12 +112,12 @@ pub struct Global {
 /// The assignment of subnets.
 #[derive(Debug, Clone)]
 pub enum Addressing {
-    /// `<base_subnet>.<subnet_id>.0/24`, both given by the user.
+    /// `<base_subnet>.<subnet_id>.0/24`, both set by the user.
     Subnets {
         /// The first two octets, as text (`10.100`).
         base_subnet: String,
     },
-    /// A zone of `10.0.0.0/8` for each trust level.
+    /// A zone in `10.0.0.0/8` for each trust level.
     Zones {
         /// The `addressing` map as written, for `group_vars/all.yml`.
         written: Map<String, Value>,
@@ -137,11 +137,11 @@ pub struct Domain {
     pub enabled: bool,
     /// `subnet_id` as written, or as assigned in its zone.
     pub subnet_id: u8,
-    /// As written; in zone mode, `semi-trusted` if not written.
+    /// As written; in zone mode, defaults to `semi-trusted`.
     pub trust_level: Option<TrustLevel>,
     /// Machines of an ephemeral domain may be deleted.
     pub ephemeral: bool,
-    /// Incus profiles of the domain, in the order of the file.
+    /// The domain's Incus profiles, in file order.
     pub profiles: Vec<(String, Profile)>,
     /// For Ansible.
     pub ai_provider: String,
@@ -149,11 +149,11 @@ pub struct Domain {
     pub ai_sanitize: Value,
     /// The bridge.
     pub network: Network,
-    /// The machines in the order of the file.
+    /// The machines, in file order.
     pub machines: Vec<Machine>,
 }
 
-/// The trust in a domain; determines its zone.
+/// A domain's trust level; determines its zone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TrustLevel {
     /// `admin`
@@ -169,7 +169,7 @@ pub enum TrustLevel {
 }
 
 impl TrustLevel {
-    /// Every level, from the most trusted down.
+    /// All levels, from the most to the least trusted.
     pub const ALL: [Self; 5] = [
         Self::Admin,
         Self::Trusted,
@@ -191,7 +191,7 @@ impl TrustLevel {
     }
 }
 
-/// A domain's bridge. Always a /24.
+/// A domain's bridge and its subnet, always a /24.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Network {
     /// Name of the bridge, at most 15 bytes (Linux `IFNAMSIZ`).
@@ -202,27 +202,27 @@ pub struct Network {
     pub gateway: Ipv4Addr,
 }
 
-/// An Incus profile of a domain.
+/// A domain's Incus profile.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Profile {
     /// Free text.
     pub description: String,
     /// Devices, as written.
     pub devices: Vec<Device>,
-    /// Configuration keys and values as Incus takes them: strings.
+    /// Configuration keys and values in Incus's form: strings.
     pub config: Vec<(String, String)>,
 }
 
-/// An Incus device: its name, and its keys and values as Incus takes them.
+/// An Incus device: its name, and its keys and values in Incus's form.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
     /// Name, unique on its machine.
     pub name: String,
-    /// Keys (with `type`) and values in order.
+    /// Keys (including `type`) and values, in order.
     pub keys: Vec<(String, String)>,
 }
 
-/// Folders of the host that machines write to without any device.
+/// Host folders to which machines write without any device.
 pub(crate) const MACHINES_OWN: [&str; 5] = [
     "/var/lib/incus/storage-pools",
     "/var/lib/incus/containers",
@@ -246,7 +246,7 @@ impl Device {
         self.get(key).is_some_and(is_true)
     }
 
-    /// The folder or file of the host that a disk shares.
+    /// The folder or file on the host that a disk shares.
     pub(crate) fn shared_source(&self) -> Option<&str> {
         // With a pool, the source is a volume, not a path.
         let of_host = self.get("type") == Some("disk") && self.get("pool").is_none();
@@ -254,7 +254,7 @@ impl Device {
         source.starts_with('/').then_some(source)
     }
 
-    /// The folder or file of the host that a disk shares with write access.
+    /// The folder or file on the host that a disk shares with write access.
     pub(crate) fn written_source(&self) -> Option<&str> {
         self.shared_source().filter(|_| !self.is_true("readonly"))
     }
@@ -263,7 +263,7 @@ impl Device {
     pub(crate) fn host_path(&self) -> Option<(&'static str, &str)> {
         match self.get("type")? {
             "disk" => Some(("source", self.shared_source()?)),
-            // One of the two ends of a proxy is on the host.
+            // One end of a proxy is on the host.
             "proxy" => {
                 let in_machine =
                     matches!(self.get("bind"), Some("instance" | "guest" | "container"));
@@ -307,7 +307,7 @@ impl MachineType {
 /// An Incus instance.
 #[derive(Debug, Clone)]
 pub struct Machine {
-    /// Its name, unique over all domains.
+    /// Its name, unique across all domains.
     pub name: MachineName,
     /// Place of its name.
     pub place: Place,
@@ -315,26 +315,26 @@ pub struct Machine {
     pub kind: MachineType,
     /// Free text.
     pub description: String,
-    /// Fixed address, inside the domain's subnet; `None`: by DHCP.
+    /// Fixed address within the domain's subnet; `None` for DHCP.
     pub ip: Option<Ipv4Addr>,
     /// Image: the machine's own, or the default.
     pub os_image: String,
-    /// May be deleted; the machine's own value, or its domain's.
+    /// True if it may be deleted; the machine's own value, or its domain's.
     pub ephemeral: bool,
-    /// For Ansible; `None` when not written.
+    /// For Ansible; `None` if not set.
     pub gpu: Option<bool>,
-    /// Profiles by name, as written; empty when not written.
+    /// Profile names, as written; empty if not set.
     pub profiles: Vec<String>,
-    /// Incus configuration, values as Incus takes them.
+    /// Incus configuration, with values in Incus's form.
     pub config: Vec<(String, String)>,
-    /// Devices in the order of `host_vars`: shared volumes (`sv-*`), persistent data (`pd-*`), the user's own.
-    /// The devices of edges are not here; see `edge`.
+    /// Devices in `host_vars` order: shared volumes (`sv-*`), persistent data (`pd-*`), the user's own devices.
+    /// Edge devices are not included; see `edge`.
     pub devices: Vec<Device>,
     /// `storage_volumes` as written.
     pub storage_volumes: Option<Map<String, Value>>,
     /// Ansible roles, as written.
     pub roles: Option<Vec<Value>>,
-    /// Started with the host.
+    /// Whether it starts with the host.
     pub boot_autostart: Option<bool>,
     /// 0 to 100.
     pub boot_priority: Option<u8>,
@@ -342,16 +342,16 @@ pub struct Machine {
     pub snapshots_schedule: Option<String>,
     /// Such as `30d`.
     pub snapshots_expiry: Option<String>,
-    /// The users of its server and of its consumers' sockets.
+    /// The users for its server and for its sockets as a consumer.
     pub mcp: McpUsers,
-    /// Its services, in the order of the file.
+    /// Its services, in file order.
     pub services: Vec<DeclaredService>,
 }
 
-/// The `mcp` section of a machine.
+/// A machine's `mcp` section.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct McpUsers {
-    /// User whose keys, clipboard and portal the machine's server uses; `None`: root.
+    /// User whose keys, clipboard and portal the machine's server uses; `None` for root.
     pub run_as: Option<String>,
     /// Owner of the consumer's sockets inside the machine.
     pub uid: u32,
@@ -359,20 +359,20 @@ pub struct McpUsers {
     pub gid: u32,
     /// True if the machine's services run even while their calls cannot be logged.
     pub allow_unlogged: bool,
-    /// Memory that its server may hold for all its callers together, in bytes.
+    /// Memory that its server may use for all its callers together, in bytes.
     pub memory: Option<u64>,
     /// The minimum confinement of its server.
     pub confinement: Confinement,
 }
 
-/// The minimum confinement by the kernel that a server requires.
+/// The minimum kernel confinement that a server requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Confinement {
-    /// As much as the kernel offers.
+    /// As much confinement as the kernel offers.
     #[default]
     Available,
-    /// At least a filter of its system calls, and no capabilities.
+    /// At least a system call filter, and no capabilities.
     Required,
 }
 
@@ -391,11 +391,11 @@ pub struct DeclaredService {
     pub name: ServiceName,
     /// Place of the name.
     pub place: Place,
-    /// The tool that runs.
+    /// The tool that it runs.
     pub tool: ToolName,
-    /// The machines that may call it, each once, in the order of the file.
+    /// The machines that may call it, each once, in file order.
     pub consumers: Vec<MachineName>,
-    /// Fixed arguments, checked against the tool's schema; empty when not written.
+    /// Fixed arguments, checked against the tool's schema; empty if not set.
     pub with: Map<String, Value>,
     /// Limits for its callers.
     pub limits: Limits,
@@ -407,13 +407,13 @@ impl Infra {
         self.domains.iter().filter(|domain| domain.enabled)
     }
 
-    /// Every machine of an enabled domain, with its domain.
+    /// Every machine in an enabled domain, with its domain.
     pub fn machines(&self) -> impl Iterator<Item = (&Domain, &Machine)> {
         self.enabled()
             .flat_map(|domain| domain.machines.iter().map(move |machine| (domain, machine)))
     }
 
-    /// The machine of that name in an enabled domain, with its domain.
+    /// The machine with this name in an enabled domain, with its domain.
     #[must_use]
     pub fn machine(&self, name: &str) -> Option<(&Domain, &Machine)> {
         let (domain, machine) = *self.index.get(name)?;

@@ -1,7 +1,7 @@
 //! Turns an [`Infra`] and its edges into the files that `sync` writes for Ansible, as values.
 //!
-//! Pure: names and values only, with the keys and the order that existing Ansible roles know, and their YAML.
-//! The text around them in a file, and the disk, belong to `sync`.
+//! Pure: only names and values, with the keys and order that existing Ansible roles expect, and their YAML.
+//! `sync` handles the text around them in a file, and all access to the disk.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -19,14 +19,14 @@ use crate::infra::{
 pub enum InventoryFolder {
     /// `inventory`: the machines of a domain.
     Inventory,
-    /// `group_vars`: variables of all machines, or of a domain.
+    /// `group_vars`: variables of all machines or of one domain.
     GroupVars,
     /// `host_vars`: variables of a machine.
     HostVars,
 }
 
 impl InventoryFolder {
-    /// Every folder.
+    /// All folders.
     pub const ALL: [Self; 3] = [Self::Inventory, Self::GroupVars, Self::HostVars];
 
     /// The folder's name on disk.
@@ -45,7 +45,7 @@ impl InventoryFolder {
 pub struct FilePath {
     /// The folder.
     pub folder: InventoryFolder,
-    /// A domain, a machine, or `all`: never with a slash.
+    /// A domain, a machine, or `all`; never contains a slash.
     pub stem: String,
 }
 
@@ -55,7 +55,7 @@ impl FilePath {
         Self { folder, stem }
     }
 
-    /// The name inside the folder.
+    /// The file's name in the folder.
     #[must_use]
     pub fn file_name(&self) -> String {
         format!("{}.yml", self.stem)
@@ -85,11 +85,11 @@ enum Subject<'a> {
     Machine(&'a Domain, &'a Machine, Vec<EdgeDevice<'a>>),
 }
 
-/// An edge, and which of its two devices belongs to a machine.
+/// An edge, and the function that creates a machine's device for it.
 type EdgeDevice<'a> = (&'a Edge, fn(&Edge) -> Device);
 
 impl GeneratedFile<'_> {
-    /// Returns the values of the managed part of the file. Made on demand, so that few are in memory at a time.
+    /// Returns the values of the file's managed part. They are created on demand, so that few are in memory at a time.
     #[must_use]
     pub fn values(&self) -> Map<String, Value> {
         match &self.subject {
@@ -103,11 +103,11 @@ impl GeneratedFile<'_> {
 
 /// Writes values as YAML with the same meaning in YAML 1.1 and 1.2: a block mapping with a final newline, or `{}`.
 ///
-/// Each text is on one line, so that no line of it can be mistaken for a marker of the managed block.
+/// Each string is written on one line, so that no line within it can be mistaken for a marker of the managed block.
 ///
 /// # Errors
 ///
-/// None for JSON values; the writer's errors concern other types.
+/// Never fails for JSON values; the writer's errors concern other types.
 pub fn to_yaml(values: &Map<String, Value>) -> Result<String, SerializeError> {
     let options = serde_saphyr::ser_options! {
         compact_list_indent: false,
@@ -116,8 +116,8 @@ pub fn to_yaml(values: &Map<String, Value>) -> Result<String, SerializeError> {
     serde_saphyr::to_string_with_options(values, options)
 }
 
-/// The files of an infrastructure: `group_vars/all.yml`, then for each enabled domain its inventory, its variables
-/// and those of its machines.
+/// Returns an infrastructure's files: `group_vars/all.yml`, then each enabled domain's inventory, its variables,
+/// and its machines' variables.
 #[must_use]
 pub fn files<'a>(infra: &'a Infra, edges: &'a [Edge]) -> Vec<GeneratedFile<'a>> {
     let mut devices = edge_devices(edges);
@@ -141,7 +141,7 @@ pub fn files<'a>(infra: &'a Infra, edges: &'a [Edge]) -> Vec<GeneratedFile<'a>> 
     files
 }
 
-/// The paths that belong to an infrastructure: those of [`files`], and those of disabled domains, which are left as they are.
+/// Returns an infrastructure's paths: those of [`files`], and those of disabled domains (left unchanged).
 #[must_use]
 pub fn known_paths(infra: &Infra) -> HashSet<FilePath> {
     let mut known = HashSet::from([FilePath::new(InventoryFolder::GroupVars, "all")]);
@@ -157,7 +157,7 @@ pub fn known_paths(infra: &Infra) -> HashSet<FilePath> {
     known
 }
 
-/// Returns both devices of each edge, by the machine that each belongs to.
+/// Returns both devices of each edge, keyed by the machine to which each belongs.
 fn edge_devices<'a>(edges: &'a [Edge]) -> HashMap<&'a str, Vec<EdgeDevice<'a>>> {
     let mut devices: HashMap<_, Vec<EdgeDevice<'a>>> = HashMap::new();
     for edge in edges {
@@ -171,7 +171,7 @@ fn edge_devices<'a>(edges: &'a [Edge]) -> HashMap<&'a str, Vec<EdgeDevice<'a>>> 
     devices
 }
 
-/// Returns the keys in order, without those that are null, which are not declared.
+/// Returns the keys in order, except null ones, which are not declared.
 fn declared(values: Value) -> Map<String, Value> {
     let Value::Object(mut keys) = values else {
         return Map::new();
@@ -180,7 +180,7 @@ fn declared(values: Value) -> Map<String, Value> {
     keys
 }
 
-/// Returns a list or map, or null for an empty one.
+/// Returns a list or map unchanged, or null if it is empty.
 fn unless_empty(value: Value) -> Value {
     match &value {
         Value::Array(items) if items.is_empty() => Value::Null,
@@ -290,7 +290,7 @@ fn machine_values(
     }))
 }
 
-/// A service as it was declared.
+/// A service as declared.
 fn service_value(service: &DeclaredService) -> Map<String, Value> {
     declared(json!({
         "name": service.name,
@@ -304,7 +304,7 @@ fn device_value(device: &Device) -> (String, Value) {
     (device.name.clone(), strings(&device.keys))
 }
 
-/// Returns keys and values as Incus takes them: strings, so that no reader turns `true` into `True`.
+/// Returns keys and values in Incus's form: as strings, so that no reader turns `true` into `True`.
 fn strings(pairs: &[(String, String)]) -> Value {
     pairs.iter().cloned().collect()
 }

@@ -1,6 +1,6 @@
-//! Checks names once, where they enter; they are trusted afterwards.
+//! Checks names once, on input; afterwards they are trusted.
 //!
-//! The places of names belong to [`crate::infra`].
+//! The places where names occur are defined in [`crate::infra`].
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -8,28 +8,28 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Maximum length of a name of a machine, in bytes: Incus uses it as a host name (RFC 1123 label).
+/// Maximum length of a machine name, in bytes: Incus uses the name as a host name (RFC 1123 label).
 pub const MACHINE_NAME_MAX: usize = 63;
-/// Maximum length of a name of a service, in bytes.
+/// Maximum length of a service name, in bytes.
 pub const SERVICE_NAME_MAX: usize = 64;
 
-/// The reason why a text is not a name.
+/// The reason why a string is not a valid name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameFault {
-    /// An empty text.
+    /// An empty string.
     #[error("a {0} name must not be empty")]
     Empty(&'static str),
-    /// More bytes than the kind allows.
+    /// More bytes than this kind of name allows.
     #[error("a {kind} name has at most {max} characters; this one has {length}")]
     TooLong {
         /// The kind of name.
         kind: &'static str,
         /// Maximum length, in bytes.
         max: usize,
-        /// Length of the text, in bytes.
+        /// Length of the string, in bytes.
         length: usize,
     },
-    /// A text that does not follow the rule.
+    /// A string that does not follow the rule.
     #[error("a {kind} name consists of {rule}")]
     Shape {
         /// The kind of name.
@@ -48,7 +48,7 @@ macro_rules! name_type {
         pub struct $name(String);
 
         impl $name {
-            /// The name as text.
+            /// The name as a string.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -93,11 +93,11 @@ macro_rules! name_type {
 }
 
 name_type! {
-    /// An Incus instance: an RFC 1123 label in lower case, unique over all domains.
+    /// The name of an Incus instance: a lower-case RFC 1123 label, unique across all domains.
     MachineName, check_label("machine")
 }
 name_type! {
-    /// A group of machines: one Incus project and one bridge.
+    /// The name of a group of machines: one Incus project and one bridge.
     DomainName, check_label("domain")
 }
 name_type! {
@@ -139,24 +139,24 @@ fn check_length(kind: &'static str, text: &str, max: usize) -> Result<(), NameFa
     }
 }
 
-/// The five tools of anklume: the code behind a service.
+/// anklume's five tools: the code behind a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToolName {
     /// A detached OpenPGP signature of the caller's bytes.
     GpgSign,
-    /// Read the clipboard of the machine.
+    /// Read the machine's clipboard.
     ClipboardGet,
-    /// Set the clipboard of the machine.
+    /// Set the machine's clipboard.
     ClipboardSet,
-    /// Take a file into the machine's portal.
+    /// Accept a file into the machine's portal.
     FileAccept,
-    /// Give a file out of the machine's portal.
+    /// Provide a file from the machine's portal.
     FileProvide,
 }
 
 impl ToolName {
-    /// Every tool, in the order of the documentation.
+    /// All tools, in the order of the documentation.
     pub const ALL: [Self; 5] = [
         Self::GpgSign,
         Self::ClipboardGet,
@@ -184,7 +184,7 @@ impl fmt::Display for ToolName {
     }
 }
 
-/// A text that names none of the five tools.
+/// A string that names none of the five tools.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a tool")]
 pub struct UnknownTool;
@@ -200,7 +200,7 @@ impl FromStr for ToolName {
     }
 }
 
-/// The candidate that a mistyped `text` most likely meant, if one is similar.
+/// The candidate that a mistyped `text` most likely stands for, if any is similar enough.
 #[must_use]
 pub fn closest<'a>(text: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     /// Jaro-Winkler similarity below which a suggestion is noise (the bound that clap uses).

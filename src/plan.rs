@@ -1,6 +1,6 @@
 //! Compares an [`Infra`] with Incus: the actions that make Incus match, or every obstacle to them.
 //!
-//! Pure: reads no file and connects to nothing; `apply` carries the actions out.
+//! Pure: reads no file and connects to nothing; `apply` carries out the actions.
 
 mod action;
 mod address;
@@ -46,7 +46,7 @@ use address::NetworkAddress;
 pub(crate) struct DesiredState<'a> {
     pub(crate) infra: &'a Infra,
     pub(crate) edges: &'a [Edge],
-    /// Machines and domains that are taken over although anklume did not create them.
+    /// Machines and domains to take over although anklume did not create them.
     pub(crate) adopt: &'a [String],
     /// SHA-256 of the program for the machines.
     pub(crate) program: &'a str,
@@ -55,7 +55,7 @@ pub(crate) struct DesiredState<'a> {
 /// The actions, in order.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Plan {
-    /// Removal of undeclared channels: first, because a revocation should not wait.
+    /// Removal of undeclared channels; comes first, because a revocation should not wait.
     pub(crate) revoked: Vec<Action>,
     /// Folders on the host.
     pub(crate) host: Vec<Action>,
@@ -63,11 +63,11 @@ pub(crate) struct Plan {
     pub(crate) domains: Vec<DomainPlan>,
     /// Calls over the channels, after the actions above.
     pub(crate) verifications: Vec<Action>,
-    /// Left-over sockets on the host.
+    /// Leftover sockets on the host.
     pub(crate) swept: Vec<Action>,
     /// Independent actions that keep the host's channel logs bounded.
     pub(crate) upkeep: Vec<Action>,
-    /// Notes for the user that cause no action.
+    /// Notes for the user that involve no action.
     pub(crate) notes: Vec<String>,
 }
 
@@ -87,9 +87,9 @@ pub(crate) struct MachinePlan {
     pub(crate) name: String,
     /// Volumes, the machine itself, its start: one after the other.
     pub(crate) make: Vec<Action>,
-    /// The setup inside, once it runs and before any device of its edges.
+    /// The setup inside, once the machine is running and before any device of its edges.
     pub(crate) install: Option<Action>,
-    /// The devices of its edges, once it and the other ends run.
+    /// The devices of its edges, once it and the machines at the other ends are running.
     pub(crate) connect: Vec<Action>,
 }
 
@@ -108,7 +108,7 @@ impl Plan {
             .chain(&self.upkeep)
     }
 
-    /// Returns the revocations, grouped by machine: Incus accepts one edit of a machine at a time.
+    /// Returns the revocations, grouped by machine: Incus accepts only one edit of a machine at a time.
     pub(crate) fn revoked(&self) -> impl Iterator<Item = &[Action]> {
         let machine = |action: &Action| match action {
             Action::Revoke { machine, .. } => Some(machine.clone()),
@@ -170,13 +170,13 @@ struct PlanInputs<'a> {
     wanted: DesiredState<'a>,
     state: &'a State,
     facts: &'a Facts,
-    /// The storage pool of machines, if one exists.
+    /// The storage pool for machines, if one exists.
     pool: Option<String>,
-    /// The machines on Incus by project and name.
+    /// The machines in Incus, by project and name.
     machines: HashMap<(&'a str, &'a str), &'a Instance>,
-    /// The fixed addresses that are declared.
+    /// The declared fixed addresses.
     addresses: BTreeSet<NetworkAddress>,
-    /// The ends of edges by project and name.
+    /// The ends of edges, by project and name.
     ends: BTreeSet<(&'a str, &'a str)>,
 }
 
@@ -203,7 +203,7 @@ impl<'a> PlanInputs<'a> {
         &self.wanted.infra.project
     }
 
-    /// Returns whether the user allows the object of this name to be taken over.
+    /// Returns whether the user allows the object with this name to be taken over.
     fn adopts(&self, name: &str) -> bool {
         self.wanted.adopt.iter().any(|one| one == name)
     }
@@ -244,36 +244,36 @@ impl<'a> MachineInputs<'a> {
 }
 
 codes! {
-    /// A kind of obstacle: each a heading in `docs/diagnostics.md`.
+    /// The kinds of obstacle; each is a heading in `docs/diagnostics.md`.
     enum PlanCode {
-        /// An object of that name exists but does not belong to this infrastructure.
+        /// An object with that name exists but does not belong to this infrastructure.
         NotOurs = "not-ours",
-        /// `--adopt` names neither a machine nor a domain of the file.
+        /// `--adopt` names neither a machine nor a domain in the file.
         NothingToAdopt = "nothing-to-adopt",
         /// Another file has the same `project_name`.
         OtherInfrastructure = "other-infrastructure",
-        /// A project with features that a domain's must not have.
+        /// A project has features that a domain's project must not have.
         ProjectFeatures = "project-features",
-        /// A bridge of that name cannot be created.
+        /// A bridge with that name cannot be created.
         BridgeName = "bridge-name",
-        /// A foreign network has these addresses.
+        /// A foreign network uses these addresses.
         SubnetInUse = "subnet-in-use",
-        /// A machine that the file does not declare has the address.
+        /// An undeclared machine has the address.
         AddressInUse = "address-in-use",
-        /// A container is declared as a virtual machine, or the other way round.
+        /// A container is declared as a virtual machine, or vice versa.
         MachineType = "machine-type",
         NoImage = "no-image",
         NoPool = "no-pool",
         /// A disk's folder does not exist on the host.
         NoSource = "no-source",
-        /// The host's users can reach what a machine writes as the host's root.
+        /// Users on the host can reach files that a machine writes as the host's root.
         OpenShare = "open-share",
         /// A machine could replace the source of another device; also a code of `infra`.
         SourceInSharedFolder = "source-in-shared-folder",
         /// anklume's own folders cannot be created.
         HostFolder = "host-folder",
         UidInUse = "uid-in-use",
-        /// A proxy at a channel's path; also a code of `infra`.
+        /// A proxy uses a channel's path; also a code of `infra`.
         ProxyIntoChannels = "proxy-into-channels",
     }
 }

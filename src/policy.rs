@@ -13,7 +13,7 @@ use crate::services::{Service, Services};
 /// The caller, known from the channel and never from a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Caller {
-    /// The person who runs anklume on the host or locally, who is already root and may use all five tools by name.
+    /// The person who runs anklume on the host or locally; already root, and allowed to use all five tools by name.
     Operator,
     /// The machine to which the channel belongs.
     Consumer(MachineName),
@@ -29,14 +29,14 @@ impl fmt::Display for Caller {
     }
 }
 
-/// A call to decide.
+/// A call to decide on.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
     /// The caller.
     pub caller: &'a Caller,
     /// The name of a service; for the operator, of a tool.
     pub name: &'a str,
-    /// The caller's arguments; a `null` counts as not sent.
+    /// The caller's arguments; a `null` counts as absent.
     pub arguments: &'a Map<String, Value>,
 }
 
@@ -78,7 +78,7 @@ impl Grant {
         self.tool
     }
 
-    /// Returns the caller's arguments joined with the fixed ones of the service.
+    /// Returns the caller's arguments merged with the service's fixed ones.
     #[must_use]
     pub const fn arguments(&self) -> &Map<String, Value> {
         &self.arguments
@@ -90,13 +90,13 @@ impl Grant {
 pub enum Denial {
     /// The machine offers no service of that name; for the operator, no such tool exists.
     Unknown,
-    /// The service exists, for others.
+    /// The service exists, but only for other consumers.
     NotConsumer {
         /// The service.
         service: ServiceName,
         /// Its consumers.
         consumers: Vec<MachineName>,
-        /// The place of its declaration, if known.
+        /// The location of its declaration, if known.
         declared_at: Option<String>,
     },
     /// The caller sent an argument that it may not choose.
@@ -106,7 +106,7 @@ pub enum Denial {
     },
 }
 
-/// Decides a call by the services of the machine that received it.
+/// Decides on a call according to the services of the machine that received it.
 pub fn decide(services: &Services, request: Request<'_>) -> Decision {
     match request.caller {
         Caller::Operator => decide_operator(request),
@@ -160,7 +160,7 @@ fn non_null(arguments: &Map<String, Value>) -> impl Iterator<Item = (&String, &V
     arguments.iter().filter(|(_, value)| !value.is_null())
 }
 
-/// Joins the caller's arguments with the fixed ones; a caller may repeat a fixed value.
+/// Merges the caller's arguments with the fixed ones; a caller may repeat a fixed value.
 fn merge(service: &Service, arguments: &Map<String, Value>) -> Result<Map<String, Value>, Denial> {
     let chosen = non_null(arguments).find(|(key, value)| match service.with.get(*key) {
         Some(fixed) => !repeats(service.tool, key, fixed, value),
@@ -176,7 +176,7 @@ fn merge(service: &Service, arguments: &Map<String, Value>) -> Result<Map<String
     Ok(merged)
 }
 
-/// Returns whether a caller sent the fixed value, possibly written in another way.
+/// Returns whether a caller sent the fixed value, possibly written differently.
 fn repeats(tool: ToolName, argument: &str, fixed: &Value, sent: &Value) -> bool {
     match (tool, argument, fixed, sent) {
         (ToolName::GpgSign, "key_id", Value::String(fixed), Value::String(sent)) => {
@@ -186,8 +186,8 @@ fn repeats(tool: ToolName, argument: &str, fixed: &Value, sent: &Value) -> bool 
     }
 }
 
-/// Returns whether only a service's `with` or the operator may set an argument: a consumer chooses neither the key
-/// that signs nor whether passwords are handed over.
+/// Returns whether only a service's `with` or the operator may set an argument: consumers choose neither the signing
+/// key nor whether passwords are handed over.
 #[must_use]
 pub fn operator_only(tool: ToolName, argument: &str) -> bool {
     matches!(

@@ -24,7 +24,7 @@ pub struct Services {
     /// True if calls run even while they cannot be logged.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_unlogged: bool,
-    /// Memory of its server that all callers may use, in bytes.
+    /// Server memory that all callers together may use, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
     /// Minimum confinement of its server.
@@ -36,7 +36,7 @@ pub struct Services {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Service {
-    /// Its name, which a consumer calls.
+    /// The name by which consumers call it.
     pub name: ServiceName,
     /// Its tool.
     pub tool: ToolName,
@@ -62,7 +62,7 @@ impl Service {
 }
 
 impl Services {
-    /// Returns the services that a machine of an `infra.yml` declares.
+    /// Returns the services that a machine in an `infra.yml` declares.
     #[must_use]
     pub fn of(machine: &Machine) -> Self {
         let services = machine
@@ -101,14 +101,14 @@ impl Services {
         service.map_or_else(Limits::default, |service| service.limits)
     }
 
-    /// Returns the memory of the server that a consumer may use, in bytes: the maximum of its services.
+    /// Returns the server memory that a consumer may use, in bytes: the maximum of its services.
     #[must_use]
     pub fn memory_of(&self, consumer: &MachineName) -> u64 {
         let max = self.max_of(consumer, |limits| limits.memory.unwrap_or(MEMORY));
         max.unwrap_or(MEMORY).min(self.memory_of_all())
     }
 
-    /// Returns the idle time-out of a consumer's transfers: the maximum of its services.
+    /// Returns the idle timeout for a consumer's transfers: the maximum of its services.
     #[must_use]
     pub fn idle_of(&self, consumer: &MachineName) -> Duration {
         let seconds = |limits: &Limits| Some(Duration::from_secs(limits.idle_seconds?.into()));
@@ -116,7 +116,7 @@ impl Services {
             .unwrap_or(IDLE)
     }
 
-    /// Returns the maximum number of calls of a tool in flight from a consumer: the maximum of its services.
+    /// Returns the maximum number of in-flight calls to a tool from a consumer: the maximum of its services.
     #[must_use]
     pub fn in_flight_of(&self, consumer: &MachineName, tool: ToolName) -> u32 {
         let services = self.services.iter();
@@ -134,7 +134,7 @@ impl Services {
         theirs.map(|service| value(&service.limits)).max()
     }
 
-    /// Returns the memory of the server that all callers may use, in bytes.
+    /// Returns the server memory that all callers together may use, in bytes.
     #[must_use]
     pub fn memory_of_all(&self) -> u64 {
         self.memory.unwrap_or(MEMORY_ALL)
@@ -180,7 +180,7 @@ impl Services {
         }
     }
 
-    /// Returns the SHA-256 of the machine and its services, in hexadecimal; a server reports it, `apply` compares it.
+    /// Returns the SHA-256 of the machine and its services, in hexadecimal; servers report it and `apply` compares it.
     #[must_use]
     pub fn digest(&self) -> String {
         // Serialization of these types cannot fail.
@@ -233,7 +233,7 @@ struct ServicesFile {
 /// The reason why a services file is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ServicesFault {
-    /// Invalid JSON, truncated, or of another structure.
+    /// It is invalid JSON, truncated, or has another structure.
     #[error("it is not a services file: {0}")]
     Shape(#[from] serde_json::Error),
     /// It was changed.
@@ -317,7 +317,7 @@ mod tests {
             let Ok(read) = Services::from_file(&changed) else {
                 continue;
             };
-            // White space may change; the policy may not.
+            // Whitespace may change; the policy may not.
             assert_eq!(read.digest(), services().digest(), "changed at {place}");
         }
     }

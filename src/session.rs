@@ -1,4 +1,4 @@
-//! Holds one run against Incus: connections, timeouts, the lock, the program for machines, and the number of writing requests.
+//! Holds one run against Incus: connections, timeouts, the lock, the program for machines, and the write request count.
 
 pub(crate) mod interrupt;
 pub(crate) mod lock;
@@ -31,17 +31,17 @@ use interrupt::Interrupt;
 use lock::{Lock, lock};
 use machine_files::Root;
 
-/// Time-out for one request; making a network takes a second, and requests wait for each other.
+/// Timeout for one request; creating a network takes a second, and requests wait for each other.
 const TIMEOUT: Duration = Duration::from_secs(120);
-/// Time-out for one request for the content of a machine: enough for a program of 50 MB on a busy host.
+/// Timeout for one request for a machine's content: enough for a program of 50 MB on a busy host.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(30);
-/// The socket of users who may use only their own project.
+/// The socket for users who may use only their own project.
 const PLAIN: &str = "unix.socket.user";
 /// Maximum number of concurrent tasks.
 pub(crate) const AT_ONCE: usize = 8;
-/// Oldest Incus that does what anklume needs.
+/// Oldest Incus version that provides what anklume needs.
 const OLDEST: (u32, u32) = (6, 0);
-/// API extensions that are required.
+/// Required API extensions.
 const NEEDED: [&str; 7] = [
     "projects",
     "proxy_unix",
@@ -56,26 +56,26 @@ const RUN_AS_ROOT: &str = "run this as root or as a member of the group `incus-a
 /// This program, even if its file was replaced or its path is relative.
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
-/// Runs work that needs streams, time-outs and signals.
+/// Runs work that needs streams, timeouts and signals.
 pub(crate) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let mut builder = Builder::new_current_thread();
     let runtime = builder.enable_all().build().context("cannot start")?;
     let done = runtime.block_on(work);
-    // A run that must end at once does not wait for a thread that is waiting for a machine.
+    // A run that must end immediately does not wait for a thread that is waiting for a machine.
     runtime.shutdown_background();
     done
 }
 
-/// The way to Incus.
+/// A run's access to Incus.
 #[derive(Debug, Default)]
 pub(crate) struct Session {
     socket: PathBuf,
     writes: Writes,
-    /// Held for the run; `None` without root's rights.
+    /// Held during the run; `None` without root privileges.
     pub(crate) lock: Option<Lock>,
-    /// Read when it is first needed.
+    /// Read when first needed.
     program: OnceCell<Program>,
-    /// The ways into the machines examined so far.
+    /// Access to the machines examined so far.
     roots: Mutex<BTreeMap<InstanceId, Arc<Root>>>,
     /// Parses the output of machines.
     pub(crate) reader: Reader,
@@ -86,12 +86,12 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Finds Incus and makes sure that it can be used.
+    /// Finds Incus and checks that it can be used.
     pub(crate) async fn new() -> anyhow::Result<Self> {
         allow_descriptors();
         let socket = socket_path(|name| std::env::var_os(name));
         if socket.file_name().is_some_and(|name| name == PLAIN) {
-            // It gives its user only one project: enough to begin a run but not to finish it.
+            // This socket grants access to only one project: enough to begin a run but not to finish it.
             return Err(incus_failure(&IncusError::NoPermission(socket)).into());
         }
         let mut session = Self {
@@ -109,13 +109,13 @@ impl Session {
         Ok(session)
     }
 
-    /// Takes the lock, once no other run changes anything; `tell` reports that one does.
+    /// Takes the lock once no other run is making changes; `tell` reports that one is.
     pub(crate) async fn locked(mut self, tell: impl Fn(&str)) -> anyhow::Result<Self> {
         self.lock = lock(tell).await?;
         Ok(self)
     }
 
-    /// Returns the program for the machines, which is this one. Fails if it cannot be read, or needs a library.
+    /// Returns the program for the machines, which is this one. Fails if it cannot be read or needs a shared library.
     pub(crate) fn program(&self) -> anyhow::Result<&Program> {
         if let Some(program) = self.program.get() {
             return Ok(program);
@@ -136,7 +136,7 @@ impl Session {
         self.connect(TIMEOUT).await
     }
 
-    /// The number of writing requests sent so far.
+    /// The number of write requests sent so far.
     pub(crate) fn writes(&self) -> u64 {
         self.writes.count()
     }
@@ -146,7 +146,7 @@ impl Session {
         Ok(incus.counting(self.writes.clone()))
     }
 
-    /// Reads everything on Incus, once the operations that an earlier run of the infrastructure left behind have ended.
+    /// Reads everything in Incus once the operations that an earlier run of the infrastructure left behind have ended.
     pub(crate) async fn state(&self, infra: &str) -> anyhow::Result<State> {
         let read = async {
             let mut incus = self.incus().await?;
@@ -164,7 +164,7 @@ impl Session {
     }
 }
 
-/// Runs `one` for each element, several at once; returns the results in order.
+/// Runs `one` for each element, several concurrently; returns the results in order.
 pub(crate) async fn each<'a, T, R, F: Future<Output = R>>(
     all: &'a [T],
     one: impl Fn(&'a T) -> F,
@@ -245,7 +245,7 @@ fn parsed(version: &str) -> Option<(u32, u32)> {
     Some((next()?, next().unwrap_or(0)))
 }
 
-/// A program that runs in any machine.
+/// A program that can run in any machine.
 #[derive(Debug)]
 pub(crate) struct Program {
     pub(crate) bytes: Bytes,
@@ -253,7 +253,7 @@ pub(crate) struct Program {
     pub(crate) digest: String,
 }
 
-/// Returns whether a program asks for no interpreter: a 64-bit little-endian ELF file without a `PT_INTERP` header (elf(5)).
+/// Returns whether a program needs no interpreter: a 64-bit little-endian ELF file with no `PT_INTERP` (elf(5)).
 fn is_static(elf: &[u8]) -> bool {
     /// Type of the header that names an interpreter.
     const PT_INTERP: u64 = 3;

@@ -24,16 +24,16 @@ use crate::text::Foreign;
 use account::{Account, AccountError};
 use tree::{MachineTree, TreeError};
 
-/// The portal of the file tools.
+/// The file tools' portal.
 const PORTAL: &str = "/srv/anklume/portal";
 
 /// The reason why a machine could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SetupError {
-    /// A file of the machine was altered, or an operation on it failed.
+    /// A file in the machine was altered, or an operation on it failed.
     #[error(transparent)]
     Tree(#[from] TreeError),
-    /// The user of the server is not available.
+    /// The server's user is not available.
     #[error(transparent)]
     Account(#[from] AccountError),
     /// The services are not valid.
@@ -45,7 +45,7 @@ pub(crate) enum SetupError {
     /// This program is not the one that the order names.
     #[error("the program that arrived is not the one that was sent")]
     Program,
-    /// The system refused.
+    /// A system call failed.
     #[error("{doing}: {source}")]
     Io {
         /// The attempted operation.
@@ -53,12 +53,12 @@ pub(crate) enum SetupError {
         /// The system's error.
         source: io::Error,
     },
-    /// A command of the supervisor failed.
+    /// A supervisor command failed.
     #[error("`{command}` failed: {words}")]
     Supervisor {
         /// The command.
         command: String,
-        /// The start of its error output.
+        /// The beginning of its error output.
         words: String,
     },
     /// No server reported the sent policy in time.
@@ -66,14 +66,14 @@ pub(crate) enum SetupError {
     NotServing(String),
 }
 
-/// Maximum time to replace the server of a machine: the old one ends, and the new one reports.
+/// Maximum time to replace a machine's server: until the old one has ended and the new one has reported.
 pub(crate) const SERVER_MAX: Duration = supervisor::TIMEOUT.saturating_add(server::REPORT_MAX);
 
 fn failed(doing: &'static str) -> impl FnOnce(io::Error) -> SetupError {
     move |source| SetupError::Io { doing, source }
 }
 
-/// Maximum age of an order at its start, in seconds: a later run may have sent another one since.
+/// Maximum age of an order when it is started, in seconds: a later run may have sent another one since.
 const AGE_MAX: i64 = 30;
 
 /// Carries out an order and returns the report.
@@ -103,7 +103,7 @@ async fn put_in_order(sent: &Sent) -> Result<Option<String>, SetupError> {
     let services = order.services()?;
     let account = Account::find(order.run_as.as_deref())?;
     let tree = MachineTree::open()?;
-    // Before the lock: a program that arrives later belongs to a run that waits for this one.
+    // Listed before locking: a program that arrives later belongs to a run that is waiting for this one.
     let left = tree.names(PROGRAM_FOLDER, FRESH_PREFIX)?;
     for folder in [PROGRAM_FOLDER, ETC] {
         tree.is_roots(folder)?;
@@ -122,7 +122,7 @@ async fn put_in_order(sent: &Sent) -> Result<Option<String>, SetupError> {
         unfinished: true,
         ..finished.clone()
     };
-    // If this run is interrupted, the next one sees that it did not finish.
+    // If this run is interrupted, the next one can tell that it did not finish.
     program(&tree, order, &left, || {
         tree.file(IDENTITY, &unfinished.to_file(), FILE_MODE)
     })?;
@@ -139,11 +139,11 @@ async fn put_in_order(sent: &Sent) -> Result<Option<String>, SetupError> {
     let other_user = known.is_none_or(|known| known.unfinished || known.run_as != order.run_as);
     let restart =
         supervisor::install(&tree, supervisor, order.run_as.as_deref()).await? || other_user;
-    // The server has no right to files of another user.
+    // The server has no access to another user's files.
     tree.hand_on(LOGS, &account)?;
     supervisor::run(supervisor, &account, restart).await?;
     if other_user {
-        // Only now: the old server, which made files here, has ended.
+        // Done only now because the old server, which made files here, has ended.
         tree.hand_on(PORTAL, &account)?;
     }
     let digest = services
@@ -154,7 +154,7 @@ async fn put_in_order(sent: &Sent) -> Result<Option<String>, SetupError> {
     Ok(Some(digest))
 }
 
-/// Gives the folders back to root, with their rights, and lets the callers and the server pass.
+/// Makes root the owner of the folders again, restores their permissions, and lets the callers and the server pass.
 fn rights(tree: &MachineTree, order: &MachineSpec, account: &Account) -> Result<(), TreeError> {
     let server = CallerUser {
         uid: account.uid,
@@ -173,7 +173,7 @@ fn identity(tree: &MachineTree) -> Result<Option<Identity>, SetupError> {
     Ok(text.as_deref().and_then(Identity::from_file))
 }
 
-/// Moves this program to its place, if necessary, and removes the programs of interrupted runs.
+/// Moves this program into place, if necessary, and removes the programs of interrupted runs.
 ///
 /// Calls `begin` after all checks, before the first change.
 fn program(

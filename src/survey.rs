@@ -1,6 +1,6 @@
 //! Reads everything before anything is judged or changed: Incus, the host, the machines, their channels and logs.
 //!
-//! Changes nothing except the kept checkpoints of the logs. A machine's answer is only a claim.
+//! Changes nothing except the stored log checkpoints. A machine's answer is only a claim.
 
 pub(crate) mod audit_checkpoint;
 mod channels;
@@ -28,7 +28,7 @@ use crate::plan::{Facts, has_inside};
 use crate::session::machine_files::MachineFiles;
 use crate::session::{Session, each};
 
-/// Time-out for reading one machine, which controls how fast its files are read.
+/// Timeout for reading one machine, which controls how fast its files are read.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Maximum size of a services file or a server status that is read, in bytes.
 const SERVICES_MAX: u64 = 16 * 1024 * 1024;
@@ -37,7 +37,7 @@ const FILE_MAX: u64 = 1024 * 1024;
 /// Maximum length of a server's confinement that is displayed, in characters.
 const CONFINEMENT_MAX: usize = 200;
 
-/// Reads the state of Incus, of the host and of the machines.
+/// Reads the state of Incus, the host and the machines.
 pub(crate) async fn survey(
     session: &Session,
     infra: &Infra,
@@ -50,7 +50,7 @@ pub(crate) async fn survey(
     Ok((state, facts))
 }
 
-/// The machine of this name on Incus.
+/// The machine with this name in Incus.
 pub(crate) fn instance<'s>(
     state: &'s State,
     domain: &DomainName,
@@ -60,7 +60,7 @@ pub(crate) fn instance<'s>(
     all.find(|one| one.project == domain.as_str() && one.name == machine.as_str())
 }
 
-/// The machines on Incus that are providers of these edges, each once.
+/// The machines in Incus that are providers of these edges, each once.
 pub(crate) fn providers<'s>(edges: &[Edge], state: &'s State) -> Vec<&'s Instance> {
     let is_provider = |one: &&Instance| {
         let mut ends = edges.iter().map(|edge| &edge.provider);
@@ -100,7 +100,7 @@ async fn observe(
     let mut files = session.files(machine).await;
     let mut found = ObservedMachine {
         runs: machine.is_running(),
-        // A machine whose program cannot be read is set up again, and its setup reports the reason.
+        // A machine whose program cannot be read is set up again, and the setup reports the reason.
         program: files.program().await.ok()?,
         bad_permissions: bad_permissions(&mut files, caller).await?,
         link: text(&mut files, LINK, EntryKind::Link).await?,
@@ -122,7 +122,7 @@ async fn observe(
         }
     }
     if found.runs && found.services.is_some() {
-        // The server writes its status: if that cannot be read, no server works correctly.
+        // The server writes its status, so if that cannot be read, no server is working correctly.
         let serving = serving(session, &mut files).await;
         (found.serving, found.confinement) = serving.unwrap_or((Serving::Silent, None));
     }
@@ -156,13 +156,13 @@ async fn bad_permissions(
     Some(bad)
 }
 
-/// The text of a file; `None`: it cannot be read.
+/// The text of a file; `None` if it cannot be read.
 async fn text(files: &mut MachineFiles<'_>, path: &str, kind: EntryKind) -> Option<Option<String>> {
     // The server's status repeats its services.
     let large = path.starts_with(PROVIDER_FOLDER);
     let max = if large { SERVICES_MAX } else { FILE_MAX };
     let content = files.read(path, kind, max).await.ok()?;
-    // A file that is not text is not ours.
+    // A file that is not text is not one of ours.
     Some(content.map(|bytes| String::from_utf8(bytes).unwrap_or_default()))
 }
 

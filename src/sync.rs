@@ -17,7 +17,7 @@ use managed_block::BlockFault;
 use orphans::{Fate, Orphan};
 use tree::{FileTree, FoundFile, TreeFault};
 
-/// Minimum number of files for one more thread.
+/// Minimum number of files that justifies another thread.
 const SHARE_MIN: usize = 200;
 
 /// The change to a file.
@@ -28,14 +28,14 @@ pub(crate) enum FileState {
     Unchanged,
 }
 
-/// The current and the required text of a file.
+/// The current and required text of a file.
 #[derive(Debug)]
 pub(crate) struct PlannedFile {
     pub(crate) path: FilePath,
     pub(crate) found: Option<FoundFile>,
     pub(crate) new: String,
     pub(crate) state: FileState,
-    /// True if an update changes only the style of the YAML, and no value.
+    /// True if an update changes only the YAML style, and no value.
     pub(crate) restyled: bool,
 }
 
@@ -43,7 +43,7 @@ pub(crate) struct PlannedFile {
 ///
 /// # Errors
 ///
-/// All faults: all but the last, then the last.
+/// Every fault found: all but the last, then the last.
 pub(crate) fn plan(
     tree: &FileTree,
     files: &[GeneratedFile<'_>],
@@ -62,11 +62,11 @@ pub(crate) fn plan(
     }
 }
 
-/// Makes the changes of the plan, and removes the orphans to be removed.
+/// Makes the planned changes, and removes the orphans marked for removal.
 ///
 /// # Errors
 ///
-/// A file cannot be written. No change is left, unless the error says otherwise.
+/// A file cannot be written. No change remains, unless the error says otherwise.
 pub(crate) fn write(
     tree: &mut FileTree,
     plan: &[PlannedFile],
@@ -75,7 +75,7 @@ pub(crate) fn write(
     commit::commit(tree, &changes(plan, orphans))
 }
 
-/// Does the work for every file, in order, on all cores: a run spends most of its time reading back.
+/// Does the work for every file on all cores, keeping the order: a run spends most of its time reading files back.
 fn on_all_cores<T: Send>(
     files: &[GeneratedFile<'_>],
     work: impl Fn(&GeneratedFile<'_>) -> T + Sync,
@@ -137,7 +137,7 @@ fn new_text(old: Option<&str>, values: &Map<String, Value>) -> Result<String, Bl
         (Some(_), Some(parts)) => parts.with_body(&body),
         (Some(old), None) => managed_block::insert(old, &body)?,
     };
-    // A file that sync alone wrote was read back when it was written.
+    // A file written by sync alone was already read back when it was written.
     let is_read_back =
         old == Some(new.as_str()) && parts.is_some_and(|parts| !parts.has_user_text());
     if !is_read_back {

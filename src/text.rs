@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
-/// Text from another machine, a server or a log. It has no `Display`: code that prints it must choose an escaping.
+/// Text from another machine, a server or a log. It has no `Display`, so code that prints it must choose an escaping.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -19,7 +19,7 @@ impl<T> Foreign<T> {
         Self(value)
     }
 
-    /// Returns the value, for comparisons and decisions or to pass on as data; not for printing.
+    /// Returns the value, to be compared, tested or passed on as data; not for printing.
     pub const fn raw(&self) -> &T {
         &self.0
     }
@@ -85,7 +85,7 @@ impl<T: AsRef<str>> Foreign<T> {
     }
 }
 
-/// Writes a value as indented JSON and a newline, in printable ASCII; other characters become `\uXXXX`.
+/// Writes a value as indented JSON plus a newline, in printable ASCII; other characters become `\uXXXX`.
 pub(crate) fn write_json(mut to: impl Write, value: &impl Serialize) -> serde_json::Result<()> {
     serde_json::to_writer_pretty(Ascii(&mut to), value)?;
     to.write_all(b"\n")
@@ -93,7 +93,7 @@ pub(crate) fn write_json(mut to: impl Write, value: &impl Serialize) -> serde_js
         .map_err(serde_json::Error::io)
 }
 
-/// Escapes the characters of JSON beyond printable ASCII, which occur only in strings.
+/// Escapes JSON characters outside printable ASCII, which occur only in strings.
 struct Ascii<W>(W);
 
 impl<W: Write> Write for Ascii<W> {
@@ -155,7 +155,7 @@ pub(crate) fn escaped(text: &str) -> String {
     escaped
 }
 
-/// Cuts a text after `max` characters and escapes it as [`escaped`] does.
+/// Cuts text after `max` characters and escapes it as [`escaped`] does.
 pub(crate) fn shown(text: &str, max: usize) -> String {
     match text.char_indices().nth(max) {
         Some((end, _)) => format!("{}…", escaped(text.get(..end).unwrap_or(text))),
@@ -163,7 +163,7 @@ pub(crate) fn shown(text: &str, max: usize) -> String {
     }
 }
 
-/// Returns the first sentence of a text.
+/// Returns the first sentence of the text.
 pub(crate) fn first_sentence(text: &str) -> &str {
     let line = text.trim_start().lines().next().unwrap_or_default();
     line.split_inclusive(". ").next().unwrap_or(line).trim_end()
@@ -186,7 +186,7 @@ fn is_control(character: char) -> bool {
         )
 }
 
-/// Formats a number of bytes.
+/// Formats a byte count.
 pub(crate) fn bytes<N: Copy + Display + PartialEq + From<u8>>(number: N) -> String {
     if number == N::from(1) {
         "1 byte".to_owned()
@@ -202,7 +202,7 @@ mod tests {
 
     use super::*;
 
-    // Code that prints foreign text must choose how.
+    // Code that prints foreign text must choose an escaping.
     assert_not_impl_any!(Foreign: Display);
     assert_not_impl_any!(Foreign<&str>: Display);
 

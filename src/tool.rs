@@ -30,7 +30,7 @@ pub(crate) use resource::{has_gnupg, portal_limits};
 pub(crate) use settings::environment;
 pub use settings::{Display, GpgHome, RelativePortal, Settings, Surroundings};
 
-/// The transfers in pieces of one connection, shared by its calls. Dropping it removes its temporary files.
+/// One connection's piecewise transfers, shared by its calls. Dropping it removes their temporary files.
 #[derive(Debug)]
 pub struct ToolSession {
     settings: Arc<Settings>,
@@ -52,7 +52,7 @@ impl ToolSession {
         }
     }
 
-    /// Returns whether no transfer waits for its next piece.
+    /// Returns whether no transfer is waiting for its next piece.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.signatures.is_empty() && self.uploads.is_empty() && self.reads.is_empty()
@@ -62,9 +62,9 @@ impl ToolSession {
 /// The result of a tool.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToolOutcome {
-    /// The payload as a text, unchanged for shell users.
+    /// The payload as text, unchanged for shell users.
     pub text: String,
-    /// The payload with sizes, digests, fingerprints, by the tool's output schema.
+    /// The payload with sizes, digests and fingerprints, according to the tool's output schema.
     pub structured: Map<String, Value>,
 }
 
@@ -90,14 +90,14 @@ impl std::fmt::Debug for ToolOutcome {
 /// The number of copies of a large payload in an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Copies {
-    /// In the text alone, on request of the client.
+    /// In the text only, at the client's request.
     One,
-    /// In the text and in the structured result: a client shows a model one of them, and does not say which.
+    /// In the text and in the structured result: a client shows only one of them to a model, and does not say which.
     Two,
 }
 
 impl Copies {
-    /// Returns the maximum size of a payload of one answer, in bytes before base64.
+    /// Returns the maximum payload size of one answer, in bytes before base64.
     const fn payload_max(self) -> u64 {
         match self {
             Self::One => ONE_CALL_MAX,
@@ -106,10 +106,10 @@ impl Copies {
     }
 }
 
-/// The reason why a tool failed. The caller sees its text, which names no path of the server except below the portal.
+/// The reason why a tool failed. The caller sees its text, which names no path on the server except below the portal.
 #[derive(Debug, thiserror::Error)]
 pub enum ToolError {
-    /// The arguments are refused; nothing was done.
+    /// The arguments were refused; nothing was done.
     #[error(transparent)]
     Arguments(#[from] BadArguments),
     /// No such file below the portal.
@@ -127,10 +127,10 @@ pub enum ToolError {
     /// The tool refuses an entry of this type: a symbolic link, a device, a file with two names.
     #[error("{0}")]
     Refused(String),
-    /// The payload exceeds the limit of a call, a transfer or the clipboard.
+    /// The payload exceeds the limit for a call, a transfer or the clipboard.
     #[error("{0}")]
     TooLarge(String),
-    /// The piece does not follow the one before it.
+    /// The piece does not follow the previous one.
     #[error("{0}")]
     OutOfOrder(String),
     /// The file changed while it was read, or between two pieces.
@@ -139,7 +139,7 @@ pub enum ToolError {
         /// Relative to the portal.
         path: String,
     },
-    /// The content differs from what was announced.
+    /// The content does not have the announced digest.
     #[error("the SHA-256 of the content is {actual}, not {announced}; nothing was written")]
     Digest {
         /// In hexadecimal.
@@ -163,7 +163,7 @@ pub enum ToolError {
         /// Bytes allowed.
         limit: u64,
     },
-    /// Too many transfers at once on this connection.
+    /// Too many simultaneous transfers on this connection.
     #[error("{0}")]
     Busy(String),
     /// Something that the tool needs is missing: a program, the portal, the display.
@@ -175,27 +175,27 @@ pub enum ToolError {
     /// The tool took too long.
     #[error("{0}")]
     TimedOut(String),
-    /// The system refused an operation.
+    /// A system call failed.
     #[error("cannot {doing}: {cause}")]
     System {
-        /// The operation, without a path of the server.
+        /// The operation, without a path on the server.
         doing: String,
         /// The reason why it failed.
         cause: io::Error,
     },
-    /// The message of another process of this server that ran the tool.
+    /// The message from another process of this server, which ran the tool.
     #[error("{0}")]
     Told(String),
-    /// The call was cancelled while it ran.
+    /// The call was cancelled while it was running.
     #[error("the call was given up")]
     Cancelled,
-    /// A fault of anklume itself.
+    /// A bug in anklume itself.
     #[error("the tool failed because of a bug in anklume")]
     Broken,
 }
 
 impl ToolError {
-    /// Returns the kind of error as one stable word, for logs.
+    /// Returns the error kind as one stable word, for logs.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
@@ -219,7 +219,7 @@ impl ToolError {
         }
     }
 
-    /// Wraps an error of the system with the operation that failed.
+    /// Wraps a system error with the operation that failed.
     fn system(doing: impl Into<String>, cause: impl Into<io::Error>) -> Self {
         Self::System {
             doing: doing.into(),
@@ -238,7 +238,7 @@ pub fn largest_answer(grant: &Grant, copies: Copies) -> usize {
     }
 }
 
-/// Runs the tool of a grant. Dropping the future ends everything that it started.
+/// Runs a grant's tool. Dropping the future ends everything that it has started.
 ///
 /// # Errors
 ///
@@ -257,12 +257,12 @@ pub async fn run(
     }
 }
 
-/// Tells blocking work to stop once the future that waits for it is dropped.
+/// Tells blocking work to stop once the future waiting for it is dropped.
 #[derive(Debug, Default)]
 struct BlockingStop(CancellationToken);
 
 impl BlockingStop {
-    /// Fails once nobody waits for the work. Must be called before every lasting effect.
+    /// Fails once nobody is waiting for the work. Must be called before every lasting effect.
     fn check(&self) -> Result<(), ToolError> {
         if self.0.is_cancelled() {
             Err(ToolError::Cancelled)
@@ -272,13 +272,13 @@ impl BlockingStop {
     }
 }
 
-/// Runs blocking work on its own thread, away from the one that serves.
+/// Runs blocking work on its own thread, not on the serving thread.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce(&BlockingStop) -> Result<T, ToolError> + Send + 'static,
 ) -> Result<T, ToolError> {
     let stop = BlockingStop::default();
     let _cancel_on_drop = stop.0.clone().drop_guard();
     let done = tokio::task::spawn_blocking(move || work(&stop)).await;
-    // The work panicked, or the runtime ends.
+    // The work panicked, or the runtime is shutting down.
     done.unwrap_or(Err(ToolError::Broken))
 }

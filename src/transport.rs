@@ -1,6 +1,6 @@
 //! Selects and opens the route to a machine: this program's own server, `incus exec`, or a socket.
 //!
-//! Ends the processes that it started. The protocol is the job of [`crate::mcp`].
+//! Ends the processes that it started. The protocol is handled by [`crate::mcp`].
 
 mod open;
 mod program;
@@ -26,7 +26,7 @@ pub(crate) enum Transport {
     Local,
     /// `incus exec` into a machine, on stdin and stdout.
     Exec(MachineRef),
-    /// A socket of a consumer to a provider.
+    /// A consumer's socket to a provider.
     Socket(Socket),
 }
 
@@ -34,7 +34,7 @@ pub(crate) enum Transport {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Socket {
     pub(crate) path: PathBuf,
-    /// Its owner; `None` if the user named the path.
+    /// The provider that owns it; `None` if the user named the path.
     pub(crate) provider: Option<MachineName>,
 }
 
@@ -57,7 +57,7 @@ pub(crate) struct WantedMachine<'a> {
 pub(crate) struct RouteContext {
     /// `ANKLUME_SOCKET_DIR`
     pub(crate) sockets: Option<PathBuf>,
-    /// True inside a machine of Incus or anklume.
+    /// True inside an Incus or anklume machine.
     pub(crate) in_machine: bool,
 }
 
@@ -73,14 +73,14 @@ impl RouteContext {
         }
     }
 
-    /// Returns the folder of the providers' sockets; on the host, none by default.
+    /// Returns the providers' socket folder; on the host, there is none by default.
     fn folder(&self) -> Option<&Path> {
         let inside = self.in_machine.then_some(Path::new(CONSUMER_FOLDER));
         self.sockets.as_deref().or(inside)
     }
 }
 
-/// A route to a server; a machine of the host is only a name until it is resolved.
+/// A route to a server; a machine on the host is only a name until it is resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Route {
     /// A child process of this program.

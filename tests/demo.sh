@@ -1,5 +1,5 @@
 #!/bin/sh
-# Shows the main features from beginning to end, in a temporary folder that is removed afterwards: tests/demo.sh ANKLUME-BINARY
+# Shows all main features, in a temporary folder that is removed afterwards: tests/demo.sh ANKLUME-BINARY
 #
 # Needs no Incus, no display and no key of yours: it creates its own keyring, clipboard and portal. Each step
 # shows the command, its output, and its exit code; an unexpected exit code ends the demo with 1.
@@ -7,9 +7,9 @@ set -eu
 
 binary=$(realpath -- "${1:?usage: tests/demo.sh ANKLUME-BINARY}")
 fixtures=$(cd "$(dirname -- "$0")" && pwd)/fixtures
-# The server of the last step, while it runs.
+# The last step's server, while it is running.
 server=
-# Short, because gpg's agent creates a socket in it, and the path of a socket may have only 107 bytes.
+# Short, because gpg's agent creates a socket in it, and a socket path may have only 107 bytes.
 folder=$(mktemp -d /tmp/anklume-demo.XXXXXX)
 
 clean() {
@@ -30,7 +30,7 @@ mkdir -m 0700 "$folder/keys" "$folder/run" "$folder/portal"
 ln -s "$binary" "$folder/bin/anklume"
 PATH=$folder/bin:$PATH
 export PATH
-# Nothing that belongs to the user is touched: not the clipboard of the display, the keyring or the home folder.
+# Touch nothing that belongs to the user: not the display's clipboard, the keyring or the home folder.
 unset DISPLAY WAYLAND_DISPLAY
 export LC_ALL=C.UTF-8
 export HOME="$folder/home" GNUPGHOME="$folder/keys" XDG_RUNTIME_DIR="$folder/run" ANKLUME_MCP_PORTAL="$folder/portal"
@@ -55,7 +55,7 @@ try() {
     code=0
     sh -c "$2" >"$folder/output" 2>&1 </dev/null || code=$?
     cat "$folder/output"
-    # The output of a tool is printed unchanged, and often has no newline at its end.
+    # A tool's output is printed unchanged, and often does not end with a newline.
     [ -z "$(tail -c 1 "$folder/output")" ] || echo
     printf '%sexit code %s%s\n' "$dim" "$code" "$plain"
     if [ "$code" != "$1" ]; then

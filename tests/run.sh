@@ -1,6 +1,6 @@
 #!/bin/sh
 # The whole test run: installs dependencies, then runs every test in its own process (.config/nextest.toml).
-# Arguments go to `cargo nextest run`, as in `sh tests/run.sh -E 'test(policy)'`.
+# Arguments are passed to `cargo nextest run`, as in `sh tests/run.sh -E 'test(policy)'`.
 #
 # As root, the run has its own process namespace, and each Incus test its own daemon (tests/incus/private.sh): nothing
 # outlives the run. If a test leaves anything behind, the run lists it at the end and fails. The last line counts
@@ -19,7 +19,7 @@ fail() {
 prepare() {
     sh tests/setup.sh test
     PATH=$PWD/target/tools/bin:$PATH
-    # If the machine has no recent Node, setup.sh has put one here.
+    # If this computer has no recent Node, setup.sh has installed one here.
     [ ! -d target/node-program/path ] || PATH=$PWD/target/node-program/path:$PATH
     export PATH
     cargo nextest --version >/dev/null 2>&1 || fail 'cargo-nextest is missing: sh tests/setup.sh'
@@ -39,11 +39,11 @@ run() {
     return "$status"
 }
 
-# The first process of a namespace: when it exits, everything in the namespace ends.
+# Runs as the first process of a namespace: when it exits, the kernel kills everything else in the namespace.
 run_inside() {
     status=0
     run "$@" || status=$?
-    # The last processes may still be ending.
+    # The last processes may still be exiting.
     rest=50
     while processes >"$results/left" && [ -s "$results/left" ] && [ "$rest" -gt 0 ]; do
         sleep 0.1
@@ -53,12 +53,12 @@ run_inside() {
     exit "$status"
 }
 
-# Ends the run, and removes leftovers of its daemons: the first process of a namespace ends everything else in it.
+# Stops the run, and removes what its daemons left: when a namespace's first process dies, everything else in it dies.
 stop() {
     trap '' TERM INT HUP
     kill -9 "$running" 2>/dev/null || true
     wait "$running" || true
-    # The kernel may still be ending the last processes.
+    # The kernel may still be killing the last processes.
     rest=50
     while find /sys/fs/cgroup -depth -type d -path "*/$ANKLUME_TEST_RUN.*" -exec rmdir {} + 2>/dev/null || true
         find /sys/fs/cgroup -type d -name "$ANKLUME_TEST_RUN.*" | grep -q . && [ "$rest" -gt 0 ]; do
@@ -82,7 +82,7 @@ processes() {
     done
 }
 
-# Prints everything that a test could leave on this computer outside its namespaces, including what belongs to others.
+# Prints everything that a test could leave on this computer outside its namespaces, and anything similar from others.
 host() {
     for path in /run/anklume* /var/lib/anklume /var/lib/anklume/* /var/lib/incus /etc/cron.d/anklume /tmp/"$ANKLUME_TEST_RUN".*; do
         [ ! -e "$path" ] || echo "$path"

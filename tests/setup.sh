@@ -1,14 +1,14 @@
 #!/bin/sh
-# Installs or lists what the build, the demo and the tests need, and reports what it does. Does nothing if all is present.
+# Installs or lists whatever the build, the demo and the tests need and this computer lacks, and reports what it does.
 #
-#   tests/setup.sh [demo|test|check|fuzz|packages]  demo: to build and run the demo. test (default): everything.
+#   tests/setup.sh [demo|test|check|fuzz|packages]  demo: what the demo needs. test (default): everything.
 #                                            check: what `make check` needs to build, format and lint.
 #                                            fuzz: what `make fuzz-seeds` needs to build.
 #                                            packages: only Debian packages; run this as root for another user.
 #
 # As root on Debian or a derivative, it installs missing packages by name, and takes Incus from backports if the release
-# itself does not have it. Elsewhere, it lists them. Python and node packages, and cargo-nextest, go to target/.
-# Anything still missing at the end is a failure with CI=true. Otherwise it is listed, and the tests that need it are skipped.
+# itself does not have it. Elsewhere, it lists them. Python and node packages and cargo-nextest are put in target/.
+# With CI=true, anything still missing at the end is a failure. Otherwise, it is listed and its tests are skipped.
 set -eu
 cd "$(dirname -- "$0")/.."
 part=${1:-test}
@@ -36,7 +36,7 @@ look_for_the_build() {
     has cc || missing="$missing gcc"
     # The program is linked statically, so it needs libc as an archive.
     case "$(cc -print-file-name=libc.a 2>/dev/null)" in */*) ;; *) missing="$missing libc6-dev" ;; esac
-    # Cargo belongs to each user.
+    # Each user has their own Cargo.
     [ "$part" != packages ] || return 0
     wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
     found=$(cargo --version 2>/dev/null | cut -d' ' -f2)
@@ -47,7 +47,7 @@ look_for_the_build() {
     case $part in check | test) look_for_the_checks ;; esac
 }
 
-# rustup puts a program for both in the PATH, even if the component itself is not installed.
+# rustup puts a program for each of these on the PATH, even if the component itself is not installed.
 look_for_the_checks() {
     for component in fmt clippy; do
         cargo "$component" --version >/dev/null 2>&1 || absent="$absent
@@ -62,22 +62,22 @@ look_for_the_tests() {
     need Xvfb xvfb
     need xclip xclip
     need xsel xsel
-    # The kill of a shell does not count.
+    # A shell's built-in kill does not count.
     [ -x /bin/kill ] || missing="$missing procps"
     need sway sway
     need wl-copy wl-clipboard
     need python3 python3
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
-    # The machine of the tests contains only this program.
+    # The test machine contains only this program.
     is_static busybox || missing="$missing busybox-static"
     need dnsmasq dnsmasq-base
-    # Incus isolates the domains with it.
+    # Incus uses it to isolate the domains.
     [ -x /usr/sbin/nft ] || need nft nftables
     need incus incus-client
     [ -x /usr/libexec/incus/incusd ] || has incusd || missing="$missing incus-base"
-    # The long tests have machines with a complete Debian.
+    # The long tests use machines with a complete Debian.
     [ -z "${ANKLUME_TEST_LONG:-}" ] || [ -x /usr/sbin/debootstrap ] || need debootstrap debootstrap
-    # Provide `install`, `mount`, `unshare`, `nsenter`, `ip` and `strip`, some of which a small system may lack.
+    # These provide `install`, `mount`, `unshare`, `nsenter`, `ip` and `strip`, some of which a small system may lack.
     need unshare util-linux
     need ip iproute2
     need strip binutils
@@ -88,7 +88,7 @@ look() {
     absent=''
     look_for_the_build
     case $part in check | fuzz) ;; *) need gpg gnupg ;; esac
-    # The engine of the fuzzer is C++.
+    # The fuzzer's engine is written in C++.
     [ "$part" != fuzz ] || need g++ g++
     case $part in demo | check | fuzz) ;; *) look_for_the_tests ;; esac
 }
@@ -98,7 +98,7 @@ look() {
 # Checks whether apt offers a version of this package.
 offered() { apt-cache policy "$1" 2>/dev/null | grep -q '^  Candidate: [^(]'; }
 
-# Adds the backports of this release, from the same archive and with the same key as the release itself.
+# Adds the backports for this release, from the same archive and with the same key as the release itself.
 add_backports() {
     codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
     entry=$(apt-get indextargets --format '$(RELEASE)|$(REPO_URI)|$(SOURCESENTRY)' 'Created-By: Packages' |
@@ -164,7 +164,7 @@ provide_packages() {
 
 # --- Python and node packages ---
 
-# Fills target/NAME with a command, once for each content of a file and its lock file: NAME FILE COMMAND…
+# Fills target/NAME with a command, but only if a file or its lock file has changed: NAME FILE COMMAND…
 once_for() {
     name=$1 file=$2
     shift 2
@@ -189,7 +189,7 @@ python_packages() {
     python3 -m venv target/python && target/python/bin/pip install -q -r tests/clients/requirements.txt
 }
 
-# The clients need Node 22, which not every Debian has; if missing, it is installed into target/ as a Python package.
+# The clients need Node 22, which not every Debian release has; a missing one is put in target/ as a Python package.
 node_wanted=22
 node_program=target/node-program
 
@@ -234,7 +234,7 @@ provide_nextest() {
     ! nextest_is_there || return 0
     version=$(sed -n 's/^nextest-version = "\(.*\)"/\1/p' .config/nextest.toml)
     say "no cargo-nextest $version here: building one in target/tools (some minutes)"
-    # Do not build tools with the flags of this project's own target.
+    # Do not build tools with the flags for this project's own target.
     if ! (cd / && CARGO_TARGET_DIR=$OLDPWD/target/tools/build cargo install --quiet --locked --debug --no-default-features \
         --version "$version" --root "$OLDPWD/target/tools" cargo-nextest) >"$log" 2>&1 </dev/null; then
         say "failed; the end of $log:"

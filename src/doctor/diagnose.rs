@@ -1,4 +1,4 @@
-//! Finds the first fault of a channel among the observations, and the faults that will break it later. Pure.
+//! Finds a channel's first fault in the observations, and the faults that will break it later. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::slice;
@@ -22,7 +22,7 @@ use crate::survey::consumer::ConsumerFailure;
 use crate::survey::instance;
 use crate::transport::shell_line;
 
-/// Maximum number of machines that are named in one note.
+/// Maximum number of machines named in one note.
 const NAMES_MAX: usize = 8;
 
 /// The kind of fault, in the order of the checks.
@@ -31,17 +31,17 @@ const NAMES_MAX: usize = 8;
 pub(crate) enum Cause {
     /// A machine is missing, not ours, or not running.
     Machine,
-    /// A folder of sockets, in the consumer or on the host.
+    /// A socket folder, in the consumer or on the host.
     Folder,
     /// A device is missing or differs.
     Device,
-    /// Another machine has a device of this channel.
+    /// Another machine has one of this channel's devices.
     Copy,
-    /// No proxy process runs for a device.
+    /// No proxy process is running for a device.
     Process,
-    /// A socket is gone.
+    /// A socket is missing.
     Socket,
-    /// The program in a machine.
+    /// A fault in a machine's program files.
     Program,
     /// The provider's server does not answer.
     Server,
@@ -49,11 +49,11 @@ pub(crate) enum Cause {
     Busy,
     /// The server serves another policy.
     Policy,
-    /// The unit that starts the server with its machine.
+    /// The unit that starts the server with its machine is missing or differs.
     Supervision,
-    /// A log on the host grows without bound.
+    /// A log on the host is growing without bound.
     Log,
-    /// The provider's log of calls was altered.
+    /// The provider's call log was altered.
     Audit,
 }
 
@@ -69,15 +69,15 @@ pub(crate) struct Broken {
 #[derive(Debug)]
 pub(crate) struct Health<'e> {
     pub(crate) edge: &'e Edge,
-    /// The first fault; `None`: it works.
+    /// The first fault; `None` if the channel works.
     pub(crate) broken: Option<Broken>,
     /// Duration of the consumer's request.
     pub(crate) took: Option<Duration>,
-    /// Notes that do not break the channel.
+    /// Problems that do not break the channel.
     pub(crate) notes: Vec<String>,
 }
 
-/// All observations from the host, and the declarations to compare them with.
+/// All observations made from the host, and the declarations to compare them with.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Examiner<'a> {
     pub(super) infra: &'a Infra,
@@ -86,14 +86,14 @@ pub(super) struct Examiner<'a> {
     pub(super) facts: &'a Facts,
     /// SHA-256 of the program that belongs in the machines.
     pub(super) program: &'a str,
-    /// The providers' logs of calls, by project and machine.
+    /// The providers' call logs, by project and machine.
     pub(super) calls: &'a BTreeMap<InstanceId, LogState>,
     /// The command that fixes nearly everything.
     pub(super) apply: &'a str,
 }
 
 impl Examiner<'_> {
-    /// Returns notes on problems of a channel that do not break it.
+    /// Returns notes on a channel's problems that do not break it.
     pub(super) fn notes(&self, edge: &Edge) -> Vec<String> {
         let provider = &edge.provider;
         let alone = self.supervisor(provider) == Some(Supervisor::Nobody);
@@ -140,7 +140,7 @@ impl Examiner<'_> {
 
     /// Checks the machines at both ends.
     pub(super) fn machines(&self, edge: &Edge, listens: &ListenFolder) -> Option<Broken> {
-        // A device whose folder is missing keeps the machine from starting.
+        // The machine cannot start if the folder of one of its devices is missing.
         let consumer = self.machine(&edge.consumer, *listens == ListenFolder::Intact);
         consumer.or_else(|| {
             let supervisor = self.supervisor(&edge.provider);
@@ -149,7 +149,7 @@ impl Examiner<'_> {
         })
     }
 
-    /// Checks a machine. If `starts` is true, a stopped machine only needs a start.
+    /// Checks a machine. If `starts` is true, a stopped machine only needs to be started.
     fn machine(&self, end: &End, starts: bool) -> Option<Broken> {
         let what = Cause::Machine;
         let name = &end.machine;
@@ -263,7 +263,7 @@ impl Examiner<'_> {
         Some(self.by_apply(Cause::Copy, detail))
     }
 
-    /// Finds faults of the devices at both ends: first the processes, then the sockets.
+    /// Finds faults in the devices at both ends: first in their processes, then in their sockets.
     fn ends(&self, edge: &Edge) -> Option<Broken> {
         let (consumer, provider) = (&edge.consumer.machine, &edge.provider.machine);
         let inside = format!("`{}` in {consumer}", edge.consumer_socket());
@@ -327,7 +327,7 @@ impl Examiner<'_> {
 
     /// Explains why the consumer's request failed, although the channel looks intact from the host.
     pub(super) fn no_answer(&self, edge: &Edge, failure: ConsumerFailure) -> Broken {
-        // Connections may have filled up after they were counted.
+        // All connections may have been taken since they were counted.
         if !failure.overloaded && !self.facts.full.contains(&edge.hash) {
             return self.by_apply(Cause::Server, failure.why);
         }
@@ -338,7 +338,7 @@ impl Examiner<'_> {
         }
     }
 
-    /// Finds faults that will break the channel later: of the server's supervision, and of the logs.
+    /// Finds faults that will break the channel later: in the server's supervision and in the logs.
     pub(super) fn upkeep(&self, edge: &Edge) -> Option<Broken> {
         self.inside(&edge.provider, &[DriftKind::Supervision])
             .or_else(|| self.log(edge))

@@ -1,4 +1,4 @@
-//! Describes how the content of a machine differs from the state that `apply` left. Pure.
+//! Describes how a machine's content differs from the state in which `apply` left it. Pure.
 
 use super::diagnose::{Broken, Cause, Examiner, incus_line};
 use crate::edge::End;
@@ -9,9 +9,9 @@ use crate::machine_state::{
 use crate::plan::{has_inside, machine_spec};
 use crate::text::shown;
 
-/// Length of a digest as displayed, in characters.
+/// Length of a displayed digest, in characters.
 const DIGEST_SHOWN: usize = 12;
-/// Maximum length of a machine's text that is displayed, in characters.
+/// Maximum displayed length of text from a machine, in characters.
 const TEXT_MAX: usize = 300;
 
 impl Examiner<'_> {
@@ -40,19 +40,19 @@ impl Examiner<'_> {
         Some(broken)
     }
 
-    /// Explains why a provider did not answer the host, if the host can see the reason.
+    /// Explains why a provider did not answer the host, if the reason is visible from the host.
     pub(super) fn silence(&self, provider: &End) -> Option<Broken> {
         if self.found(provider)?.serving != Serving::Silent {
             return None;
         }
-        // A consumer that is missing from the policy in force has no socket there.
+        // A consumer that is missing from the policy in force has no socket in the provider.
         self.inside(provider, &[DriftKind::Services])
             .or_else(|| self.inside(provider, &[DriftKind::Server]))
     }
 }
 
-/// Returns the commands that restrict the program's folder to root, if others may change its content. Until then,
-/// nothing is pushed there, because they could change it before it runs.
+/// Returns the commands that restrict the program's folder to root, if others can change its content. Until it is
+/// restricted, nothing is pushed there, because others could change the program before it runs.
 fn taken_back(end: &End, found: &ObservedMachine) -> Option<String> {
     let open = |folder: &&str| {
         let rights = found.bad_permissions.get(*folder);
@@ -152,7 +152,7 @@ mod tests {
     use crate::services::Services;
     use crate::text::Foreign;
 
-    /// Returns a machine that matches its specification, except for `serving` and the missing units.
+    /// Returns a machine that matches its specification except for `serving` and the missing units.
     fn found(order: &MachineSpec, serving: Serving) -> ObservedMachine {
         ObservedMachine {
             runs: true,

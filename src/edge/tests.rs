@@ -1,4 +1,4 @@
-//! Tests the edges of small infrastructures against the rules of the design.
+//! Checks the edges of small infrastructures against the design rules.
 
 use super::*;
 use crate::infra;
@@ -59,7 +59,7 @@ fn a_disabled_domain_has_no_edge() {
 
 #[test]
 fn the_name_of_an_edge_is_a_digest_of_where_its_ends_are() {
-    // Computed with `sha256sum` over each text, preceded by its length in eight bytes, big-endian.
+    // Computed with `sha256sum` over the strings, each preceded by its length as eight big-endian bytes.
     let edge = &edges(&read(THREE)).unwrap()[0];
     assert_eq!(edge.hash, "f258b0bc2b0a11fc");
     assert_eq!(edge.uid, 2_032_189_247);

@@ -1,4 +1,4 @@
-//! Makes folders and removes left-over sockets on the host. Follows no symbolic link.
+//! Creates folders and removes leftover sockets on the host. Follows no symbolic link.
 
 use std::fs;
 use std::io;
@@ -13,14 +13,14 @@ use super::missing_is_removed;
 use crate::dir::{BENEATH, Dir, READ, permit};
 use crate::edge::HOST_FOLDER;
 
-/// anklume's folders on the host, from the top.
+/// anklume's folders on the host, from the top down.
 pub(crate) const FOLDERS: [&str; 2] = ["/var/lib/anklume", HOST_FOLDER];
-/// Mode of a folder that leads to shared ones: a set-user-ID program that a machine's root leaves there must be out of
+/// Mode of a folder above shared ones: a set-user-ID program that a machine's root leaves there must be out of
 /// reach of the host's users.
 const CLOSED: u32 = 0o700;
 
-/// Creates a folder and the missing ones above it, or gives an existing one to root, with this mode. Follows no link: a
-/// machine that can write to a folder above could put a link there.
+/// Creates a folder with this mode, and missing ones above it; an existing one gets this mode and root as its owner.
+/// Follows no link, because a machine that can write to a folder above could put a link there.
 pub(crate) fn make_folder(path: &str, mode: u32) -> io::Result<()> {
     let names = names(path).ok_or(io::ErrorKind::InvalidInput)?;
     let (last, above) = names.split_last().ok_or(io::ErrorKind::InvalidInput)?;
@@ -31,7 +31,7 @@ pub(crate) fn make_folder(path: &str, mode: u32) -> io::Result<()> {
     for name in above {
         at.push(name);
         folder = match enter(&folder, name, &at) {
-            // The folders above anklume's own are the system's.
+            // The folders above anklume's own belong to the system.
             Err(why) if why.kind() == io::ErrorKind::NotFound && !is_own => {
                 folder.make_dir(name, CLOSED)?;
                 enter(&folder, name, &at)?
@@ -40,16 +40,16 @@ pub(crate) fn make_folder(path: &str, mode: u32) -> io::Result<()> {
         };
     }
     let is_new = folder.make_dir(last, mode)?;
-    // Changed through its descriptor, even if another folder takes its place meanwhile.
+    // Changed through its descriptor, because another folder may have replaced it meanwhile.
     let opened = enter(&folder, last, path)?;
     if !is_new {
         fchown(&opened, Some(Uid::ROOT), Some(Gid::ROOT))?;
     }
-    // Regardless of the umask.
+    // Set explicitly, regardless of the umask.
     Ok(permit(&opened, Mode::from_raw_mode(mode))?)
 }
 
-/// Returns the names from `/` to a path; `None` for a relative path. Without links, `..` removes the name before it.
+/// Splits a path into its names from `/`; `None` for a relative path. Without links, `..` removes the name before it.
 fn names(path: &str) -> Option<Vec<&str>> {
     let mut names = Vec::new();
     for name in path.strip_prefix('/')?.split('/') {
@@ -62,7 +62,7 @@ fn names(path: &str) -> Option<Vec<&str>> {
     Some(names)
 }
 
-/// Opens a folder in another one; `path` is its name in error messages.
+/// Opens a folder in another one; error messages call it `path`.
 fn enter(parent: &Dir, name: &str, path: &Path) -> io::Result<Dir> {
     parent.dir(name).map_err(|why| match why {
         Errno::LOOP => io::Error::other(format!(

@@ -1,5 +1,5 @@
-//! Makes the host rotate the channels' logs between two runs of `apply`, without a daemon of its own: by a timer of
-//! systemd, or a line for cron.
+//! Makes the host rotate the channels' logs between runs of `apply`, without a daemon of anklume's own: by a systemd
+//! timer or a line for cron.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -15,22 +15,22 @@ use crate::dir::OTHERS_WRITE;
 use crate::plan::{HostFile, Rotation, Schedule};
 use crate::transport;
 
-/// Interval in minutes. A consumer that floods a channel writes some 150 MB in one.
+/// Interval in minutes. A consumer that floods a channel causes about 150 MB of log in one interval.
 const MINUTES: u32 = 2;
 const HOST: &str = "/";
 const CRON_FOLDER: &str = "/etc/cron.d";
-/// The line for cron.
+/// The cron file.
 const CRON: &str = "/etc/cron.d/anklume";
 /// The command that systemd runs.
 const SERVICE: &str = "/etc/systemd/system/anklume-logs.service";
-/// The timer by which systemd runs it.
+/// The timer that makes systemd run it.
 const TIMER: &str = "/etc/systemd/system/anklume-logs.timer";
 const TIMER_NAME: &str = "anklume-logs.timer";
-/// All files that are written for either scheduler.
+/// All files written for either scheduler.
 const FILES: [&str; 3] = [CRON, TIMER, SERVICE];
 /// Exists once the timer is enabled.
 const WANTED: &str = "/etc/systemd/system/timers.target.wants/anklume-logs.timer";
-/// Exists if systemd runs the host.
+/// Exists if the host was booted with systemd.
 const SYSTEMD: &str = "/run/systemd/system";
 const SUBCOMMAND: &str = "rotate-logs";
 /// First line of each file.
@@ -101,7 +101,7 @@ WantedBy=timers.target
         }
     }
 
-    /// Returns the program that the files on the host run, if they otherwise match the generated ones.
+    /// Returns the program run by the files on the host, if they otherwise match the generated ones.
     fn scheduled(self, root: &Path) -> Option<String> {
         let path = match self {
             Self::Systemd => SERVICE,
@@ -119,7 +119,7 @@ WantedBy=timers.target
     }
 }
 
-/// A path of the host, below this root folder.
+/// Returns a host path below this root folder.
 fn at(root: &Path, path: &str) -> PathBuf {
     root.join(path.trim_start_matches('/'))
 }
@@ -128,7 +128,7 @@ fn is_at(root: &Path, path: &str) -> bool {
     fs::symlink_metadata(at(root, path)).is_ok()
 }
 
-/// Determines whether the host rotates the logs, or how to make it do so.
+/// Determines whether the host already rotates the logs and, if not, how to make it do so.
 pub(crate) fn look() -> Rotation {
     look_in(Path::new(HOST), program)
 }
@@ -137,7 +137,7 @@ fn look_in(root: &Path, program: impl FnOnce() -> io::Result<String>) -> Rotatio
     let Some(scheduler) = Scheduler::of(root) else {
         return Rotation::Nobody("this host has neither systemd nor cron".to_owned());
     };
-    // An anklume at another path serves too, if it exists and only root can change it.
+    // An anklume at another path is fine too, if it exists and only root can change it.
     if let Some(program) = scheduler.scheduled(root)
         && is_safe(Path::new(&program))
     {
@@ -162,7 +162,7 @@ fn is_scheduled_in(root: &Path) -> bool {
     FILES.iter().any(|path| is_at(root, path))
 }
 
-/// Returns whether the daemon of the scheduler runs; systemd always does.
+/// Returns whether the scheduler's daemon is running; systemd always is.
 pub(crate) fn has_daemon() -> bool {
     Scheduler::of(Path::new(HOST)) != Some(Scheduler::Cron)
         || processes().into_iter().flatten().any(|process| {
@@ -186,7 +186,7 @@ fn program() -> io::Result<String> {
     Err(io::Error::other(fault))
 }
 
-/// Returns whether a program exists that only root can replace.
+/// Returns whether the program exists and only root can replace it.
 fn is_safe(program: &Path) -> bool {
     let roots = |path: &Path| {
         fs::symlink_metadata(path).is_ok_and(|is| {
@@ -219,7 +219,7 @@ pub(crate) async fn take_away() -> io::Result<()> {
     Ok(())
 }
 
-/// Writes each file whole or not at all, so that cron never sees half a line.
+/// Writes each file completely or not at all, so that cron never sees half a line.
 fn write_in(root: &Path, schedule: &Schedule) -> io::Result<()> {
     for file in &schedule.files {
         let path = at(root, &file.path);
@@ -239,7 +239,7 @@ fn remove_in(root: &Path) -> io::Result<()> {
 async fn systemctl(args: &[&str]) -> io::Result<()> {
     let mut command = transport::program("systemctl")?;
     command.args(args).stdin(Stdio::null()).kill_on_drop(true);
-    // A ^C at the terminal does not interrupt it.
+    // A ^C at the terminal does not interrupt the command.
     command.process_group(0);
     let output = timeout(SYSTEMCTL_TIMEOUT, command.output())
         .await
@@ -260,7 +260,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let program = root.path().join("anklume");
         fs::write(&program, "").unwrap();
-        // Everybody can write to the folder of temporary files.
+        // Everybody can write to the folder for temporary files.
         assert!(!is_safe(&program));
         assert!(!is_safe(Path::new("anklume")));
         assert!(!is_safe(Path::new("/usr/bin/there-is-none")));
@@ -269,7 +269,7 @@ mod tests {
         assert!(is_safe(&shell));
     }
 
-    /// Returns the schedule that a host with this root still needs, for a program that only root can change.
+    /// Returns the schedule that a host with this root folder still needs, for a program that only root can change.
     fn wanting(root: &Path) -> Schedule {
         let shell = || Ok(fs::canonicalize("/bin/sh").unwrap().display().to_string());
         match look_in(root, shell) {

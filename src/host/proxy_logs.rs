@@ -1,7 +1,7 @@
 //! Rotates the logs that Incus writes for the channels on the host; Incus itself neither limits nor rotates them.
 //!
-//! Rotates in place, because the writing process keeps the logs open. Follows no symbolic link, and works only in
-//! folders of this process's own user, which is root for such logs.
+//! Rotates the logs in place, because the writing processes keep them open. Follows no symbolic link, and works only in
+//! folders that belong to this process's own user (root, for these logs).
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
@@ -22,17 +22,17 @@ use crate::plan::BigLog;
 const FOLDER: &str = "/var/log/incus";
 /// Size on disk above which a log is rotated, in bytes.
 pub(crate) const LIMIT: u64 = 10 * 1024 * 1024;
-/// Size of the end of a log that is kept beside it, in bytes.
+/// Number of bytes from the end of a log that are kept beside it.
 const KEPT: u64 = 1024 * 1024;
 const KEPT_MODE: u32 = 0o600;
-/// A log's name: this, the device, [`SUFFIX`].
+/// A log's name consists of this prefix, the device name and [`SUFFIX`].
 const PREFIX: &str = "proxy.";
 const SUFFIX: &str = ".log";
-/// Suffix of the kept end of a log.
+/// Suffix of the file that keeps the end of a log.
 const OLD: &str = ".1";
-/// Suffix of the kept end while it is being written.
+/// Suffix of that file while it is being written.
 const FRESH: &str = ".1.new";
-/// Unit of a file's size on the disk, in bytes (stat(2)).
+/// Unit of a file's size on disk, in bytes (stat(2)).
 const BLOCK: u64 = 512;
 
 /// Returns the logs of these edges that exceed the limit.
@@ -46,7 +46,7 @@ pub(crate) fn big(edges: &[Edge]) -> Vec<BigLog> {
     logs.collect()
 }
 
-/// The path of an edge's log at one of its ends.
+/// Returns the path of an edge's log at one of its ends.
 pub(crate) fn path(edge: &Edge, end: &End) -> String {
     let folder = full_name(end.domain.as_str(), end.machine.as_str());
     format!("{FOLDER}/{folder}/{PREFIX}{}{SUFFIX}", edge.device_name())
@@ -64,7 +64,7 @@ pub(crate) fn rotate(path: &str) -> io::Result<()> {
     rotate_in(&folder, &log.to_string_lossy())
 }
 
-/// Rotates every log of a channel that exceeds the limit; returns the paths of those that failed, with the errors.
+/// Rotates every channel log that exceeds the limit; returns the paths of those that failed, with the errors.
 pub(crate) fn rotate_all() -> io::Result<Vec<(String, io::Error)>> {
     rotate_below(Path::new(FOLDER))
 }
@@ -73,23 +73,23 @@ fn rotate_below(root: &Path) -> io::Result<Vec<(String, io::Error)>> {
     let mut failed = Vec::new();
     let folders = match opened(root) {
         Ok(opened) => own_folder(opened)?,
-        // Incus has not written any logs.
+        // Incus has not written any logs yet.
         Err(Errno::NOENT) => return Ok(failed),
         Err(why) => return Err(why.into()),
     };
     for machine in folders.names()? {
-        // A folder that is not ours, or has meanwhile disappeared, has no log of ours.
+        // A folder that belongs to another user or has meanwhile disappeared contains none of our logs.
         let folder = folders.dir(&machine).map_err(io::Error::from);
         let Ok(folder) = folder.and_then(own_folder) else {
             continue;
         };
-        // One unreadable folder must not keep the others from being rotated.
+        // One unreadable folder must not prevent the logs in the others from being rotated.
         let Ok(logs) = folder.names() else {
             continue;
         };
         for log in logs.iter().filter(|name| is_log(name)) {
             let blocks = folder.stat(log).ok().flatten().map(|is| is.st_blocks);
-            // A hole before the writer's offset takes no blocks.
+            // A hole before the writer's offset occupies no blocks.
             let blocks = u64::try_from(blocks.unwrap_or_default()).unwrap_or_default();
             if blocks * BLOCK > LIMIT
                 && let Err(why) = rotate_in(&folder, log)
@@ -102,7 +102,7 @@ fn rotate_below(root: &Path) -> io::Result<Vec<(String, io::Error)>> {
     Ok(failed)
 }
 
-/// Returns whether a file of that name is the log of a channel.
+/// Returns whether a file of this name is a channel's log.
 fn is_log(name: &str) -> bool {
     let device = name.strip_prefix(PREFIX);
     let device = device.and_then(|name| name.strip_suffix(SUFFIX));
@@ -124,7 +124,7 @@ fn own_folder(folder: Dir) -> io::Result<Dir> {
     Err(io::Error::other(fault))
 }
 
-/// Keeps the end of a log in a file beside it, and empties the log.
+/// Copies the end of a log to a file beside it, and empties the log.
 fn rotate_in(folder: &Dir, name: &str) -> io::Result<()> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let mut file = File::from(folder.open_at(name, flags)?);
@@ -143,18 +143,18 @@ fn rotate_in(folder: &Dir, name: &str) -> io::Result<()> {
     file.set_len(0)
 }
 
-/// Makes the processes that write a log append to it.
+/// Makes the processes that are writing to a log append to it.
 ///
-/// Incus opens the log without `O_APPEND` (Go's `os.Create`) and gives it to its proxy as stdout and stderr. A file that is
-/// emptied would get its next line at the old offset, behind a hole of gigabytes that every reader and backup sees as
-/// zeros. The flag must be set on the writer's own descriptor; if that fails, the hole stays but takes no disk space.
+/// Incus opens the log without `O_APPEND` (Go's `os.Create`) and passes it to its proxy as stdout and stderr. After the
+/// file is emptied, the next line would go to the old offset, after a hole of gigabytes that readers and backups see as
+/// zeros. The flag must be set on the writer's own descriptor; if that fails, the hole stays but uses no disk space.
 fn append_only(log: &Stat) {
     for process in processes().into_iter().flatten() {
         for descriptor in [1, 2] {
             let is_log = stat(format!("/proc/{process}/fd/{descriptor}"))
                 .is_ok_and(|is| (is.st_dev, is.st_ino) == (log.st_dev, log.st_ino));
             if is_log {
-                // A process that has ended writes nothing.
+                // A process that has exited writes nothing.
                 let _ = append(process, descriptor);
             }
         }
@@ -176,7 +176,7 @@ mod tests {
 
     const LOG: &str = "proxy.mcp-0123456789abcdef.log";
 
-    /// Creates a folder of logs with one machine, whose log has this many bytes and a last line.
+    /// Creates a log folder for one machine, with a log of this many bytes and a last line.
     fn logs(bytes: u64) -> (tempfile::TempDir, std::path::PathBuf) {
         let root = tempfile::tempdir().unwrap();
         let machine = root.path().join("work_dev");
@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn whoever_writes_goes_on_at_the_beginning() {
         let (root, log) = logs(LIMIT + 4096);
-        // Like a forkproxy, the child has the log as its stdout, not opened for appending.
+        // As with a forkproxy, the child's stdout is the log, not opened for appending.
         let opened = File::options().write(true).open(&log).unwrap();
         let mut opened = opened;
         opened.seek(SeekFrom::End(0)).unwrap();
@@ -221,7 +221,7 @@ mod tests {
             .stdout(opened)
             .spawn()
             .unwrap();
-        // After `spawn`, the shell already has the log as its stdout.
+        // After `spawn`, the shell's stdout is already the log.
         assert!(rotate_below(root.path()).unwrap().is_empty());
         let mut stdin = child.stdin.take().unwrap();
         stdin.write_all(b"go\ngo\n").unwrap();
@@ -254,7 +254,7 @@ mod tests {
         fs::set_permissions(log.parent().unwrap(), fs::Permissions::from_mode(0o777)).unwrap();
         assert!(rotate_below(root.path()).unwrap().is_empty());
         assert_eq!(log.metadata().unwrap().len(), length);
-        // Through a hard link, a user could have another file emptied.
+        // A user could use a hard link to have another file emptied.
         fs::set_permissions(log.parent().unwrap(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::hard_link(&log, root.path().join("second")).unwrap();
         assert_eq!(rotate_below(root.path()).unwrap().len(), 1);

@@ -13,11 +13,11 @@ use super::{Incus, IncusError, IncusResult};
 
 /// Maximum time for one operation, which may have to fetch an image first.
 const OPERATION_MAX: Duration = Duration::from_secs(900);
-/// Time that one request waits for the end of an operation, in seconds; shorter than any time-out.
+/// Time that one request waits for an operation to finish, in seconds; shorter than any timeout.
 const WAIT_SECONDS: u64 = 10;
-/// Number of tries for an edit that fails because of a concurrent edit, or without a message from Incus.
+/// Number of attempts at an edit that fails because of a concurrent edit, or without a message from Incus.
 const EDIT_TRIES: usize = 8;
-/// Time to wait for a machine that is busy.
+/// Maximum time to wait for a busy machine.
 const BUSY_MAX: Duration = Duration::from_secs(30);
 /// Interval for checking a busy machine.
 const BUSY_INTERVAL: Duration = Duration::from_millis(250);
@@ -34,7 +34,7 @@ struct BegunOperation {
     operation: String,
 }
 
-/// An operation of Incus.
+/// An Incus operation.
 #[derive(Debug, Deserialize)]
 struct Operation {
     #[serde(default)]
@@ -44,9 +44,9 @@ struct Operation {
 }
 
 impl Incus {
-    /// Creates an object; `body` is the request's body, including the name.
+    /// Creates an object; `body` is the request body, including the name.
     ///
-    /// An interrupted run may have requested the object, which then appears: it is accepted if it has every key
+    /// An interrupted run may already have requested the object, so an existing one is accepted if it has every key
     /// of `body`'s configuration.
     pub(crate) async fn create(&mut self, object: &Object, body: &Value) -> IncusResult<()> {
         let url = object.collection();
@@ -73,8 +73,8 @@ impl Incus {
         !wanted.is_empty() && wanted.iter().all(has)
     }
 
-    /// Edits an object in its current state; retries after a concurrent edit, and if Incus fails without a message,
-    /// which happens occasionally when many devices of a machine change at once.
+    /// Edits an object in its current state; retries after a concurrent edit or if Incus fails without a message,
+    /// which happens occasionally when many devices of a machine change at the same time.
     pub(crate) async fn edit(&mut self, object: &Object, edits: &[Edit]) -> IncusResult<()> {
         let mut tries = EDIT_TRIES;
         let mut pause = BUSY_INTERVAL;
@@ -111,7 +111,7 @@ impl Incus {
         unless_missing(deleted).map(Option::unwrap_or_default)
     }
 
-    /// Sends a writing request; retries while the machine is busy with an operation that an earlier run or Incus began.
+    /// Sends a write request; retries while the machine is busy with an operation that an earlier run or Incus started.
     pub(super) async fn write(
         &mut self,
         method: Method,
@@ -153,7 +153,7 @@ impl Incus {
         self.wait_for(&begun.operation, OPERATION_MAX).await
     }
 
-    /// Waits for the end of an operation.
+    /// Waits for an operation to finish.
     pub(super) async fn wait_for(&mut self, operation: &str, timeout: Duration) -> IncusResult<()> {
         let (path, query) = operation.split_once('?').unwrap_or((operation, ""));
         let wait = format!("{path}/wait?timeout={WAIT_SECONDS}&{query}");
@@ -170,7 +170,7 @@ impl Incus {
     }
 }
 
-/// Returns whether Incus failed without a reason: its answer is only the name of the status.
+/// Returns whether Incus failed without giving a reason: its answer is just the name of the HTTP status.
 fn is_without_message(why: &IncusError) -> bool {
     let status = StatusCode::INTERNAL_SERVER_ERROR;
     matches!(why, IncusError::Refused { code, message }

@@ -1,4 +1,4 @@
-//! A connection to the daemon: the socket, a request, its answer, a time limit for each step.
+//! Connects to the daemon's socket, sends requests and reads their answers, with a time limit for each step.
 
 use std::ffi::OsString;
 use std::io;
@@ -29,8 +29,8 @@ const STATE: &str = "/var/lib/incus";
 /// The socket's folder in newer packages.
 const RUN: &str = "/run/incus";
 
-/// Locates the daemon's socket by the rules of the `incus` program: `INCUS_SOCKET`, then `INCUS_DIR`, then the usual
-/// folders; in a folder, the socket of `incus-user` if this user may not use the daemon's own.
+/// Locates the daemon's socket by the `incus` program's rules: `INCUS_SOCKET`, then `INCUS_DIR`, then the usual
+/// folders; within a folder, the `incus-user` socket if this user may not use the daemon's own.
 pub(crate) fn socket_path(variable: impl Fn(&str) -> Option<OsString>) -> PathBuf {
     let set = |name| variable(name).filter(|value| !value.is_empty());
     if let Some(socket) = set("INCUS_SOCKET") {
@@ -56,19 +56,19 @@ fn usual_folder() -> PathBuf {
 #[derive(Debug)]
 pub(crate) struct Incus {
     socket: PathBuf,
-    /// Time-out of each step of a request.
+    /// Timeout for each step of a request.
     timeout: Duration,
     sender: SendRequest<Full<Bytes>>,
     driver: JoinHandle<hyper::Result<()>>,
     writes: Writes,
 }
 
-/// Number of writing requests sent over all connections that share it.
+/// Number of write requests sent over all connections that share this counter.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Writes(Arc<AtomicU64>);
 
 impl Writes {
-    /// The number so far.
+    /// Returns the number so far.
     pub(crate) fn count(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -79,7 +79,7 @@ impl Writes {
 pub(super) struct ApiCall<'a> {
     method: Method,
     path: &'a str,
-    /// Headers besides `Host`.
+    /// Headers in addition to `Host`.
     pub(super) headers: Vec<(&'static str, String)>,
     pub(super) body: Bytes,
 }
@@ -102,7 +102,7 @@ pub(super) struct ApiAnswer {
     body: Bytes,
 }
 
-/// The frame around every answer of the API.
+/// The envelope around every API answer.
 #[derive(Debug, Deserialize)]
 struct ApiEnvelope<T> {
     /// The answer itself; `None` if an operation failed, regardless of the status.
@@ -158,13 +158,13 @@ impl Incus {
         })
     }
 
-    /// Counts the connection's writing requests in `writes`.
+    /// Counts the connection's write requests in `writes`.
     pub(crate) fn counting(mut self, writes: Writes) -> Self {
         self.writes = writes;
         self
     }
 
-    /// Reads the object at `path` of the API.
+    /// Reads the object at an API path.
     pub(crate) async fn get<T: DeserializeOwned>(&mut self, path: &str) -> IncusResult<T> {
         let call = ApiCall::new(Method::GET, path);
         self.exchange(call).await?.metadata(path)
@@ -178,7 +178,7 @@ impl Incus {
         Ok(ApiAnswer { headers, body })
     }
 
-    /// Sends a request and hands the body of its answer to `each` as it arrives, at most `max` bytes; returns the headers.
+    /// Sends a request and passes the answer's body (at most `max` bytes) to `each` as it arrives; returns the headers.
     pub(super) async fn stream(
         &mut self,
         call: ApiCall<'_>,
@@ -224,7 +224,7 @@ impl Incus {
     }
 }
 
-/// Turns Incus's refusal of an unknown name into `None`.
+/// Converts a "not found" refusal to `None`.
 pub(super) fn unless_missing<T>(answer: IncusResult<T>) -> IncusResult<Option<T>> {
     match answer {
         Err(IncusError::Refused { code: 404, .. }) => Ok(None),
@@ -232,9 +232,9 @@ pub(super) fn unless_missing<T>(answer: IncusResult<T>) -> IncusResult<Option<T>
     }
 }
 
-/// Percent-encodes a value for a query or a path of the API.
+/// Percent-encodes a value for an API path or query.
 pub(super) fn encoded(value: &str) -> PercentEncode<'_> {
-    /// All characters but the unreserved ones of RFC 3986.
+    /// All characters except the unreserved ones of RFC 3986.
     const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
         .remove(b'-')
         .remove(b'.')

@@ -1,6 +1,6 @@
-//! Files and folders inside a machine, running or not, over the API.
+//! Accesses files and folders inside a machine, running or not, through the API.
 //!
-//! Handles one path at a time; the calling module decides which paths may be passed through.
+//! Handles one path at a time; the calling module decides which folders a path may lead through.
 
 use hyper::Method;
 use hyper::body::Bytes;
@@ -27,9 +27,9 @@ pub(crate) enum EntryKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FileEntry {
     pub(crate) kind: EntryKind,
-    /// Owner and permissions, without the bits above `0o777`; `None`: Incus does not report them.
+    /// Owner and permissions, without the bits above `0o777`; `None` if Incus does not report them.
     pub(crate) owner: Option<FileOwner>,
-    /// True if it is a socket; `None`: Incus does not report it.
+    /// True if it is a socket; `None` if Incus does not report this.
     pub(crate) is_socket: Option<bool>,
 }
 
@@ -49,7 +49,7 @@ impl FileOwner {
             ("X-Incus-gid", self.gid.to_string()),
             ("X-Incus-mode", format!("{:04o}", self.mode)),
             ("X-Incus-type", kind.to_owned()),
-            // With any other type Incus writes an empty file and reports success.
+            // With any other type, Incus writes an empty file and reports success.
             ("Content-Type", "application/octet-stream".to_owned()),
         ]
     }
@@ -65,7 +65,7 @@ fn kind(headers: &HeaderMap) -> EntryKind {
     }
 }
 
-/// Returns owner and permissions, with the machine's own user numbers.
+/// Returns the owner and permissions, with uid and gid as seen inside the machine.
 fn owner(headers: &HeaderMap) -> Option<FileOwner> {
     let text = |name: &str| headers.get(name)?.to_str().ok();
     Some(FileOwner {
@@ -105,7 +105,7 @@ impl Incus {
         }))
     }
 
-    /// Reads a regular file, or the target of a link, of at most `max` bytes; `None` if the entry is absent or not of this kind.
+    /// Reads a regular file or a link's target, of at most `max` bytes; `None` if it is missing or of another type.
     pub(crate) async fn read_file(
         &mut self,
         machine: &Object,
@@ -145,7 +145,7 @@ impl Incus {
         Ok(headers.as_ref().map(kind))
     }
 
-    /// Creates a folder; an existing one stays as it is.
+    /// Creates a folder; leaves an existing one unchanged.
     pub(crate) async fn make_folder(
         &mut self,
         machine: &Object,
@@ -156,7 +156,7 @@ impl Incus {
         self.put_file(machine, path, headers, Bytes::new()).await
     }
 
-    /// Writes or overwrites a file. Not atomic: write a new file beside it, then rename it inside the machine.
+    /// Writes or overwrites a file. Not atomic: callers write a new file beside it and rename that inside the machine.
     pub(crate) async fn write_file(
         &mut self,
         machine: &Object,

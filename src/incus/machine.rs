@@ -1,7 +1,7 @@
-//! Finds machines by name, starts and stops them, and checks whether a machine that Incus reports as running runs.
+//! Finds machines by name, starts and stops them, and checks whether a machine reported as running really is.
 //!
 //! After a failed start, Incus (6.0.4) reports the machine as running for half a second or more, until LXC has cleaned
-//! up. Another start then fails because the machine is "already running", and its state has no process.
+//! up. Meanwhile, another start fails because the machine is "already running", and its state lists no process.
 
 use std::time::{Duration, Instant};
 
@@ -14,20 +14,20 @@ use super::object::{Object, default_project};
 use super::{Incus, IncusError, IncusResult};
 use crate::name::closest;
 
-/// Time-out in a request for a power state, in seconds; Incus ignores it if the stop is forced.
+/// Timeout in a request for a power state, in seconds; Incus ignores it if the stop is forced.
 const STOP_SECONDS: u32 = 10;
 /// Number of attempts to start a machine that does not stay up.
 const START_TRIES: usize = 3;
-/// Maximum time for which Incus may report a machine as running although it has no process.
+/// Maximum time during which Incus may report a machine without a process as running.
 const CLEANUP_MAX: Duration = Duration::from_secs(30);
 /// Interval for checking such a machine.
 const CLEANUP_INTERVAL: Duration = Duration::from_millis(100);
-/// Part of Incus's message on starting a machine that is already running.
+/// Part of Incus's message about starting a machine that is already running.
 const RUNS_ALREADY: &str = "already running";
-/// Statuses of a running machine; a program in the machine reports `Ready`.
+/// Statuses of a running machine; `Ready` is reported by a program inside it.
 pub(super) const RUNNING: [&str; 2] = ["Running", "Ready"];
 
-/// The properties of a machine that matter to a connection.
+/// The properties of a machine that matter for a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(crate) struct MachineRef {
     pub(crate) name: String,
@@ -39,7 +39,7 @@ pub(crate) struct MachineRef {
 }
 
 impl MachineRef {
-    /// Returns whether programs can be started in it.
+    /// Returns whether programs can be started in the machine.
     pub(crate) fn runs(&self) -> bool {
         RUNNING.contains(&self.status.as_str())
     }
@@ -51,7 +51,7 @@ pub(crate) enum FindError {
     #[error("no machine `{}`{}", name.escape_debug(), in_project(project.as_deref()))]
     NoMachine {
         name: String,
-        /// The only project that was searched.
+        /// The project to which the search was limited.
         project: Option<String>,
         /// The machine that was most likely meant.
         closest: Option<MachineRef>,
@@ -72,7 +72,7 @@ fn in_project(project: Option<&str>) -> String {
     })
 }
 
-/// Finds the one machine of that name, in all projects or in the given one.
+/// Finds the only machine with this name, in all projects or in the given one.
 pub(crate) fn find(
     machines: &[MachineRef],
     name: &str,
@@ -120,12 +120,12 @@ pub(crate) enum Power {
 /// A machine's `/state`.
 #[derive(Debug, Deserialize)]
 struct MachineStatus<P> {
-    /// Host PID of its first process; not positive if none exists.
+    /// Host PID of its first process; zero or negative if none exists.
     pid: P,
 }
 
 impl Incus {
-    /// Reads the machines of all projects, or of one.
+    /// Reads the machines of all projects or of one.
     pub(crate) async fn machines(&mut self, project: Option<&str>) -> IncusResult<Vec<MachineRef>> {
         let scope = project.map_or_else(
             || "all-projects=true".to_owned(),
@@ -135,7 +135,7 @@ impl Incus {
             .await
     }
 
-    /// Reads the names of the projects that this user sees, sorted.
+    /// Reads the names of the projects visible to this user, sorted.
     pub(crate) async fn projects(&mut self) -> IncusResult<Vec<String>> {
         let urls: Vec<String> = self.get("/1.0/projects").await?;
         let names = urls.iter().filter_map(|url| url.rsplit('/').next());
@@ -150,7 +150,7 @@ impl Incus {
         Ok(status.pid)
     }
 
-    /// Starts, resumes or stops a machine; a start succeeds only if the machine then runs.
+    /// Starts, resumes or stops a machine; a start succeeds only if the machine is running afterwards.
     pub(crate) async fn power(&mut self, machine: &Object, power: Power) -> IncusResult<()> {
         if power != Power::Start {
             return self.set_power(machine, power).await;
@@ -161,7 +161,7 @@ impl Incus {
                 Err(why @ (IncusError::Refused { .. } | IncusError::Failed(_))) => Some(why),
                 Err(why) => return Err(why),
             };
-            // Also after a refusal: the next reader of Incus must not see the machine as running.
+            // Checked even after a refusal: whoever reads Incus next must not see the machine as running if it is not.
             if self.runs(machine).await? {
                 return Ok(());
             }
@@ -187,7 +187,7 @@ impl Incus {
             .await
     }
 
-    /// Returns whether a machine runs; waits while Incus reports it as running although it has no process.
+    /// Returns whether a machine is running; waits while Incus reports it as running although it has no process.
     pub(super) async fn runs(&mut self, machine: &Object) -> IncusResult<bool> {
         let began = Instant::now();
         while began.elapsed() < CLEANUP_MAX {
@@ -200,7 +200,7 @@ impl Incus {
             let path = machine.path("/state");
             match self.get::<MachineStatus<Option<i64>>>(&path).await {
                 Ok(status) if status.pid.is_some_and(|pid| pid > 0) => return Ok(true),
-                // Incus fails because the process does not exist.
+                // Incus returns an error because the process does not exist.
                 Ok(_) | Err(IncusError::Refused { .. } | IncusError::Failed(_)) => {}
                 Err(why) => return Err(why),
             }

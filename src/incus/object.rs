@@ -1,4 +1,4 @@
-//! The objects of Incus that anklume creates, and the edits that apply to one.
+//! The Incus objects that anklume creates, and the edits that can be applied to them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,25 +7,25 @@ use serde_json::{Map, Value};
 
 use super::connection::encoded;
 
-/// Configuration, or a device: keys and values as Incus takes them.
+/// A configuration or device: keys and values in Incus's form.
 pub(crate) type ConfigMap = BTreeMap<String, String>;
 /// Devices by name.
 pub(crate) type Devices = BTreeMap<String, ConfigMap>;
 
-/// The project that always exists; networks and their access lists belong to it.
+/// The project that always exists; it contains the networks and their access lists.
 pub(crate) const DEFAULT_PROJECT: &str = "default";
 
 pub(super) fn default_project() -> String {
     DEFAULT_PROJECT.to_owned()
 }
 
-/// A named object of Incus.
+/// A named Incus object.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Object {
     Project(String),
-    /// A network access list of the default project.
+    /// A network access list in the default project.
     Acl(String),
-    /// A network of the default project.
+    /// A network in the default project.
     Network(String),
     Profile {
         project: String,
@@ -45,7 +45,7 @@ pub(crate) enum Object {
 }
 
 impl Object {
-    /// Returns the machine `name` of `project`.
+    /// Creates a reference to the machine `name` in `project`.
     pub(crate) fn machine(project: &str, name: &str) -> Self {
         Self::Machine {
             project: project.to_owned(),
@@ -89,7 +89,7 @@ impl Object {
         }
     }
 
-    /// Returns the project that contains it; for a project, the project itself.
+    /// Returns the name of the project that contains it; for a project, its own name.
     pub(crate) fn project(&self) -> &str {
         match self {
             Self::Project(name) => name,
@@ -124,7 +124,7 @@ impl fmt::Display for Object {
     }
 }
 
-/// The direction of a rule's traffic, seen from the machines.
+/// The direction of the traffic that a rule covers, as seen from the machines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
     /// To the machines.
@@ -143,7 +143,7 @@ impl Direction {
     }
 }
 
-/// One change of an object, from `old` to `new`; `None`: absent.
+/// One change to an object, from `old` to `new`; `None` means absent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Edit {
     Description {
@@ -164,7 +164,7 @@ pub(crate) enum Edit {
         old: Vec<String>,
         new: Vec<String>,
     },
-    /// Rules of an access list: `old` are removed, `new` are added, others stay.
+    /// Rules of an access list: those in `old` are removed, those in `new` are added, and others stay.
     Rules {
         direction: Direction,
         old: Vec<ConfigMap>,
@@ -173,7 +173,7 @@ pub(crate) enum Edit {
 }
 
 impl Edit {
-    /// Applies the change to an object as the API returned it.
+    /// Applies the change to an object in the form that the API returned.
     pub(super) fn apply(&self, object: &mut Map<String, Value>) {
         match self {
             Self::Description { new, .. } => {
@@ -224,7 +224,7 @@ fn set(object: &mut Map<String, Value>, section: &str, key: &str, value: Option<
     *section = keys.into();
 }
 
-/// Returns whether the non-empty keys of a rule of the API are exactly these.
+/// Returns whether the non-empty keys of a rule from the API are exactly these.
 fn is_rule(rule: &Value, keys: &ConfigMap) -> bool {
     rule.as_object().is_some_and(|rule| {
         let mut filled = rule.iter().filter(|(_, value)| value.as_str() != Some(""));

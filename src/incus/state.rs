@@ -1,4 +1,4 @@
-//! Reads everything on Incus that a plan compares with `infra.yml`, in few requests.
+//! Reads everything in Incus that a plan compares with `infra.yml`, in few requests.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,37 +12,37 @@ use super::object::{ConfigMap, DEFAULT_PROJECT, Devices, Object, default_project
 use super::{Incus, IncusError, IncusResult};
 use crate::machine_state::SETUP;
 
-/// Maximum time to wait for the operations of an earlier, interrupted run.
+/// Maximum time to wait for an operation that an earlier, interrupted run left.
 const SETTLE_MAX: Duration = Duration::from_secs(120);
 
-/// Everything on Incus that matters to anklume: the objects of all projects, unless a field names one.
+/// Everything in Incus that matters to anklume: the objects of all projects, unless a field names a single project.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct State {
     pub(crate) projects: Vec<Project>,
-    /// Those of the default project, and unmanaged interfaces of the host.
+    /// Networks of the default project, and unmanaged interfaces of the host.
     pub(crate) networks: Vec<IncusNetwork>,
-    /// Those of the default project.
+    /// Network access lists of the default project.
     pub(crate) acls: Vec<Acl>,
     pub(crate) profiles: Vec<IncusProfile>,
     pub(crate) instances: Vec<Instance>,
     /// Custom volumes.
     pub(crate) volumes: Vec<Volume>,
-    /// Names of the storage pools.
+    /// Storage pool names.
     pub(crate) pools: Vec<String>,
-    /// Image aliases of the default project.
+    /// Image aliases in the default project.
     pub(crate) aliases: Vec<Alias>,
-    /// Fingerprints of the images of the default project.
+    /// Fingerprints of the images in the default project.
     pub(crate) images: Vec<String>,
 }
 
-/// The daemon.
+/// The daemon's own properties.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct IncusServer {
-    /// Extensions of the API that this version supports.
+    /// API extensions that this version supports.
     #[serde(deserialize_with = "or_default")]
     pub(crate) api_extensions: Vec<String>,
-    /// `trusted` for a user who may use it.
+    /// `trusted` for a user who may use the daemon.
     pub(crate) auth: String,
     #[serde(deserialize_with = "or_default")]
     pub(crate) environment: Environment,
@@ -66,7 +66,7 @@ pub(crate) struct Project {
     pub(crate) description: String,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) config: ConfigMap,
-    /// URLs of the objects in it.
+    /// URLs of the objects in the project.
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) used_by: Vec<String>,
 }
@@ -75,10 +75,10 @@ pub(crate) struct Project {
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(crate) struct IncusNetwork {
     pub(crate) name: String,
-    /// `bridge` and others.
+    /// `bridge` or another type.
     #[serde(default, rename = "type")]
     pub(crate) kind: String,
-    /// True if Incus made it.
+    /// True if Incus manages it.
     #[serde(default)]
     pub(crate) managed: bool,
     #[serde(default, deserialize_with = "or_default")]
@@ -89,7 +89,7 @@ pub(crate) struct IncusNetwork {
 }
 
 impl IncusNetwork {
-    /// The machines that use it: project and name.
+    /// Returns the machines that use the network, as (project, name).
     pub(crate) fn machines(&self) -> impl Iterator<Item = (&str, &str)> {
         let urls = self.used_by.iter().map(String::as_str);
         let machines = urls.filter(|url| path_of(url).starts_with("/1.0/instances/"));
@@ -98,7 +98,7 @@ impl IncusNetwork {
 }
 
 impl Project {
-    /// The objects in it that [`State`] does not hold, as Incus names them: `storage-pools/POOL/buckets/NAME`.
+    /// Returns the objects in it that [`State`] lacks, by their Incus path, such as `storage-pools/POOL/buckets/NAME`.
     pub(crate) fn others(&self) -> impl Iterator<Item = &str> {
         let paths = self.used_by.iter().map(|url| path_of(url));
         let paths = paths.filter_map(|path| path.strip_prefix("/1.0/"));
@@ -135,7 +135,7 @@ pub(crate) struct IncusProfile {
     pub(crate) devices: Devices,
 }
 
-/// A machine as it is on Incus.
+/// A machine as it exists in Incus.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(crate) struct Instance {
     pub(crate) name: String,
@@ -160,7 +160,7 @@ pub(crate) struct Instance {
     pub(crate) profiles: Vec<String>,
 }
 
-/// Identifies a machine on Incus.
+/// Identifies a machine in Incus.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct InstanceId {
     pub(crate) project: String,
@@ -179,7 +179,7 @@ impl Instance {
         InstanceId::new(&self.project, &self.name)
     }
 
-    /// Returns whether it runs.
+    /// Returns whether the machine is running.
     pub(crate) fn is_running(&self) -> bool {
         RUNNING.contains(&self.status.as_str())
     }
@@ -197,7 +197,7 @@ pub(crate) struct Volume {
     pub(crate) config: ConfigMap,
 }
 
-/// A name of an image.
+/// A name for an image.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(crate) struct Alias {
     pub(crate) name: String,
@@ -217,7 +217,7 @@ struct StoragePool {
 struct Operations {
     #[serde(deserialize_with = "or_default")]
     running: Vec<Begun>,
-    /// Those that failed in the last seconds.
+    /// Operations that failed within the last few seconds.
     #[serde(deserialize_with = "or_default")]
     failure: Vec<Begun>,
 }
@@ -234,7 +234,7 @@ struct Begun {
     metadata: Value,
 }
 
-/// Reads `null` as the default: Go writes a list or map that was never filled as `null`.
+/// Reads `null` as the default, because Go writes a list or map that was never filled as `null`.
 fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -243,17 +243,17 @@ where
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// The path of a URL of the API, without its query.
+/// Returns the path of an API URL, without the query.
 fn path_of(url: &str) -> &str {
     url.split_once('?').map_or(url, |(path, _)| path)
 }
 
-/// The last part of the path of a URL of the API.
+/// Returns the last segment of an API URL's path.
 fn last_part(url: &str) -> &str {
     path_of(url).rsplit('/').next().unwrap_or_default()
 }
 
-/// The project in the URL of a machine.
+/// Returns the project in a machine's URL.
 fn project_of(url: &str) -> &str {
     url.split_once("project=")
         .map_or(DEFAULT_PROJECT, |(_, project)| {
@@ -267,7 +267,7 @@ impl Incus {
         self.get("/1.0").await
     }
 
-    /// Reads everything.
+    /// Reads the complete state.
     pub(crate) async fn state(&mut self) -> IncusResult<State> {
         let pools: Vec<StoragePool> = self.get("/1.0/storage-pools?recursion=1").await?;
         let mut state = State {
@@ -290,7 +290,7 @@ impl Incus {
                 "/1.0/storage-pools/{}/volumes/custom?recursion=1&all-projects=true",
                 encoded(&name)
             );
-            // A pool that was deleted meanwhile has no volumes.
+            // A pool that has meanwhile been deleted has no volumes.
             let volumes: Option<Vec<Volume>> = unless_missing(self.get(&path).await)?;
             let volumes = volumes.into_iter().flatten();
             state.volumes.extend(volumes.map(|volume| Volume {
@@ -302,8 +302,8 @@ impl Incus {
         Ok(state)
     }
 
-    /// Waits for the operations that an interrupted run left in the machines of these projects, and for the cleanup
-    /// after those that have just failed there; returns whether any existed.
+    /// Waits for operations that an interrupted run left in the machines of these projects, and for the cleanup
+    /// after operations that have just failed there; returns whether there were any.
     pub(crate) async fn settle(&mut self, ours: impl Fn(&str) -> bool) -> IncusResult<bool> {
         let operations: Operations = self
             .get("/1.0/operations?recursion=1&all-projects=true")
@@ -314,7 +314,7 @@ impl Incus {
             if !machines.is_empty() {
                 let path = format!("/1.0/operations/{}", encoded(&running.id));
                 match self.wait_for(&path, SETTLE_MAX).await {
-                    // The current state shows how it ended.
+                    // The state that is read afterwards shows how it ended.
                     Ok(())
                     | Err(
                         IncusError::Failed(_) | IncusError::Slow(_) | IncusError::Refused { .. },
@@ -334,9 +334,9 @@ impl Incus {
 }
 
 impl Begun {
-    /// Returns the machines of these projects that it concerns.
+    /// Returns the machines in these projects that the operation concerns.
     fn machines(&self, ours: impl Fn(&str) -> bool) -> Vec<Object> {
-        // Among the programs that run in a machine (`websocket`), only this program's own setup, left by a run that was
+        // Among the programs running in a machine (`websocket`), only this program's own setup, left by a run that was
         // killed, is unfinished work.
         let argument = self.metadata.pointer("/command/1");
         let is_setup = argument.is_some_and(|argument| argument == SETUP);

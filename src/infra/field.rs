@@ -1,6 +1,6 @@
-//! Typed access to the keys of a map: a value of the wrong type is a finding, and reading continues.
+//! Typed access to a map's keys: a value of the wrong type becomes a finding, and reading continues.
 //!
-//! The rules of the sections belong to `validate`.
+//! The rules for each section are in `validate`.
 
 mod wrong;
 
@@ -15,13 +15,13 @@ use crate::diagnostic::{Severity, quote};
 use wrong::{A_MAP, Expected, is_decimal, wrong_type};
 pub(super) use wrong::{wrong_entry, wrong_item};
 
-/// The map of a section.
+/// A section's map.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Fields<'t, 'a> {
     /// Place of the section.
     pub(super) at: At,
     entries: &'t [Entry<'a>],
-    /// True for a section that grants something, in which an unknown key or an empty value is an error.
+    /// True for a section that grants something; unknown keys and empty values in it are errors.
     strict: bool,
 }
 
@@ -35,13 +35,13 @@ pub(super) struct Text<'t> {
 }
 
 impl<'t, 'a> Fields<'t, 'a> {
-    /// The map that a key holds.
+    /// Reads a key's value as a map.
     pub(super) fn of(entry: &'t Entry<'a>, findings: &mut Findings) -> Option<Self> {
         let what = Expected::Key(&entry.key.text, entry.at);
         Self::of_what(&entry.value, what, findings)
     }
 
-    /// The map of an item of a list, or of the file; `what` names it in messages.
+    /// Reads a list item, or the file, as a map; `what` names it in messages.
     pub(super) fn of_item(
         node: &'t Node<'a>,
         what: &'static str,
@@ -71,13 +71,13 @@ impl<'t, 'a> Fields<'t, 'a> {
         }
     }
 
-    /// The same section, with unknown keys and empty values as faults.
+    /// The same section, except that unknown keys and empty values are faults.
     pub(super) const fn strict(mut self) -> Self {
         self.strict = true;
         self
     }
 
-    /// Reports keys that the section does not have.
+    /// Reports keys unknown to the section.
     pub(super) fn known(&self, section: &str, keys: &[&str], findings: &mut Findings) {
         for entry in self.entries {
             let key = entry.key.text.as_ref();
@@ -101,12 +101,12 @@ impl<'t, 'a> Fields<'t, 'a> {
         }
     }
 
-    /// All entries in the order of the file.
+    /// All entries, in file order.
     pub(super) fn entries(&self) -> &'t [Entry<'a>] {
         self.entries
     }
 
-    /// Returns the entry of a key, with or without a value.
+    /// Returns a key's entry, with or without a value.
     pub(super) fn entry(&self, key: &str) -> Option<&'t Entry<'a>> {
         self.entries.iter().find(|entry| entry.key.text == key)
     }
@@ -117,7 +117,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         Some(entry.value.at)
     }
 
-    /// Returns the entry of a key. Outside strict sections, an empty value counts as not written, with a warning.
+    /// Returns a key's entry. Outside strict sections, an empty value causes a warning and counts as missing.
     pub(super) fn filled(&self, key: &str, findings: &mut Findings) -> Option<&'t Entry<'a>> {
         let entry = self.entry(key)?;
         if self.strict || !is_null(&entry.value) {
@@ -130,17 +130,17 @@ impl<'t, 'a> Fields<'t, 'a> {
         None
     }
 
-    /// Text: quoted, or plain and not a number, truth value or null.
+    /// Text: quoted, or plain and not a number, Boolean or null.
     pub(super) fn text(&self, key: &str, findings: &mut Findings) -> Option<Text<'t>> {
         text_entry(self.filled(key, findings)?, findings)
     }
 
-    /// A scalar as the text that Incus and Ansible get.
+    /// A scalar as the text passed to Incus and Ansible.
     pub(super) fn incus_text(&self, key: &str, findings: &mut Findings) -> Option<String> {
         incus_text(self.filled(key, findings)?, findings)
     }
 
-    /// Records those of these keys that are written, which anklume does not apply. Each has its section as a prefix.
+    /// Records which of these keys, which anklume does not apply, are present. Each has its section as a prefix.
     pub(super) fn note_unapplied(&self, keys: &[&'static str], findings: &mut Findings) {
         for key in keys {
             let own = key.rsplit('.').next().unwrap_or(key);
@@ -150,7 +150,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         }
     }
 
-    /// Text from a fixed set of values.
+    /// One of a fixed set of text values.
     pub(super) fn choice(
         &self,
         key: &str,
@@ -298,7 +298,7 @@ fn bytes(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(size)
 }
 
-/// Returns the text that a key holds.
+/// Returns a key's value as text.
 pub(super) fn text_entry<'t>(entry: &'t Entry<'_>, findings: &mut Findings) -> Option<Text<'t>> {
     text(
         &entry.value,
@@ -343,7 +343,7 @@ fn text<'t>(node: &'t Node<'_>, what: Expected<'_>, findings: &mut Findings) -> 
     }
 }
 
-/// A scalar as the text for Incus and Ansible: truth values in lower case, anything else as written.
+/// A scalar as the text for Incus and Ansible: Booleans in lower case, anything else as written.
 pub(super) fn incus_text(entry: &Entry<'_>, findings: &mut Findings) -> Option<String> {
     if let NodeKind::Scalar(scalar) = &entry.value.kind {
         match scalar.reading() {

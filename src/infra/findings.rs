@@ -1,4 +1,4 @@
-//! Gathers the findings of a file in the order of the rules, and returns them in the order of the file.
+//! Collects a file's findings in the order of the checks, and returns them in file order.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -9,22 +9,22 @@ use super::Unapplied;
 use crate::diagnostic::{Diagnostic, Faults, Place, Severity, Source, codes};
 use crate::name::closest;
 
-/// Maximum number of findings that are kept; further ones are counted.
+/// Maximum number of findings kept; further ones are only counted.
 const FINDINGS_MAX: usize = 10_000;
 
-/// Maximum number of names that are compared for a "did you mean", because comparisons take time.
+/// Maximum number of names compared for "did you mean" suggestions, because comparisons take time.
 const COMPARISONS_MAX: usize = 200_000;
-/// Maximum length of a text that is compared, in bytes.
+/// Maximum length of a compared string, in bytes.
 const COMPARED_MAX: usize = 64;
 
-/// A place in a file: a [`Place`] without the text of the file, small enough for every node of a large file.
+/// A place in a file: a [`Place`] without the file's text, small enough to be stored in every node of a large file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct At {
     /// Index of the source.
     pub(super) file: u32,
     /// First byte.
     pub(super) start: u32,
-    /// First byte after it.
+    /// First byte after the place.
     pub(super) end: u32,
     /// Line, from 1.
     pub(super) line: u32,
@@ -32,7 +32,7 @@ pub(super) struct At {
     pub(super) column: u32,
 }
 
-/// The findings so far, and the files that they concern.
+/// The findings so far, and the files to which they refer.
 #[derive(Debug)]
 pub(super) struct Findings {
     sources: Vec<Arc<Source>>,
@@ -67,7 +67,7 @@ impl Findings {
         })
     }
 
-    /// `infra.yml:12`, for messages that point at a second place.
+    /// Returns, for example, `infra.yml:12`, for messages that mention a second place.
     pub(super) fn short(&self, at: At) -> String {
         self.sources
             .get(at.file as usize)
@@ -75,7 +75,7 @@ impl Findings {
             .unwrap_or_default()
     }
 
-    /// Adds a fault: the file is refused.
+    /// Adds a fault, which causes the file to be refused.
     pub(super) fn error(
         &mut self,
         code: Code,
@@ -85,7 +85,7 @@ impl Findings {
         self.add(Severity::Error, code, at, message.into())
     }
 
-    /// Adds a warning: the file is read.
+    /// Adds a warning, which does not cause the file to be refused.
     pub(super) fn warning(
         &mut self,
         code: Code,
@@ -121,7 +121,7 @@ impl Findings {
         self.error(Code::MissingKey, at, message).help(help);
     }
 
-    /// Records the place of a key that must be unique. Returns the first place, for messages, if the key is known already.
+    /// Records the place of a key that must be unique; if it is already known, returns its first place, for messages.
     pub(super) fn earlier<K: Eq + Hash>(
         &self,
         places: &mut HashMap<K, At>,
@@ -144,7 +144,7 @@ impl Findings {
         }
     }
 
-    /// Takes the keys that anklume itself does not apply, in the order of the file.
+    /// Takes the keys that anklume itself does not apply, in file order.
     pub(super) fn take_unapplied(&mut self) -> Vec<Unapplied> {
         let mut unapplied = std::mem::take(&mut self.unapplied);
         unapplied.sort_by_key(|(_, at)| (at.file, at.start));
@@ -154,7 +154,7 @@ impl Findings {
             .collect()
     }
 
-    /// The candidate that a mistyped text most likely meant.
+    /// Returns the candidate that a mistyped name most likely meant.
     pub(super) fn closest<'t>(
         &mut self,
         text: &str,
@@ -184,7 +184,7 @@ impl Findings {
         left.is_some()
     }
 
-    /// Names the input in messages.
+    /// Returns the phrase for the input in messages.
     pub(super) fn this_file(&self) -> &'static str {
         if self.sources.len() > 1 {
             "these files"
@@ -199,7 +199,7 @@ impl Findings {
         let refused = self.beyond > 0 || severities.any(|severity| severity == Severity::Error);
         self.found
             .sort_by_key(|(at, _)| (at.file, at.start, at.line, at.column));
-        // A fault of a shared volume is found on each of its machines.
+        // A fault in a shared volume is found once for each of its machines.
         self.found.dedup();
         let mut all: Vec<Diagnostic> = self.found.into_iter().map(|(_, finding)| finding).collect();
         if self.beyond > 0 {
@@ -217,7 +217,7 @@ fn too_many(beyond: usize) -> Diagnostic {
 }
 
 codes! {
-    /// Stable codes of findings; each is a heading in `docs/diagnostics.md` and names the fault, never its place.
+    /// The stable codes of findings. Each is a heading in `docs/diagnostics.md` and names a fault, never its place.
     pub(super) enum Code {
         NotFound = "not-found",
         BothPresent = "both-present",

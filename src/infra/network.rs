@@ -1,15 +1,15 @@
-//! Subnets of domains and addresses of machines: pure arithmetic on octets.
+//! Computes domains' subnets and machines' addresses: pure arithmetic on octets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use super::TrustLevel;
 
-/// First two octets of subnets if `base_subnet` is not written.
+/// First two octets of subnets if `base_subnet` is not set.
 pub(super) const BASE_SUBNET: &str = "10.100";
 /// First octet of every zone.
 pub(super) const ZONE_OCTET: u8 = 10;
-/// Second octet of the first zone if `zone_base` is not written.
+/// Second octet of the first zone if `zone_base` is not set.
 pub(super) const ZONE_BASE: u8 = 100;
 /// Largest `subnet_id`.
 pub(super) const SUBNET_ID_MAX: u8 = 254;
@@ -17,10 +17,10 @@ pub(super) const SUBNET_ID_MAX: u8 = 254;
 pub(super) const GATEWAY: u8 = 254;
 /// Last octet of the firewall machine that `firewall_mode: vm` adds.
 pub(super) const FIREWALL: u8 = 253;
-/// Last octets for machines of a zone that name no address.
+/// Last octets for machines in a zone whose address is not written.
 pub(super) const AUTOMATIC: std::ops::RangeInclusive<u8> = 1..=99;
 
-/// Parses the two octets of a `base_subnet`, without leading zeros, which some readers take as octal.
+/// Parses the two octets of a `base_subnet`; refuses leading zeros, which some programs read as octal.
 pub(super) fn base_octets(text: &str) -> Option<(u8, u8)> {
     let (first, second) = text.split_once('.')?;
     Some((octet(first)?, octet(second)?))
@@ -31,7 +31,7 @@ fn octet(text: &str) -> Option<u8> {
     (number.to_string() == text).then_some(number)
 }
 
-/// Returns the second octet of a zone; `None` if the zone lies beyond 255.
+/// Returns the second octet of a zone; `None` if it would exceed 255.
 pub(super) fn zone_octet(zone_base: u8, trust: TrustLevel) -> Option<u8> {
     let offset = match trust {
         TrustLevel::Admin => 0,
@@ -43,7 +43,7 @@ pub(super) fn zone_octet(zone_base: u8, trust: TrustLevel) -> Option<u8> {
     zone_base.checked_add(offset)
 }
 
-/// Assigns each domain of one zone its `subnet_id`: the written one, or, in order of name, the first free one;
+/// Assigns each domain in a zone its `subnet_id`: the written one or, in name order, the first free one;
 /// `None` if none is left.
 pub(super) fn subnet_ids(zone: &[(&str, Option<u8>)]) -> BTreeMap<String, Option<u8>> {
     let mut taken: BTreeSet<u8> = zone.iter().filter_map(|(_, id)| *id).collect();
@@ -63,17 +63,17 @@ pub(super) fn subnet_ids(zone: &[(&str, Option<u8>)]) -> BTreeMap<String, Option
 /// The reason why a machine may not have an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AddressFault {
-    /// Not in the subnet at all.
+    /// Not in the subnet.
     Outside,
     /// The address of the subnet itself.
     Network,
-    /// The gateway's.
+    /// The gateway's address.
     Gateway,
     /// The broadcast address.
     Broadcast,
 }
 
-/// Checks that a machine of this /24 may have this address.
+/// Checks whether a machine in this /24 may have this address.
 pub(super) fn check_address(address: Ipv4Addr, subnet: Ipv4Addr) -> Result<(), AddressFault> {
     let [.., last] = address.octets();
     if host(subnet, last) != address {

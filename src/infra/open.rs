@@ -1,6 +1,6 @@
-//! An infrastructure on disk: one file, or a folder that reads as one file.
+//! Opens an infrastructure on disk: one file, or a folder that is read like one file.
 //!
-//! Only reads files and checks that they are UTF-8. Only regular files are opened, no read blocks, and no file larger
+//! Just reads files and checks that they are UTF-8. Only regular files are opened, no read blocks, and no file larger
 //! than [`FILE_MAX`] is read.
 
 use std::ffi::OsStr;
@@ -21,17 +21,17 @@ const DEFAULT_FILE: &str = "infra.yml";
 const DEFAULT_FOLDER: &str = "infra";
 /// The project's name if the folder's name has no letter or digit.
 const DEFAULT_PROJECT: &str = "anklume";
-/// Maximum length of a name of a project that comes from a folder, in bytes.
+/// Maximum length of a project name derived from a folder, in bytes.
 const PROJECT_MAX: usize = 63;
 
 /// The sections that a file may declare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FileRole {
-    /// Everything: `infra.yml`, or `base.yml` of a folder.
+    /// Everything: `infra.yml`, or `base.yml` in a folder.
     Base,
-    /// Domains by name: `domains/*.yml`.
+    /// Domains, by name: `domains/*.yml`.
     Domains,
-    /// `network_policies` alone: `policies.yml`.
+    /// Only `network_policies`: `policies.yml`.
     Policies,
 }
 
@@ -40,12 +40,12 @@ pub(super) enum FileRole {
 pub(super) struct InfraFile {
     /// Its path and text.
     pub(super) source: Arc<Source>,
-    /// The sections it may declare.
+    /// The sections that it may declare.
     pub(super) role: FileRole,
 }
 
 impl InfraFile {
-    /// A file of this path, text and role.
+    /// Creates a file with this path, text and role.
     pub(super) fn new(path: &str, text: String, role: FileRole) -> Self {
         let path = path.to_owned();
         Self {
@@ -55,8 +55,8 @@ impl InfraFile {
     }
 }
 
-/// Reads the files of an infrastructure: `infra.yml` alone, or `base.yml` and then the others. Returns them with the folder
-/// that holds the file or the folder.
+/// Reads an infrastructure's files: `infra.yml` alone, or `base.yml` followed by the others. Returns them with the
+/// folder that contains the file or the `infra/` folder.
 pub(super) fn open(path: Option<&Path>) -> Result<(Vec<InfraFile>, PathBuf), Faults> {
     let path = match path {
         Some(path) => path.to_owned(),
@@ -70,13 +70,13 @@ pub(super) fn open(path: Option<&Path>) -> Result<(Vec<InfraFile>, PathBuf), Fau
     };
     let folder = match path.parent() {
         Some(parent) if path.file_name().is_some() => parent.to_owned(),
-        // `..`, `.` or `/`: the folder around it has no name in the path.
+        // `..`, `.` or `/`: the path does not name the parent folder.
         _ => path.join(".."),
     };
     Ok((files, folder))
 }
 
-/// Returns the path to read in a folder if none is given.
+/// Returns the path to read in a folder if the user gives none.
 pub(super) fn default_path(folder: &Path) -> Result<PathBuf, Diagnostic> {
     let file = folder.join(DEFAULT_FILE);
     let folder = folder.join(DEFAULT_FOLDER);
@@ -96,7 +96,7 @@ pub(super) fn default_path(folder: &Path) -> Result<PathBuf, Diagnostic> {
     }
 }
 
-/// Converts a folder's name to a label: the default name of a project.
+/// Converts a folder's name to a label: the default project name.
 pub(super) fn project_name(folder: &Path) -> String {
     let folder = if folder.as_os_str().is_empty() {
         Path::new(".")
@@ -121,7 +121,7 @@ pub(super) fn project_name(folder: &Path) -> String {
 fn open_folder(folder: &Path) -> Result<Vec<InfraFile>, Faults> {
     let mut faults = Vec::new();
     let mut files = Vec::new();
-    // Below a folder, anyone who may write there could create a link to any file.
+    // Inside the folder, anyone with write access could create a link to any file.
     let mut take = |path: &Path, role| match read(path, role, OFlags::NOFOLLOW) {
         Ok(file) => files.push(file),
         Err(fault) => faults.push(fault),
@@ -170,7 +170,7 @@ fn open_folder(folder: &Path) -> Result<Vec<InfraFile>, Faults> {
     }
 }
 
-/// Returns the files of `domains/` in order, and the faults of files that do not belong there.
+/// Returns the files in `domains/` in order, and a fault for each file that does not belong there.
 fn domain_files(folder: &Path) -> Result<(Vec<PathBuf>, Vec<Diagnostic>), Diagnostic> {
     let metadata = fs::symlink_metadata(folder).map_err(|why| unreadable(folder, &why))?;
     if !metadata.is_dir() {
@@ -196,7 +196,7 @@ fn is_hidden(path: &Path) -> bool {
         .is_some_and(|name| name.to_string_lossy().starts_with('.'))
 }
 
-/// Returns the fault of a file that does not belong in the folder; ignores hidden files and an editor's backup copies.
+/// Returns a fault for a file that does not belong in the folder; ignores hidden files and editors' backup copies.
 fn stray(path: &Path, belongs: &str) -> Option<Diagnostic> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     if name.starts_with('.') || name.ends_with('~') {
@@ -226,7 +226,7 @@ fn read(path: &Path, role: FileRole, nofollow: OFlags) -> Result<InfraFile, Diag
     };
     // Checked first, because opening a device may have an effect.
     check_regular(&metadata.map_err(cannot_read)?)?;
-    // Without NONBLOCK, opening a FIFO would wait for its writer.
+    // Without NONBLOCK, opening a FIFO would wait for a writer.
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | nofollow;
     let file = fs::OpenOptions::new()
         .read(true)

@@ -1,8 +1,8 @@
-//! The shape of an infra file: a tree of scalars, lists and maps in which everything has a place.
+//! Reads the shape of an infra file: a tree of scalars, lists and maps in which everything has a place.
 //!
-//! The only module that knows the YAML reader. Features of YAML that a security policy must not use (two equal keys, anchors,
-//! aliases, merge keys, tags, a second document, depth bombs) are findings here; the meaning of keys belongs to `validate`.
-//! Reads events instead of serde types, so that a wrong type is one finding among others and does not end the reading.
+//! Only this module uses the YAML reader. YAML features that a security policy must not use (duplicate keys, anchors,
+//! aliases, merge keys, tags, a second document, depth bombs) are findings here; `validate` interprets the keys.
+//! Reads events instead of serde types, so that a wrong type is just another finding and does not stop the reading.
 
 mod shape;
 
@@ -16,9 +16,9 @@ use crate::diagnostic::{offset, position, quote};
 use shape::repeated_keys;
 pub(super) use shape::{Entry, Node, NodeKind, Reading, Scalar};
 
-/// Maximum depth of nested lists and maps; a service's fixed arguments are at 9.
+/// Maximum nesting depth of lists and maps; a service's fixed arguments are at depth 9.
 const DEPTH_MAX: usize = 32;
-/// Maximum number of scalars, lists and maps of one file; 10,000 machines with two services of five consumers are about 450,000.
+/// Maximum number of nodes in a file; 10,000 machines with two services for five consumers have about 450,000.
 const NODES_MAX: usize = 2_000_000;
 
 /// A list or map that is still open.
@@ -32,12 +32,12 @@ enum ParserFrame<'a> {
         flow: bool,
         entries: Vec<Entry<'a>>,
         key: Option<(At, Scalar<'a>)>,
-        /// A key that is a list or map was reported; its value is dropped.
+        /// True if the current key has been reported as unusable, so that its value is dropped.
         skip: bool,
     },
 }
 
-/// Reading ended before the end of the file; the reason is among the findings.
+/// Reading stopped before the end of the file; the reason is among the findings.
 struct Stopped;
 
 /// Reads the shape of one file; `None` after a finding that makes the rest of the file meaningless.
@@ -120,8 +120,8 @@ impl<'a> Builder<'a, '_> {
         }
     }
 
-    /// Refuses a lone carriage return. It ends a line for YAML, not for most editors, so places would be wrong; in a
-    /// terminal the rest of the line would overwrite its beginning.
+    /// Refuses a lone carriage return. It ends a line in YAML but not in most editors, so places would be wrong; in a
+    /// terminal, the rest of the line would overwrite its beginning.
     fn check_line_ends(&mut self) -> Result<(), Stopped> {
         let alone = self.text.match_indices('\r').map(|(at, _)| at).find(|at| {
             let next = self.text.as_bytes().get(at + 1);
@@ -226,7 +226,7 @@ impl<'a> Builder<'a, '_> {
         self.put(Node { at, kind })
     }
 
-    /// Puts a finished value into the list or map around it, or at the root.
+    /// Adds a finished value to the list or map around it, or makes it the root.
     fn put(&mut self, value: Node<'a>) -> Result<(), Stopped> {
         let at = value.at;
         match self.frames.last_mut() {
@@ -266,7 +266,7 @@ impl<'a> Builder<'a, '_> {
         Err(Stopped)
     }
 
-    /// Reports keys that equal an earlier one of their map, and keeps the first of each.
+    /// Reports duplicate keys in a map, and keeps the first of each.
     fn without_duplicates(&mut self, mut entries: Vec<Entry<'a>>) -> Vec<Entry<'a>> {
         let repeated = repeated_keys(&entries);
         for (first, second) in &repeated {
@@ -295,7 +295,7 @@ impl<'a> Builder<'a, '_> {
             ErrorKind::DirectiveDisallowed => (Code::YamlDirective, "a YAML directive".to_owned()),
             other => (Code::YamlSyntax, format!("this is not YAML: {other}")),
         };
-        // The reader quotes single characters, including control characters.
+        // The YAML reader's messages quote single characters, including control characters.
         let mut escaped = String::new();
         for character in message.chars() {
             if character.is_control() {
@@ -326,13 +326,13 @@ impl<'a> Builder<'a, '_> {
         })
     }
 
-    /// Returns the place of a span: at least one character, if one is written there.
+    /// Returns the place of a span, extended to at least one character if there is one.
     fn at(&self, span: &Span) -> At {
         let (line, column) = (span.start.line(), span.start.col() + 1);
         let start = span.start.byte_offset();
         let start = start.unwrap_or_else(|| offset(self.text, line, column));
         let end = span.end.byte_offset().unwrap_or(start);
-        // The caret of an empty span is under the next character, if the line has one.
+        // The caret for an empty span goes under the next character, if the line has one.
         let next = self.text.get(start..).and_then(|rest| rest.chars().next());
         let min = next
             .filter(|c| *c != '\n' && *c != '\r')

@@ -1,4 +1,4 @@
-//! Tests whole files, accepted and refused.
+//! Tests whole files, both accepted and refused ones.
 
 mod devices;
 mod disk;
@@ -16,13 +16,13 @@ mod yaml;
 use super::*;
 use crate::diagnostic::{Severity, draw};
 
-/// The quick start of the documentation, exactly as printed.
+/// The quick start from the documentation, exactly as printed.
 const QUICK_START: &str = include_str!("../../tests/fixtures/quick-start.yml");
 
-/// The domain that the quick start lacks.
+/// The domain that is missing from the quick start.
 const PRO: &str = include_str!("../../tests/fixtures/quick-start-pro.yml");
 
-/// The example of the repository, with every key.
+/// The repository's example, with every key.
 const EXAMPLE: &str = include_str!("../../infra.example.yml");
 
 #[track_caller]
@@ -75,7 +75,7 @@ fn the_example_is_read_without_a_warning() {
     assert_eq!(draw(&read.warnings, false), "");
 }
 
-/// Returns every finding as `code line:column marked-text`, a warning with `warning ` before it.
+/// Returns every finding as `code line:column marked-text`; a warning is prefixed with `warning `.
 fn found(text: &str) -> Vec<String> {
     let all = match parse("infra.yml", text) {
         Ok(read) => read.warnings,

@@ -1,7 +1,7 @@
-//! Turns the shape of a file into the model: every rule of every section, all findings at once.
+//! Turns the shape of a file into the model: checks every rule of every section and reports all findings in one run.
 //!
-//! A fault never ends the checking: the faulty part is left out, the rest is checked, and a file with any fault gives
-//! no model at all.
+//! A fault never stops the checks: the faulty part is left out and the rest is checked, but a file with any fault
+//! yields no model.
 
 mod devices;
 mod domains;
@@ -26,7 +26,7 @@ use crate::name::NameFault;
 use devices::PlacedDevice;
 use global::GlobalSettings;
 
-/// Keys of the file.
+/// Top-level keys of the file.
 const TOP: [&str; 5] = [
     "project_name",
     "global",
@@ -38,14 +38,14 @@ const TOP: [&str; 5] = [
 /// Help for a file without any domain.
 const NO_DOMAIN_HELP: &str = "declare at least one domain: `domains: {work: {subnet_id: 0}}`";
 
-/// The settings that a machine inherits from its domain and the file.
+/// The settings that a machine inherits from its domain and from `global`.
 struct MachineContext<'s> {
     domain: &'s str,
-    /// `None` after a fault in it.
+    /// `None` after a fault in the subnet.
     subnet: Option<Ipv4Addr>,
     ephemeral: bool,
     trust: Option<TrustLevel>,
-    /// The domain's profiles by name.
+    /// The domain's profiles, by name.
     profiles: &'s HashMap<String, usize>,
     settings: &'s GlobalSettings,
     names: &'s Names<'s>,
@@ -62,7 +62,7 @@ pub(super) fn read(files: &[InfraFile], project: &str) -> Result<(Infra, Vec<Dia
             Some((file.role, root))
         })
         .collect();
-    // Checking only some of the files would report false faults, such as consumers that another file declares.
+    // Checking only some of the files would cause false faults, such as unknown consumers that another file declares.
     let infra = if roots.len() == files.len() {
         infra(&roots, project, &mut findings)
     } else {
@@ -75,14 +75,14 @@ pub(super) fn read(files: &[InfraFile], project: &str) -> Result<(Infra, Vec<Dia
     }
 }
 
-/// The declarations of the files, by section.
+/// The files' declarations, by section.
 struct Sections<'t, 'a> {
     top: Fields<'t, 'a>,
     domains: Vec<&'t Entry<'a>>,
     policies: Vec<&'t Node<'a>>,
 }
 
-/// All declared names, read first so that a section can refer to a later one.
+/// All declared names, read first so that a section can refer to names declared later.
 #[derive(Debug)]
 struct Names<'t> {
     machines: HashMap<&'t str, Home<'t>>,
@@ -90,7 +90,7 @@ struct Names<'t> {
     disabled: HashSet<&'t str>,
 }
 
-/// Place of a machine's declaration.
+/// The domain and place of a machine's declaration.
 #[derive(Debug, Clone, Copy)]
 struct Home<'t> {
     at: At,
@@ -171,7 +171,7 @@ impl<'t> Names<'t> {
     }
 }
 
-/// A domain with its machines, not yet a model.
+/// A domain with its machines, before it becomes part of the model.
 struct DomainDraft {
     domain: Domain,
     profiles: Vec<devices::PlacedProfile>,
@@ -180,11 +180,11 @@ struct DomainDraft {
     machines: Vec<MachineDraft>,
 }
 
-/// A machine, its devices with their places.
+/// A machine, and its devices with their places.
 struct MachineDraft {
     machine: Machine,
     at: At,
-    /// `security.privileged` of its own `config`.
+    /// `security.privileged` in its own `config`.
     privileged: devices::Privileged,
     devices: Vec<PlacedDevice>,
 }
@@ -238,7 +238,7 @@ fn name<T: FromStr<Err = NameFault>>(
     parsed.ok()
 }
 
-/// Reports a name of a machine or domain that already has another meaning.
+/// Reports a machine or domain name that already has another meaning.
 fn check_reserved(name: &str, kind: &str, at: At, findings: &mut Findings) {
     let meaning = match name {
         "all" => "Ansible's group of every host",
@@ -255,7 +255,7 @@ fn check_reserved(name: &str, kind: &str, at: At, findings: &mut Findings) {
 }
 
 impl DomainDraft {
-    /// The profile of that name.
+    /// The profile with this name.
     fn profile(&self, name: &str) -> Option<&devices::PlacedProfile> {
         self.profiles.get(*self.profile_index.get(name)?)
     }
@@ -277,7 +277,7 @@ impl DomainDraft {
     }
 }
 
-/// Combines the files: the top level of the first, domains and policies of all.
+/// Combines the files: the top level of the first, and the domains and policies of all.
 fn sections<'t, 'a>(
     roots: &'t [(FileRole, Node<'a>)],
     findings: &mut Findings,
@@ -315,7 +315,7 @@ fn sections<'t, 'a>(
     })
 }
 
-/// The map at the top of the first file. `base.yml` of a folder may be empty.
+/// The map at the top of the first file. In a folder, `base.yml` may be empty.
 fn top<'t, 'a>(base: &'t Node<'a>, alone: bool, findings: &mut Findings) -> Option<Fields<'t, 'a>> {
     if !super::field::is_null(base) {
         return Fields::of_item(base, "the file", findings);

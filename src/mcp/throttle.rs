@@ -1,8 +1,8 @@
 //! Throttles reading from a caller: messages that cost work but run no call, such as lists, refusals and garbage, are
-//! read at a steady pace if they are many, so a flood waits in its own sockets.
+//! read at a steady pace if there are many, so a flood waits in its own sockets.
 //!
-//! Calls that run have their own limits ([`crate::mcp::concurrency`]) and are not counted here. The bytes of a caller
-//! in memory are limited too, whether a message is complete, runs, or never ends.
+//! Running calls have their own limits ([`crate::mcp::concurrency`]) and are not counted here. A caller's bytes in
+//! memory are limited too, whether its messages are complete, being processed, or endless.
 
 mod memory;
 
@@ -29,10 +29,10 @@ const BYTES: usize = 64 * 1024;
 const MESSAGE_MAX: u32 = 256;
 /// Cost of an accepted connection, in small messages.
 const CONNECTION: u32 = 5;
-/// Maximum size of a message that every connection may read, in bytes; a longer one takes memory of its caller.
+/// Maximum size of a message that every connection may read, in bytes; a longer one uses its caller's memory.
 pub(crate) const SHORT: usize = 16 * 1024;
 
-/// The throttle of one caller, over all its connections.
+/// The throttle for one caller, across all its connections.
 pub(crate) struct ReadThrottle {
     memory: Pools,
     /// The time at which everything read so far would be done, at one message per [`MESSAGE`].
@@ -46,7 +46,7 @@ impl Default for ReadThrottle {
 }
 
 impl ReadThrottle {
-    /// Creates the throttle of a caller that may have that many bytes in memory, part of them borrowed.
+    /// Creates the throttle for a caller that may have this many bytes in memory, some of them borrowed.
     pub(crate) fn with_memory(bytes: u64, lender: Box<dyn Lender>) -> Self {
         Self {
             memory: Pools::of(bytes, lender),
@@ -54,28 +54,28 @@ impl ReadThrottle {
         }
     }
 
-    /// Waits for the memory of a parsed request of that many bytes. Memory is taken in the order long message, request,
-    /// answer, so that callers cannot deadlock. Never fails: the semaphore is never closed.
+    /// Waits for memory for a parsed request of this many bytes. Memory is taken in the order long message, request,
+    /// answer, so that callers cannot deadlock. Never fails, because the semaphore is never closed.
     pub(crate) async fn request(&self, bytes: usize) -> io::Result<MemoryPermit> {
         self.memory.requests.acquire(bytes).await
     }
 
-    /// Waits for the memory of an answer of that many bytes. Never fails.
+    /// Waits for memory for an answer of this many bytes. Never fails.
     pub(crate) async fn answer(&self, bytes: usize) -> io::Result<MemoryPermit> {
         self.memory.answers.acquire(bytes).await
     }
 
-    /// Takes the turn of a message of that many bytes: returns the time at which it may be read.
+    /// Reserves a turn for a message of this many bytes; returns the time at which it may be read.
     fn message(&self, bytes: usize) -> Instant {
         self.turn(cost(bytes), Instant::now())
     }
 
-    /// Takes the turn of a connection: returns the time at which it may be served.
+    /// Reserves a turn for a connection; returns the time at which it may be served.
     pub(crate) fn connection(&self) -> Instant {
         self.turn(MESSAGE * CONNECTION, Instant::now())
     }
 
-    /// Gives back the turn of a message of that many bytes: it was a call that runs.
+    /// Releases the turn of a message of this many bytes, because it was a call that is now running.
     pub(crate) fn runs(&self, bytes: usize) {
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
         *done = done.checked_sub(cost(bytes)).unwrap_or(*done);
@@ -83,7 +83,7 @@ impl ReadThrottle {
 
     fn turn(&self, cost: Duration, now: Instant) -> Instant {
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
-        // Unused time is lost.
+        // Unused time does not accumulate.
         let begins = now.max(*done);
         *done = begins + cost;
         begins.checked_sub(AT_ONCE).map_or(now, |at| at.max(now))
@@ -101,11 +101,11 @@ pub(crate) type HeldLine = (Line, Option<MemoryPermit>);
 /// The lines of a connection, each in its turn.
 pub(crate) struct ThrottledLines<R> {
     lines: Lines<R>,
-    /// The memory of an unfinished long line, and the time at which reading its rest began.
+    /// The memory of an unfinished long line, and the time at which reading the rest of it began.
     unfinished: Option<(MemoryPermit, Instant)>,
     /// `None` if lines are read as fast as they are written.
     throttle: Option<Arc<ReadThrottle>>,
-    /// A line that is read, and the time of its turn.
+    /// A line that has been read, and the time of its turn.
     waiting: Option<(HeldLine, Instant)>,
 }
 
@@ -139,14 +139,14 @@ impl<R: AsyncRead + Unpin> ThrottledLines<R> {
         while self.waiting.is_none() {
             let step = match self.unfinished {
                 None => self.lines.next_within(SHORT).await?,
-                // It holds memory that other connections of its caller wait for.
+                // It holds memory that its caller's other connections may be waiting for.
                 Some((_, begun)) => {
                     let step = self.lines.next_within(usize::MAX);
                     timeout_at(begun + CALL_TIME, step).await??
                 }
             };
             match step {
-                // The bytes so far wait with the rest of the line, which is back-pressure.
+                // The bytes read so far wait together with the rest of the line, which creates back-pressure.
                 LineStep::Grows => {
                     let memory = throttle.memory.long.acquire(self.lines.max()).await?;
                     self.unfinished = Some((memory, Instant::now()));
@@ -218,7 +218,7 @@ mod tests {
         }
         assert_eq!(throttle.turn(cost(10), now), now + MESSAGE);
         assert_eq!(throttle.turn(cost(10), now), now + 2 * MESSAGE);
-        // A caller that pauses has the whole burst again, and no more.
+        // After a pause, a caller has the whole burst again, but no more.
         let later = now + 2 * AT_ONCE;
         for _ in 0..=burst {
             assert_eq!(throttle.turn(cost(10), later), later);
@@ -280,7 +280,7 @@ mod tests {
         assert!(most > LONG / 2 && most <= LONG + begun, "{most}");
         let mut short = ThrottledLines::new(&b"short\n"[..], LINE_MAX, Some(Arc::clone(&throttle)));
         assert!(short.next().await.unwrap().is_some());
-        // Closed connections make room for the others.
+        // Closing connections makes room for the others.
         all.drain(..CONNECTIONS / 2);
         for lines in &mut all {
             assert!(lines.next().now_or_never().is_none());
@@ -304,7 +304,7 @@ mod tests {
         assert_eq!(held.len(), LONG / LINE_MAX);
         held.pop();
         assert!(long().next().await.unwrap().is_some());
-        // With a limit beyond all the memory, one line at a time still gets through.
+        // If the line limit exceeds the whole memory, one line at a time still gets through.
         held.clear();
         let mut larger = ThrottledLines::new(&line[..], 4 * LONG, Some(Arc::clone(&throttle)));
         assert!(larger.next().await.unwrap().is_some());

@@ -1,4 +1,4 @@
-//! Defines the process that serves one consumer: its arguments, the signals that end it, and the accepting of as many
+//! Defines the process that serves one consumer: its arguments, the signals that end it, and how it accepts as many
 //! connections as the consumer may have.
 
 use std::ffi::OsString;
@@ -20,30 +20,30 @@ use crate::name::MachineName;
 
 /// The command of a worker; its stdin is the socket to its server, its stdout the socket that the consumer connects to.
 pub(crate) const COMMAND: &str = "mcp-worker";
-/// Accept no more connections, and end when the existing ones end.
+/// Stop accepting connections, and exit once the existing ones have ended.
 pub(crate) const STOP_ACCEPTING: Signal = Signal::USR1;
-/// Read no more requests; the running calls are answered first.
+/// Stop reading requests; running calls are still answered.
 pub(crate) const DRAIN: Signal = Signal::TERM;
-/// End the running calls as well.
+/// Abort the running calls as well.
 pub(crate) const ABORT: Signal = Signal::INT;
 
-/// The variable that makes the C library's allocator return memory as soon as it is free, and keep none for each thread
-/// (`man mallopt`), so that memory taken by a flood is not kept.
+/// The variable that makes the C library's allocator return memory as soon as it is free, and keep none per thread
+/// (`man mallopt`), so that memory used by a flood is not retained.
 pub(crate) const ALLOCATOR: (&str, &str) = (
     "GLIBC_TUNABLES",
     "glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=65536:glibc.malloc.trim_threshold=65536",
 );
 
-/// Pause after a failed accept, for example for lack of file descriptors.
+/// Pause after a failed accept, caused for example by a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Time without a connection after which the process ends.
 const IDLE: Duration = Duration::from_secs(2);
-/// Maximum number of connections beyond a caller's limit that are answered at once; more wait to be accepted.
+/// Maximum number of connections beyond a caller's limit answered at the same time; others wait to be accepted.
 const TURNED_AWAY: usize = 32;
-/// Time-out for the first request of such a connection.
+/// Timeout for the first request on such a connection.
 const FIRST_REQUEST: Duration = Duration::from_secs(5);
 
-/// Returns the arguments of the process that serves `caller` by the services file `services`.
+/// Returns the arguments of the process that serves `caller` according to the services file `services`.
 pub(crate) fn arguments(caller: &MachineName, services: &Path, verbose: bool) -> Vec<OsString> {
     let mut arguments: Vec<OsString> =
         vec![COMMAND.into(), caller.as_str().into(), services.into()];
@@ -66,7 +66,7 @@ pub(crate) struct Acceptor {
 }
 
 impl Acceptor {
-    /// Accepts until it is closed or has had no connection for a while, then waits for its connections to end.
+    /// Accepts connections until it is closed or has had none for a while, then waits for its connections to end.
     pub(crate) async fn run(self, close: CancellationToken) {
         let mut served = JoinSet::new();
         let mut turned_away = JoinSet::new();
@@ -81,9 +81,9 @@ impl Acceptor {
                 () = self.connections.graceful.cancelled() => break,
                 Some(_) = served.join_next() => {}
                 Some(_) = turned_away.join_next() => {}
-                // A new process serves the next connection, without the memory that this one has kept.
+                // A new process, without the memory that this one has retained, serves the next connection.
                 () = sleep(IDLE), if served.is_empty() && turned_away.is_empty() => break,
-                // Further ones wait until one that is turned away has gone, so that each gets its answer.
+                // Further connections wait until a turned-away one has closed, so that each gets its answer.
                 accepted = accept, if turned_away.len() < TURNED_AWAY || served.len() < self.max() => {
                     turn = self.throttle.connection();
                     let max = self.max();
@@ -110,7 +110,7 @@ impl Acceptor {
         Server::of_consumer(self.caller.clone(), shared, throttle)
     }
 
-    /// Returns the maximum number of connections at once by the policy in force: the largest of the caller's services.
+    /// Returns the maximum number of simultaneous connections: the largest current limit of the caller's services.
     fn max(&self) -> usize {
         let policy = self.shared.monitor.policy();
         let services = policy.services.services.iter();

@@ -1,4 +1,4 @@
-//! One step of a plan, and its lines: `+` is created, `~` is changed, `-` is removed.
+//! One step of a plan, and its lines: `+` means created, `~` changed, `-` removed.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ use crate::text::shown;
 
 /// Maximum length of a key's value in a plan, in characters.
 const SHOWN_MAX: usize = 60;
-/// Bytes of the unit in which sizes are shown.
+/// The unit in which sizes are shown, in bytes.
 const MIB: u64 = 1024 * 1024;
 /// The verb of a step that changes nothing.
 pub(crate) const VERIFY: &str = "prove";
@@ -27,7 +27,7 @@ pub(crate) enum Action {
     /// Create an object.
     Create {
         object: Object,
-        /// The body for the API.
+        /// The request body for the API.
         body: Value,
         /// Details for the reader of the plan.
         about: String,
@@ -37,14 +37,14 @@ pub(crate) enum Action {
     /// Start a machine.
     Start {
         machine: Object,
-        /// From a stop or a pause.
+        /// Starts a stopped machine or resumes a paused one.
         power: Power,
-        /// Its status as Incus names it.
+        /// Its status, as named by Incus.
         from: String,
-        /// True if it has devices that listen in its folder of sockets, which must then exist first.
+        /// True if it has devices that listen in its socket folder, which must then exist first.
         listens: bool,
     },
-    /// Create or change the device of an edge at one of its ends.
+    /// Create or change an edge's device at one of its ends.
     Connect {
         machine: Object,
         device: String,
@@ -65,18 +65,18 @@ pub(crate) enum Action {
         spec: MachineSpec,
         /// True if the program must be pushed.
         push: bool,
-        /// True if a server that does not answer must be ended first.
+        /// True if an unresponsive server must be ended first.
         kill_server: bool,
         /// The differences, as the plan shows them.
         lines: Vec<String>,
     },
-    /// Remove the device of an edge that is not declared, or not on this machine, with its sockets.
+    /// Remove the device of an edge that is undeclared or not on this machine, along with its sockets.
     Revoke {
         machine: Object,
         device: String,
         /// Its socket in the machine.
         inside: Option<String>,
-        /// Its socket on the host, unless another device has a right to it.
+        /// Its socket on the host, unless another device is entitled to it.
         host: Option<String>,
         /// The reason; `None` if the edge is no longer declared.
         why: Option<&'static str>,
@@ -87,11 +87,11 @@ pub(crate) enum Action {
         mode: u32,
         exists: bool,
     },
-    /// Remove a left-over socket on the host.
+    /// Remove a leftover socket on the host.
     Sweep { path: String },
-    /// Empty a log of a channel, except its end.
+    /// Empty a channel's log, except for its end.
     Rotate(BigLog),
-    /// Have the host's scheduler rotate the logs of channels.
+    /// Have the host's scheduler rotate the channels' logs.
     Schedule(Schedule),
     /// Stop that rotation.
     Unschedule,
@@ -101,16 +101,16 @@ pub(crate) enum Action {
         running: bool,
         /// True if it is protected from deletion.
         protected: bool,
-        /// Sockets on the host that go with it.
+        /// Its sockets on the host, which are removed along with it.
         sockets: Vec<String>,
     },
 }
 
-/// A call to be tried over a channel, from its consumer's end.
+/// A call to try over a channel, from its consumer's end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Verification {
     pub(crate) edge: Edge,
-    /// The channel as users read it.
+    /// The channel as shown to users.
     pub(super) name: String,
     /// True if one of its ends changes; if not, an earlier run got no answer, or ended before the call.
     pub(crate) changes: bool,
@@ -118,7 +118,7 @@ pub(crate) struct Verification {
     pub(crate) marked: bool,
 }
 
-/// An action as programs read it.
+/// An action as reported to programs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct ActionSummary {
     /// `create`, `change`, `remove`, or `prove`, which changes nothing.
@@ -126,12 +126,12 @@ pub(crate) struct ActionSummary {
     /// The kind of object: `machine`, `device`, …
     pub(crate) kind: &'static str,
     pub(crate) name: String,
-    /// The action as users read it, a line for each change.
+    /// The action as shown to users, with a line for each change.
     pub(crate) lines: Vec<String>,
 }
 
 impl ActionSummary {
-    /// The action in short.
+    /// A short description of the action.
     pub(crate) fn title(&self) -> String {
         let name = self.name.escape_debug();
         format!("{} {} {name}", self.verb, self.kind)
@@ -139,7 +139,7 @@ impl ActionSummary {
 }
 
 impl Action {
-    /// Returns whether it runs even if an earlier one of its chain failed: one revocation does not depend on another.
+    /// Returns whether it runs even if an earlier action in its chain failed: revocations are mutually independent.
     pub(crate) const fn stands_alone(&self) -> bool {
         matches!(self, Self::Revoke { .. })
     }
@@ -150,7 +150,7 @@ impl Action {
         let sign = lines.first().and_then(|line| line.chars().next());
         let verb = match (self, sign) {
             (Self::VerifyChannel(_), _) => VERIFY,
-            // Even if only a part of the object is created or removed.
+            // A change, even if only a part of the object is created or removed.
             (Self::Edit { .. }, _) | (_, None | Some('~')) => "change",
             (_, Some('-')) => "remove",
             (_, Some(_)) => "create",
@@ -181,7 +181,7 @@ impl Action {
         }
     }
 
-    /// The lines of the plan.
+    /// The action's lines in the plan.
     pub(crate) fn lines(&self) -> Vec<String> {
         let line = match self {
             Self::Edit { object, edits } => return edit_lines(object, edits),

@@ -1,4 +1,4 @@
-//! The network device of a machine, its fixed address, and the transfer of an address to another machine.
+//! A machine's network device, its fixed address, and the transfer of an address to another machine.
 //!
 //! Incus refuses an address that another machine has, even if that machine is about to lose it.
 
@@ -13,7 +13,7 @@ use crate::incus::state::Instance;
 use crate::incus::{ConfigMap, Devices, Edit};
 use crate::infra::{Domain, Infra, Machine};
 
-/// The name of the network device; it replaces a device of that name in a profile.
+/// The name of the network device; the device overrides one of that name in a profile.
 pub(super) const NIC: &str = "eth0";
 /// The key of a network device's fixed address.
 const ADDRESS: &str = "ipv4.address";
@@ -25,7 +25,7 @@ pub(super) struct NetworkAddress {
     address: String,
 }
 
-/// Returns the network device of a machine: the user's own of that name, or one on the domain's bridge.
+/// Returns a machine's network device: the user's own device of that name, or one on the domain's bridge.
 pub(super) fn nic(domain: &Domain, machine: &Machine) -> ConfigMap {
     let mut own = machine.devices.iter();
     if let Some(own) = own.find(|device| device.name == NIC) {
@@ -35,7 +35,7 @@ pub(super) fn nic(domain: &Domain, machine: &Machine) -> ConfigMap {
         ("type", "nic"),
         ("name", NIC),
         ("network", domain.network.name.as_str()),
-        // A forged sender address would pass the rules of the domain that it pretends to come from.
+        // A forged sender address would pass the rules of the domain that it claims to come from.
         ("security.ipv4_filtering", "true"),
     ]);
     keys.extend(machine.ip.map(|ip| (ADDRESS.to_owned(), ip.to_string())));
@@ -59,7 +59,7 @@ fn fixed_address(device: &ConfigMap) -> Option<NetworkAddress> {
     Some(NetworkAddress { network, address })
 }
 
-/// Returns the network device of a machine, with and without its address, if another machine of the file gets it.
+/// Returns a machine's network device with and without its address, if another machine in the file gets the address.
 fn freed(one: MachineInputs<'_>) -> Option<(&ConfigMap, ConfigMap)> {
     let old = one.current?.devices.get(NIC)?;
     let address = fixed_address(old)?;
@@ -72,7 +72,7 @@ fn freed(one: MachineInputs<'_>) -> Option<(&ConfigMap, ConfigMap)> {
     Some((old, new))
 }
 
-/// Removes the address of a machine if another one gets it, before any address is assigned.
+/// Removes a machine's address if another machine gets it, before any address is assigned.
 pub(super) fn free(one: MachineInputs<'_>) -> Option<Action> {
     let (old, new) = freed(one).filter(|_| ownership::may_touch_machine(one))?;
     Some(Action::Edit {
@@ -95,7 +95,7 @@ pub(super) fn devices_then<'a>(one: MachineInputs<'_>, current: &'a Instance) ->
     Cow::Owned(devices)
 }
 
-/// Checks that no undeclared machine has an address of the file: Incus would report that only at the start, with half
+/// Checks that no undeclared machine has an address from the file: Incus would report that only at start, with half
 /// of the plan done.
 pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     let infra = inputs.wanted.infra;

@@ -31,7 +31,7 @@ pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     }
 }
 
-/// Reports another file with the same `project_name`: all its channels would be mistaken for left-overs.
+/// Reports another file with the same `project_name`: all its channels would be mistaken for leftovers.
 fn namesake(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     let infra = inputs.wanted.infra;
     let projects = domain::our_projects(inputs.state, inputs.project());
@@ -70,7 +70,7 @@ fn split_profile_devices<'a>(
     })
 }
 
-/// Reports devices in the folder of the channels that belong to no channel.
+/// Reports devices in the channel folder that belong to no channel.
 fn among_channels(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     for one in split_profile_devices(inputs).0 {
         let help = format!(
@@ -106,7 +106,7 @@ fn among_channels(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     }
 }
 
-/// Checks that each name to be taken over is one of the file's.
+/// Checks that each name to be taken over is in the file.
 fn adopted(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     let infra = inputs.wanted.infra;
     for name in inputs.wanted.adopt {
@@ -134,7 +134,7 @@ fn pool(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     }
 }
 
-/// Checks that the user number of each consumer's proxies is free.
+/// Checks that the user ID of each consumer's proxies is free.
 fn uids(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     let consumers = inputs.wanted.edges.iter();
     let consumers: BTreeMap<u32, &str> = consumers
@@ -221,7 +221,7 @@ fn sources(inputs: &PlanInputs<'_>, machine: &Machine, faults: &mut Obstacles) {
     }
 }
 
-/// Plans the folders on the host to be created or repaired.
+/// Plans the creation and repair of folders on the host.
 pub(super) fn folders(inputs: &PlanInputs<'_>) -> Vec<Action> {
     let mut actions = Vec::new();
     if !inputs.wanted.edges.is_empty() {

@@ -1,4 +1,4 @@
-//! Plans `destroy`: deletes only objects with the marks of this infrastructure, and none that is still used.
+//! Plans `destroy`: deletes only objects with this infrastructure's marks, and none that are still in use.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ use crate::infra::is_true;
 /// The objects to be deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Selection<'a> {
-    /// Everything of the infrastructure.
+    /// The whole infrastructure.
     All,
     /// A domain with everything in it.
     Domain(&'a str),
@@ -32,7 +32,7 @@ pub(crate) struct Deletions {
     pub(crate) volumes: Vec<Action>,
     /// Profiles, networks, access lists, projects, one after the other.
     pub(crate) rest: Vec<Action>,
-    /// Notes on the objects that stay.
+    /// Notes on the objects that are kept.
     pub(crate) notes: Vec<String>,
 }
 
@@ -43,8 +43,8 @@ impl Deletions {
     }
 }
 
-/// Plans the deletion of everything of the infrastructure `project` that the selection names; `rotated`: the host's
-/// scheduler rotates the logs of channels.
+/// Plans the deletion of the selected parts of the infrastructure `project`; `rotated` is true if the host's
+/// scheduler rotates the channels' logs.
 pub(crate) fn destroy(
     project: &str,
     state: &State,
@@ -166,7 +166,7 @@ fn delete_domain(
             name: one.name.clone(),
         })
     }));
-    // The network and the access list bear the domain's mark; a network that other machines use stays, and its list too.
+    // The network and the access list bear the domain's mark; a network that other machines use is kept, with its list.
     let is_ours = |config: &ConfigMap| {
         owner(config, project) == Ownership::Ours
             && config.get(ownership::DOMAIN).is_some_and(|of| of == name)

@@ -1,4 +1,4 @@
-//! Compares an object with its desired state: only declared keys count, and those that were declared before.
+//! Compares an object with its desired state: only keys that are or were declared count.
 
 use std::collections::BTreeSet;
 
@@ -27,7 +27,7 @@ pub(super) fn value<'a>(config: &'a ConfigMap, key: &str) -> &'a str {
     config.get(key).map_or("", String::as_str)
 }
 
-/// The keys of a declared device as Incus takes them.
+/// The keys of a declared device, in the form that Incus expects.
 pub(super) fn device_keys(device: &Device) -> ConfigMap {
     device.keys.iter().cloned().collect()
 }
@@ -48,13 +48,13 @@ impl Desired {
         self.config.insert(key.to_owned(), value.into());
     }
 
-    /// Adds a device, replacing one of that name.
+    /// Adds a device, replacing any device of the same name.
     pub(super) fn device(&mut self, device: &Device) {
         let keys = device_keys(device);
         self.devices.insert(device.name.clone(), keys);
     }
 
-    /// Adds the marks of its owner.
+    /// Adds its owner's marks.
     pub(super) fn marked(mut self, project: &str) -> Self {
         let mut keys: Vec<String> = self.config.keys().cloned().collect();
         for (name, device) in &self.devices {
@@ -62,7 +62,7 @@ impl Desired {
         }
         keys.extend((!self.description.is_empty()).then(|| DESCRIPTION.to_owned()));
         keys.extend((!self.profiles.is_empty()).then(|| PROFILES.to_owned()));
-        // A list of strings is always JSON.
+        // A list of strings can always be serialized.
         let list = serde_json::to_string(&keys).unwrap_or_default();
         self.set(ownership::PROJECT, project);
         self.set(ownership::KEYS, list);
@@ -102,7 +102,7 @@ pub(super) fn edits(
     edits
 }
 
-/// Returns the edit of a machine's profiles; if none are declared any longer, it gets the default one.
+/// Returns the edit to a machine's profiles; if none are declared any longer, the machine gets the default one.
 pub(super) fn profiles_edit(
     config: &ConfigMap,
     current: &[String],
@@ -155,7 +155,7 @@ fn device_edits(devices: &Devices, want: &Desired, before: &[String]) -> Vec<Edi
 /// Returns a device with the declared keys and those that the user set by hand, without those that are no longer declared.
 fn merged(name: &str, old: &ConfigMap, wanted: &ConfigMap, before: &[(&str, &str)]) -> ConfigMap {
     if old.get("type") != wanted.get("type") {
-        // Keys of another type of device have other meanings.
+        // In another type of device, keys have other meanings.
         return wanted.clone();
     }
     let mut new = old.clone();

@@ -12,7 +12,7 @@ use crate::incus::state::{IncusProfile, Project};
 use crate::incus::{ConfigMap, DEFAULT_PROJECT, Devices, Object, State, as_object};
 use crate::infra::{Device, Domain, Profile};
 
-/// Features that a domain's project shares with the others (`false`) or has for itself (`true`).
+/// Features that a domain's project shares with other projects (`false`) or keeps to itself (`true`).
 const FEATURES: [(&str, &str); 5] = [
     ("features.images", "false"),
     ("features.networks", "false"),
@@ -190,7 +190,7 @@ pub(super) fn devices_json(devices: &Devices) -> Value {
         .collect()
 }
 
-/// Returns the projects of this infrastructure on Incus.
+/// Returns this infrastructure's projects in Incus.
 pub(super) fn our_projects<'a>(
     state: &'a State,
     project: &'a str,

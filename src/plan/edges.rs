@@ -1,7 +1,7 @@
-//! The devices of edges: those to be created, removed and verified, foreign ones, and left-over sockets.
+//! The devices of edges: those to be created, removed and verified, foreign ones, and leftover sockets.
 //!
-//! Every run asks the provider's end, from the host. The consumer's end is asked inside the consumer, which Incus counts as a
-//! change; so only a change causes such a call, and the consumer bears a mark until the call has succeeded.
+//! Every run probes the provider's end from the host. The consumer's end is probed inside the consumer, which Incus
+//! counts as a change, so only a change causes such a call, and the consumer bears a mark until the call has succeeded.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -64,7 +64,7 @@ pub(crate) struct ForeignDevice<'a> {
     keys: &'a ConfigMap,
 }
 
-/// Lists the devices that use these edges' sockets without a right to them.
+/// Lists the devices that use these edges' sockets without being entitled to them.
 pub(crate) fn foreign_devices<'a>(
     edges: &[Edge],
     instances: &'a [Instance],
@@ -92,7 +92,7 @@ fn foreign<'a>(machine: &'a Instance, wanted: &Ends<'_>) -> Vec<ForeignDevice<'a
         .collect()
 }
 
-/// A profile's device that uses a socket in anklume's folder, and so gives it to every machine with the profile.
+/// A profile's device that uses a socket in anklume's folder, and so exposes it to every machine with the profile.
 #[derive(Debug)]
 pub(crate) struct ProfileDevice<'a> {
     socket: String,
@@ -101,7 +101,7 @@ pub(crate) struct ProfileDevice<'a> {
 }
 
 impl ProfileDevice<'_> {
-    /// Returns whether the socket is that of one of these edges.
+    /// Returns whether the socket belongs to one of these edges.
     pub(crate) fn is_on(&self, edges: &[Edge]) -> bool {
         edges.iter().any(|edge| socket_name(edge) == self.socket)
     }
@@ -117,7 +117,7 @@ impl ProfileDevice<'_> {
     }
 }
 
-/// Lists the profile devices in anklume's folder; none is anklume's, which connects machine by machine.
+/// Lists the profile devices in anklume's folder; none are anklume's own, because it adds devices to single machines.
 pub(crate) fn profile_devices(profiles: &[IncusProfile]) -> Vec<ProfileDevice<'_>> {
     let devices = profiles.iter();
     let devices = devices.flat_map(|profile| profile.devices.iter().map(move |it| (profile, it)));
@@ -141,7 +141,7 @@ fn socket_name(edge: &Edge) -> String {
     format!("{}.sock", edge.hash)
 }
 
-/// The path in an address of a proxy, normalised.
+/// The normalised path in a proxy address.
 fn path(address: &str) -> Option<String> {
     let mut names = Vec::new();
     for name in address.strip_prefix("unix:")?.split('/') {
@@ -173,13 +173,13 @@ pub(super) fn host_socket(device: &ConfigMap) -> Option<String> {
     })
 }
 
-/// Returns whether a proxy listens in the machine's folder of sockets.
+/// Returns whether a proxy listens in the machine's socket folder.
 pub(super) fn listens_inside(device: &ConfigMap) -> bool {
     is_inside(device) && host_socket(device).is_some()
 }
 
 /// Plans the removal of devices that belong to no edge, on our machines, and on any machine if they use an edge's
-/// socket; also returns, by hash, the edges whose socket on the host another machine took over.
+/// socket; also returns, by hash, the edges whose host socket another machine took over.
 pub(super) fn revocations(inputs: &PlanInputs<'_>) -> (Vec<Action>, BTreeSet<String>) {
     let wanted = wanted(inputs.wanted.edges);
     let ours = sockets(inputs.wanted.edges);
@@ -260,8 +260,8 @@ pub(super) fn connect<'a>(
     actions
 }
 
-/// Plans the calls to try after the plan so far: over the channels of the machines that it changes, and over those that
-/// never answered.
+/// Plans the calls to try after the plan so far: over the channels of the machines that it changes, and over those
+/// that have never answered.
 pub(super) fn verifications(inputs: &PlanInputs<'_>, plan: &Plan) -> Vec<Action> {
     let mut touched = BTreeSet::new();
     let mut marks = BTreeSet::new();

@@ -9,36 +9,36 @@ use crate::machine_state::ObservedMachine;
 /// Facts about the host and the machines.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Facts {
-    /// User and group numbers that the host uses.
+    /// User and group IDs that the host uses.
     pub(crate) ids: Vec<TakenIds>,
-    /// File names in the folder of the edges' sockets.
+    /// File names in the edges' socket folder.
     pub(crate) sockets: Vec<String>,
-    /// Paths that devices need and that do not exist.
+    /// Missing paths that devices need.
     pub(crate) missing: BTreeSet<String>,
-    /// The users who can reach the folders that machines write as users of the host.
+    /// The users who can reach the folders that machines write to as host users.
     pub(crate) shares: BTreeMap<String, Reach>,
-    /// Paths of devices inside a folder that a machine may write, each with that folder.
+    /// Device paths inside a folder that a machine may write to, each with that folder.
     pub(crate) nested: BTreeMap<String, String>,
-    /// anklume's own folders on the host that need a repair.
+    /// anklume's own folders on the host that need repair.
     pub(crate) folders: Vec<HostFolder>,
     /// Routes to directly connected networks.
     pub(crate) routes: Vec<HostRoute>,
-    /// Images of remotes by their names as written: the source, or the reason why it is unavailable.
+    /// Remote images, by name as written in the file: the source, or the reason why the image is unavailable.
     pub(crate) images: BTreeMap<String, Result<RemoteImage, ImageError>>,
-    /// True if this process may write anklume's folders.
+    /// True if this process may write to anklume's folders.
     pub(crate) root: bool,
-    /// The content found in machines.
+    /// The content found inside machines.
     pub(crate) inside: BTreeMap<InstanceId, ObservedMachine>,
     /// Ends of edges whose device exists but does not work, by the edge's hash.
     pub(crate) broken: BTreeMap<(String, Role), RecreateReason>,
-    /// Edges whose consumer uses all its permitted connections, so that no further call is possible; by hash.
+    /// By hash, edges whose consumer is using all its permitted connections, so that no further call is possible.
     pub(crate) full: BTreeSet<String>,
-    /// Logs of the edges that have grown over the limit.
+    /// Edge logs that have grown beyond the limit.
     pub(crate) logs: Vec<BigLog>,
     pub(crate) rotation: Rotation,
 }
 
-/// A range of user or group numbers that the host uses.
+/// A range of user or group IDs that the host uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TakenIds {
     pub(crate) first: u32,
@@ -47,7 +47,7 @@ pub(crate) struct TakenIds {
     pub(crate) by: String,
 }
 
-/// One of anklume's own folders on the host that needs a repair.
+/// One of anklume's own folders on the host that needs repair.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HostFolder {
     pub(crate) path: String,
@@ -70,7 +70,7 @@ pub(crate) struct HostRoute {
     pub(crate) interface: String,
     /// Its first address.
     pub(crate) network: Ipv4Addr,
-    /// Bits of its prefix.
+    /// Its prefix length, in bits.
     pub(crate) prefix: u8,
 }
 
@@ -89,7 +89,7 @@ pub(crate) enum Reach {
     Replaceable(String),
 }
 
-/// The source of a remote's image.
+/// The source of a remote image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RemoteImage {
     /// URL of the remote.
@@ -100,7 +100,7 @@ pub(crate) struct RemoteImage {
     pub(crate) alias: String,
 }
 
-/// The reason why a remote's image cannot be used, as the `incus` program or its caller states it.
+/// The reason why a remote image cannot be used, as stated by the `incus` program or its caller.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct ImageError(pub(crate) String);
@@ -115,17 +115,17 @@ pub(crate) enum Role {
 /// The reason for recreating a device whose keys are right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RecreateReason {
-    /// Another machine's device took its socket over.
+    /// Another machine's device took over its socket.
     TakenOver,
     /// Its process was killed.
     NoProcess,
     /// Its socket was removed.
     NoSocket,
-    /// Its socket is another file, or has other permissions.
+    /// The file at its path is no socket, or has the wrong owner or permissions.
     BadSocket,
 }
 
-/// A log that has grown over the limit.
+/// A log that has grown beyond the limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BigLog {
     pub(crate) path: String,
@@ -147,7 +147,7 @@ pub(crate) struct Schedule {
     pub(crate) by: &'static str,
     /// Its configuration.
     pub(crate) files: Vec<HostFile>,
-    /// True if part of the configuration exists already.
+    /// True if part of the configuration already exists.
     pub(crate) exists: bool,
 }
 

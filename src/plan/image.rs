@@ -1,4 +1,4 @@
-//! Selects the image of a new machine: a local one, or one of a remote.
+//! Selects the image for a new machine: a local one, or one from a remote.
 
 use std::collections::BTreeSet;
 
@@ -20,7 +20,7 @@ pub(super) struct NoImage {
     pub(super) help: String,
 }
 
-/// Returns the remotes' images that the machines to be created need, as written.
+/// Returns the remote images needed by the machines to be created, as written in the file.
 pub(crate) fn remote_images(infra: &Infra, state: &State) -> Vec<String> {
     let exists = |domain: &Domain, machine: &Machine| {
         let mut all = state.instances.iter();
@@ -36,7 +36,7 @@ pub(crate) fn remote_images(infra: &Infra, state: &State) -> Vec<String> {
     images.into_iter().map(str::to_owned).collect()
 }
 
-/// Splits an image into the remote, if it is another Incus or an image server, and the name there.
+/// Splits an image name into the remote, if it is another Incus or an image server, and the name there.
 fn split(image: &str) -> (Option<&str>, &str) {
     match image.split_once(':') {
         Some((LOCAL, name)) => (None, name),

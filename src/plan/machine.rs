@@ -19,7 +19,7 @@ use crate::machine_state::{
 };
 use crate::services::Services;
 
-/// Prefix of the devices of storage volumes, before the volume's name.
+/// Prefix of a storage volume's device, before the volume's name.
 const VOLUME_PREFIX: &str = "vol-";
 
 /// Plans the volumes, the machine and its start, in this order.
@@ -53,7 +53,7 @@ pub(super) fn make(one: MachineInputs<'_>, faults: &mut Obstacles) -> Vec<Action
         return actions;
     }
     if is_half_made(current, &owner, one.plan.facts) {
-        // Nothing of the deleted machine goes into the new one.
+        // Nothing from the deleted machine carries over to the new one.
         let new = MachineInputs {
             current: None,
             ..one
@@ -81,8 +81,8 @@ pub(super) fn make(one: MachineInputs<'_>, faults: &mut Obstacles) -> Vec<Action
 /// Returns whether Incus or the run stopped while creating the machine, so that parts may be missing. A machine
 /// that was started later counts as complete.
 ///
-/// Only root's runs wait for each other: without the lock, another run may be creating it right now. An adopted machine and
-/// a copy are not this run's to delete.
+/// Only root's runs wait for each other: without the lock, another run may be creating it right now. An adopted machine
+/// or a copy is not this run's to delete.
 fn is_half_made(current: &Instance, owner: &Ownership, facts: &Facts) -> bool {
     facts.root
         && *owner == Ownership::Ours
@@ -142,7 +142,7 @@ fn want(one: MachineInputs<'_>) -> Desired {
     want
 }
 
-/// Returns a snapshot's expiry as Incus writes it: `M` and `H` are minutes and hours, `m` is months.
+/// Returns a snapshot's expiry in Incus's notation: `M` and `H` are minutes and hours, `m` is months.
 fn expiry(declared: &str) -> String {
     declared.replace('m', "M").replace('h', "H")
 }
@@ -192,7 +192,7 @@ fn create(one: MachineInputs<'_>, faults: &mut Obstacles) -> Vec<Action> {
 /// A storage volume of a machine.
 struct DeclaredVolume<'a> {
     name: &'a str,
-    /// Its name on Incus: machines of one domain may have volumes of the same name.
+    /// Its name in Incus: machines in the same domain may have volumes of the same name.
     object_name: String,
     pool: String,
     size: Option<String>,
@@ -285,20 +285,20 @@ fn volume(
     edit(object, edits(&current.config, &Devices::new(), "", &want))
 }
 
-/// Returns whether the program is, or was, in a machine.
+/// Returns whether a machine has, or had, the program.
 pub(crate) fn has_inside(instance: &Instance) -> bool {
     instance.config.contains_key(ownership::INSIDE)
 }
 
-/// Returns whether the program must be in a machine: it offers services, or it is the end of an edge.
+/// Returns whether a machine must have the program: it offers services, or is an end of an edge.
 fn needs_inside(one: MachineInputs<'_>) -> bool {
-    // Incus gives virtual machines no channel; `edge` refuses one as an end.
+    // Incus cannot give virtual machines a channel, so `edge` refuses them as ends.
     one.machine.kind == MachineType::Container
         && (!one.machine.services.is_empty()
             || one.plan.ends.contains(&(one.project(), one.name())))
 }
 
-/// Returns whether the program is, or must be, in a machine of the file.
+/// Returns whether a machine in the file has, or must have, the program.
 pub(crate) fn needs_program(infra: &Infra, edges: &[Edge], state: &State) -> bool {
     let holds = |domain: &Domain, machine: &Machine| {
         let mut all = state.instances.iter().filter(|one| has_inside(one));
@@ -309,7 +309,7 @@ pub(crate) fn needs_program(infra: &Infra, edges: &[Edge], state: &State) -> boo
         || machines.any(|(domain, one)| !one.services.is_empty() || holds(domain, one))
 }
 
-/// Builds the specification of a machine, with the program of this digest.
+/// Builds the specification of a machine, with this program digest.
 pub(crate) fn machine_spec(program: &str, machine: &Machine) -> MachineSpec {
     let services = (!machine.services.is_empty()).then(|| Services::of(machine));
     let run_as = machine.mcp.run_as.clone();

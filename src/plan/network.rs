@@ -1,4 +1,4 @@
-//! A domain's network and the access list that keeps it apart.
+//! A domain's network and the access list that isolates it.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -17,14 +17,14 @@ use crate::infra::Domain;
 const OUR_RULE: &str = "anklume: ";
 /// Shortest prefix of a connected network that must not contain a domain's subnet; shorter ones are whole private ranges.
 const ROUTE_MIN: u8 = 16;
-/// Bits of the prefix of a domain's subnet.
+/// Prefix length of a domain's subnet, in bits.
 const PREFIX: u8 = 24;
 
 fn subnet(domain: &Domain) -> String {
     format!("{}/{PREFIX}", domain.network.subnet)
 }
 
-/// The subnets of all other domains: those of the file, including disabled ones, and those that are still on Incus.
+/// The subnets of all other domains: those in the file, including disabled ones, and those that are still in Incus.
 fn other_subnets(inputs: &PlanInputs<'_>, domain: &Domain) -> String {
     let declared = inputs.wanted.infra.domains.iter();
     let declared = declared
@@ -41,7 +41,7 @@ fn other_subnets(inputs: &PlanInputs<'_>, domain: &Domain) -> String {
     subnets.collect::<Vec<String>>().join(",")
 }
 
-/// The first address of a managed network, and the bits of its prefix.
+/// The first address of a managed network, and its prefix length.
 fn parse_subnet(network: &IncusNetwork) -> Option<(Ipv4Addr, u8)> {
     let (address, prefix) = network.config.get("ipv4.address")?.split_once('/')?;
     let (address, prefix): (Ipv4Addr, u8) = (address.parse().ok()?, prefix.parse().ok()?);
@@ -56,11 +56,11 @@ fn first_address(address: Ipv4Addr, prefix: u8) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(address) & mask)
 }
 
-/// The rules that keep a domain apart, by direction.
+/// The rules that isolate a domain, by direction.
 ///
 /// Incoming traffic is accepted only from the domain itself, including the host's address in it; the network's default
-/// rejects the rest. Outgoing traffic may go anywhere but to other domains and their gateways: those are on the host, where
-/// their own defaults are not consulted.
+/// rejects the rest. Outgoing traffic may go anywhere except other domains and their gateways, which are on the host,
+/// where their own defaults are not consulted.
 fn rules(inputs: &PlanInputs<'_>, domain: &Domain) -> [(Direction, Vec<ConfigMap>); 2] {
     let rule = |action: &str, side: &str, subject: &str, about: &str| {
         config_map([
@@ -131,7 +131,7 @@ fn our_rules(acl: &Acl, direction: Direction) -> Vec<ConfigMap> {
     ours
 }
 
-/// Plans the network. `infra` has checked that its name fits an interface.
+/// Plans the network. `infra` has already checked that its name fits an interface.
 pub(super) fn network(
     inputs: &PlanInputs<'_>,
     domain: &Domain,
@@ -153,11 +153,11 @@ pub(super) fn network(
         "ipv4.dhcp.ranges",
         format!("{a}.{b}.{c}.100-{a}.{b}.{c}.249"),
     );
-    // Without IPv6, no traffic bypasses the rules for IPv4.
+    // Without IPv6, no traffic can bypass the IPv4 rules.
     want.set("ipv6.address", "none");
     want.set("security.acls.default.ingress.action", "reject");
     want.set("security.acls.default.egress.action", "allow");
-    // The user's own lists stay beside ours.
+    // The user's own lists are kept alongside ours.
     let lists = current.and_then(|network| network.config.get("security.acls"));
     let lists = match lists.filter(|lists| !lists.is_empty()) {
         Some(lists) if lists.split(',').any(|one| one.trim() == name) => lists.clone(),

@@ -14,7 +14,7 @@ const OWN: &str = "user.anklume.";
 pub(super) const PROJECT: &str = "user.anklume.project";
 /// Names the domain that a network or an access list is for.
 pub(super) const DOMAIN: &str = "user.anklume.domain";
-/// Names the machine as `DOMAIN/NAME`, so that a copy is recognised.
+/// Names the machine as `DOMAIN/NAME`, so that a copy can be recognised.
 pub(super) const MACHINE: &str = "user.anklume.machine";
 /// Names the image that a machine was created from, as declared.
 pub(super) const IMAGE: &str = "user.anklume.image";
@@ -24,15 +24,15 @@ pub(super) const INSIDE: &str = "user.anklume.inside";
 const UNFINISHED: &str = "user.anklume.unfinished";
 /// Set once a machine has been started, even if the start failed.
 const LAST_POWER: &str = "volatile.last_state.power";
-/// Set to `true` until Incus rebuilds the machine: `incus rebuild` removes every key of the image.
+/// Set to `true` until Incus rebuilds the machine: `incus rebuild` removes every image key.
 pub(super) const BUILT: &str = "image.anklume";
 /// A machine's UUID.
 const UUID: &str = "volatile.uuid";
 /// Equals [`UUID`], unless the machine was restored from a snapshot; `incus rebuild` makes both equal again.
 const GENERATION: &str = "volatile.uuid.generation";
-/// Prefix before a channel's device: `true` on a consumer until a call over the channel has succeeded.
+/// Prefix of keys that end in a channel's device: `true` on a consumer until a call over the channel has succeeded.
 const UNVERIFIED: &str = "user.anklume.unproven.";
-/// Lists the keys that anklume set: a JSON list of keys and of `@DEVICE:KEY`.
+/// Lists the keys that anklume set: a JSON list of `KEY` and `@DEVICE:KEY` entries.
 pub(super) const KEYS: &str = "user.anklume.keys";
 
 /// Returns whether a key is one of anklume's marks.
@@ -54,7 +54,7 @@ pub(crate) enum Ownership {
 }
 
 impl Ownership {
-    /// Returns whether an object of this owner may be changed; `adopted`: the user takes it over.
+    /// Returns whether an object with this owner may be changed; `adopted` is true if the user takes it over.
     fn allows(&self, adopted: bool) -> bool {
         match self {
             Self::Ours => true,
@@ -83,7 +83,7 @@ pub(crate) fn machine_owner(instance: &Instance, project: &str) -> Ownership {
     }
 }
 
-/// Returns the body of a request that creates a machine, with the mark of an unfinished one.
+/// Returns the request body that creates a machine, with the mark of an unfinished one.
 pub(crate) fn unfinished(body: &Value) -> Value {
     let mut body = body.clone();
     if let Some(config) = body.get_mut("config").and_then(Value::as_object_mut) {
@@ -92,7 +92,7 @@ pub(crate) fn unfinished(body: &Value) -> Value {
     body
 }
 
-/// Returns the edit that removes that mark once Incus has created the machine.
+/// Returns the edit that removes the mark of an unfinished machine once Incus has created it.
 pub(crate) fn finished() -> Edit {
     mark(UNFINISHED, false)
 }
@@ -105,17 +105,17 @@ fn mark(key: &str, is_set: bool) -> Edit {
     }
 }
 
-/// Returns whether a machine bears that mark.
+/// Returns whether a machine is marked as unfinished.
 pub(super) fn is_unfinished(config: &ConfigMap) -> bool {
     config.contains_key(UNFINISHED)
 }
 
-/// Returns whether a machine bears that mark and was never started.
+/// Returns whether a machine is marked as unfinished and was never started.
 pub(super) fn is_half_made(config: &ConfigMap) -> bool {
     is_unfinished(config) && !config.contains_key(LAST_POWER)
 }
 
-/// Returns a machine's UUID, which a rename keeps: a copy or a new machine has another one.
+/// Returns a machine's UUID, which survives a rename; a copy or a new machine has a different one.
 pub(crate) fn number(config: &ConfigMap) -> Option<&String> {
     config.get(UUID)
 }
@@ -125,23 +125,23 @@ pub(crate) fn is_marked(config: &ConfigMap) -> bool {
     config.contains_key(BUILT)
 }
 
-/// Returns whether a machine that bore that mark was rebuilt. Nothing in the machine can remove the mark; a snapshot from
-/// before the mark can, and so can every user of Incus.
+/// Returns whether a machine that bore that mark was rebuilt. Nothing in the machine can remove the mark, but an older
+/// snapshot can, and so can every user of Incus.
 pub(crate) fn is_rebuilt(config: &ConfigMap) -> bool {
     !is_marked(config) && config.get(GENERATION) == number(config)
 }
 
-/// The mark of a channel that no call has verified, by its device.
+/// The mark of an unverified channel, by its device.
 pub(super) fn unverified(device: &str) -> String {
     format!("{UNVERIFIED}{device}")
 }
 
-/// Returns the edit that sets that mark on the consumer, or removes it.
+/// Returns the edit that sets or removes that mark on the consumer.
 pub(crate) fn mark_unverified(device: &str, is_set: bool) -> Edit {
     mark(&unverified(device), is_set)
 }
 
-/// Returns the keys that anklume last set on an object; none if the list was damaged.
+/// Returns the keys that anklume last set on an object; none if the list is damaged.
 pub(super) fn set_before(config: &ConfigMap) -> Vec<String> {
     let list = config.get(KEYS);
     let keys = list.and_then(|list| serde_json::from_str::<Vec<Value>>(list).ok());
@@ -170,7 +170,7 @@ pub(super) fn may_touch_machine(one: MachineInputs<'_>) -> bool {
     owner.is_some_and(|owner| owner.allows(one.plan.adopts(one.name())))
 }
 
-/// Returns whether a machine, or an object of one, may be changed; reports an obstacle if not.
+/// Returns whether a machine, or one of its objects, may be changed; reports an obstacle if not.
 pub(super) fn may_touch_of_machine(
     one: MachineInputs<'_>,
     object: &Object,
@@ -181,7 +181,7 @@ pub(super) fn may_touch_of_machine(
     claim(object, name, owner, one.plan.adopts(name), place, faults)
 }
 
-/// Returns whether an object may be changed; reports an obstacle if not. `adopt`: the name that `--adopt` takes for it.
+/// Returns whether an object may be changed; reports an obstacle if not. `adopt` is its name for `--adopt`.
 fn claim(
     object: &Object,
     adopt: &str,

@@ -1,8 +1,8 @@
-//! Folders of the host that a machine writes with the rights of the host's own users.
+//! Host folders that a machine writes to with the rights of the host's own users.
 //!
-//! On such a disk, a file that the machine's root creates belongs to the host's root, with its set-user-ID bit: running
-//! it on the host gives root. The machine's root can open the folder itself to everybody: only a folder above it keeps
-//! the host's users out.
+//! On such a disk, a file that the machine's root creates belongs to the host's root and may be set-user-ID: running
+//! it on the host grants root. The machine's root can open the folder itself to everybody, so only a folder above it
+//! keeps the host's users out.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use super::{Obstacles, PlanCode, PlanInputs};
 use crate::diagnostic::quote;
 use crate::infra::{Device, Domain, Infra, Machine, MachineType};
 
-/// Returns the folders that machines write with such rights.
+/// Returns the folders that machines write to with such rights.
 pub(crate) fn shared_sources(infra: &Infra) -> BTreeSet<&str> {
     let machines = infra.machines();
     machines
@@ -20,7 +20,7 @@ pub(crate) fn shared_sources(infra: &Infra) -> BTreeSet<&str> {
         .collect()
 }
 
-/// The folders that one machine writes with such rights.
+/// The folders that one machine writes to with such rights.
 fn shares<'i>(domain: &'i Domain, machine: &'i Machine) -> impl Iterator<Item = &'i str> + use<'i> {
     let profiles = || {
         let declared = domain.profiles.iter();
@@ -40,7 +40,7 @@ fn shares<'i>(domain: &'i Domain, machine: &'i Machine) -> impl Iterator<Item = 
     written.filter_map(Device::written_source)
 }
 
-/// Checks that no folder lets a machine or a user of the host become root.
+/// Checks that no folder lets a machine or a host user become root.
 pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     for (path, folder) in &inputs.facts.nested {
         exchangeable(inputs, path, folder, faults);
@@ -65,7 +65,7 @@ pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     }
 }
 
-/// Reports a path in a folder that a machine writes: the machine could replace it with a link.
+/// Reports a path in a folder that a machine writes to: the machine could replace it with a link.
 fn exchangeable(inputs: &PlanInputs<'_>, path: &str, folder: &str, faults: &mut Obstacles) {
     let declares = |devices: &[Device]| {
         let mut paths = devices.iter().filter_map(Device::host_path);
@@ -91,7 +91,7 @@ fn exchangeable(inputs: &PlanInputs<'_>, path: &str, folder: &str, faults: &mut 
 /// Returns the users who can reach a folder, and the way to keep them out; `None` if no user can.
 fn open(inputs: &PlanInputs<'_>, source: &str) -> Option<(String, String)> {
     let missing = inputs.facts.missing.iter();
-    // A missing shared folder above it is created open.
+    // A missing shared folder above it would be created open.
     let mut shared_above = missing.filter(|path| {
         let below = source.strip_prefix(path.trim_end_matches('/'));
         below.is_some_and(|below| below.starts_with('/') && below != "/")
@@ -113,7 +113,7 @@ fn open(inputs: &PlanInputs<'_>, source: &str) -> Option<(String, String)> {
     }
 }
 
-/// Returns the command that closes the way to a folder: on the folder above it, if nothing else uses that one.
+/// Returns the command that blocks access to a folder: on its parent folder, if nothing else uses that.
 fn closed(source: &str) -> String {
     let source = source.trim_end_matches('/');
     let (parent, name) = source.rsplit_once('/').unwrap_or(("", source));
@@ -130,7 +130,7 @@ fn closed(source: &str) -> String {
     )
 }
 
-/// Names the users of the host who could become root together with a machine that writes below their folders.
+/// Names the host users who could become root with the help of a machine that writes below their folders.
 pub(super) fn notes(inputs: &PlanInputs<'_>) -> impl Iterator<Item = String> {
     let shares = inputs.facts.shares.iter();
     shares.filter_map(|(source, reach)| match reach {

@@ -1,4 +1,4 @@
-//! Tests plans against an Incus in memory: from nothing, after a change, and with obstacles.
+//! Tests plans against an in-memory Incus: from scratch, after a change, and with obstacles.
 
 mod address;
 mod destroy;
@@ -90,10 +90,10 @@ fn lines(plan: &Plan) -> Vec<String> {
     plan.actions().flat_map(Action::lines).collect()
 }
 
-/// Digest of the program that goes into the machines.
+/// Digest of the program for the machines.
 const PROGRAM: &str = "0f";
 
-/// Records the expected content of existing machines, unless the test has set another.
+/// Records the expected content of existing machines, unless the test has set different content.
 fn in_order(infra: &Infra, state: &State, facts: &mut Facts) {
     for (domain, machine) in infra.machines() {
         let id = InstanceId::new(domain.name.as_str(), machine.name.as_str());
@@ -113,7 +113,7 @@ fn codes(text: &str, state: &State, facts: &Facts, adopt: &[&str]) -> Vec<&'stat
     }
 }
 
-/// Returns an Incus to which this file was applied.
+/// Returns an Incus to which this file has been applied.
 fn applied(text: &str) -> State {
     let mut state = empty();
     let plan = planned(text, &state, &facts(), &[]).unwrap();
@@ -212,7 +212,7 @@ fn a_machine_that_incus_did_not_finish_is_made_again_and_any_other_one_stays() {
         ..facts()
     };
     assert!(!is_deleted(&unlocked, &[], &marked));
-    // A foreign machine stays, even if the user adopts it.
+    // A foreign machine is kept, even if the user adopts it.
     assert!(!is_deleted(&facts(), &["dev"], &|dev| {
         marked(dev);
         dev.config.remove("user.anklume.project");
@@ -255,7 +255,7 @@ fn a_machine_that_is_made_again_takes_nothing_over_from_its_remains() {
     assert_eq!(created(&state), created(&without));
 }
 
-/// Checks that this change to the file is planned as these lines, and that carrying them out completes it.
+/// Checks that this change to the file results in these plan lines, and that carrying them out completes it.
 #[track_caller]
 fn is_planned(old: &str, new: &str, expected: &[String]) {
     let changed = INFRA.replacen(old, new, 1);
@@ -399,7 +399,7 @@ fn the_channels_of_one_machine_go_one_after_the_other() {
         })
         .collect();
     assert_eq!(chains, [("signer", 3), ("one", 1), ("two", 1), ("dev", 1)]);
-    // A failed revocation stops no other.
+    // A failed revocation does not stop the others.
     assert!(plan.revoked.iter().all(Action::stands_alone));
     let host = Action::Sweep {
         path: String::new(),
@@ -418,7 +418,7 @@ fn a_new_domain_is_closed_in_the_lists_of_the_others() {
     let plan = planned(INFRA, &state, &facts(), &[]).unwrap();
     let closed = "~ acl net-vault egress: (none) → reject 10.100.1.0/24".to_owned();
     assert!(lines(&plan).contains(&closed), "{:#?}", lines(&plan));
-    // A domain that is no longer in the file, but still on Incus, stays closed too.
+    // A domain that is no longer in the file, but still in Incus, stays closed too.
     let state = applied(INFRA);
     let plan = planned(&one, &state, &facts(), &[]).unwrap();
     assert!(
@@ -448,7 +448,7 @@ fn a_key_of_a_device_that_is_no_longer_declared_goes_and_one_set_by_hand_stays()
     );
     let plan = planned(INFRA, &state, &facts(), &[]).unwrap();
     assert_eq!(lines(&plan), ["- device sv-docs on dev"]);
-    // anklume removes no key that it never set.
+    // anklume does not remove keys that it never set.
     let dev = instance(&mut state, &Object::machine("work", "dev"));
     dev.config.remove("user.anklume.keys");
     let plan = planned(&shared("rw"), &state, &facts(), &[]).unwrap();

@@ -1,4 +1,4 @@
-//! Ends a run on signals: after the first one, the run begins no further step; after the second, it ends at once.
+//! Ends a run on signals: after the first one, the run starts no further step; after the second, it ends immediately.
 
 use std::cell::Cell;
 use std::fs;
@@ -17,17 +17,17 @@ pub(crate) const LEFT: &str = "asked to stop";
 pub(crate) struct Interrupt(Cell<bool>);
 
 impl Interrupt {
-    /// Returns whether the run must not begin another step.
+    /// Returns whether the run must not start another step.
     pub(crate) fn is_asked(&self) -> bool {
         self.0.get()
     }
 
-    /// Reason for actions that were not started: the interruption if there was one, else `why`.
+    /// Reason for actions that were not started: the interruption if there was one, otherwise `why`.
     pub(crate) fn or<'w>(&self, why: &'w str) -> &'w str {
         if self.is_asked() { LEFT } else { why }
     }
 
-    /// Does work that checks [`Self::is_asked`] before each step. The first signal calls `tell`, and the work ends by
+    /// Runs work that checks [`Self::is_asked`] before each step. On the first signal, calls `tell`; the work ends by
     /// itself; after the second one, the result is `None`. Fails if signals cannot be watched.
     pub(crate) async fn run<T>(
         &self,
@@ -56,7 +56,7 @@ impl Interrupt {
 pub(crate) struct StopSignals(Vec<Signal>);
 
 impl StopSignals {
-    /// Starts to watch for the signals. Fails if the system refuses.
+    /// Starts watching for the signals. Fails if a system call fails.
     pub(crate) fn watch() -> io::Result<Self> {
         let ignored = ignored(&fs::read("/proc/self/status").unwrap_or_default());
         let kinds = [
@@ -94,7 +94,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs steps until it is asked to stop; during the second one, sends its own process this signal.
+    /// Runs steps until it is asked to stop; during the second step, sends this signal to its own process.
     async fn steps(stop: &Interrupt, sent: Sent) -> u32 {
         let mut steps = 0;
         while !stop.is_asked() {
@@ -112,7 +112,7 @@ mod tests {
         // A shell may make background jobs ignore some of these signals; skip those.
         let ignored = ignored(&fs::read("/proc/self/status").unwrap());
         let heard = |sent: &Sent| ignored >> (sent.as_raw() - 1) & 1 == 0;
-        // The handlers stay as long as the process lives, so none of these signals ends it.
+        // The handlers stay installed for the lifetime of the process, so none of these signals ends it.
         for sent in [Sent::INT, Sent::TERM, Sent::HUP].into_iter().filter(heard) {
             let (stop, told) = (Interrupt::default(), Cell::new(0));
             let tell = || told.set(told.get() + 1);

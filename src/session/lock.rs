@@ -1,7 +1,7 @@
 //! Lets only one `apply` or `destroy` run at a time on this computer: two would remove each other's sockets.
 //!
-//! The lock also remembers a network that was being made or deleted when a run was killed. Incus shows no operation for
-//! those, and two simultaneous deletions of one network leave its DNS server behind, on the network's address.
+//! The lock also records that a network was being created or deleted when a run was killed. Incus shows no operation
+//! for that, and two simultaneous deletions of one network leave its DNS server behind, at the network's address.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
@@ -13,25 +13,25 @@ use rustix::fs::{CWD, Mode, OFlags, open};
 
 use crate::dir::open_or_make;
 
-/// Only root writes in this folder, so nobody else can hold the lock.
+/// The lock file. Only root can write to its folder, so nobody else can hold the lock.
 const LOCK: &str = "/run/anklume.lock";
-/// Time for Incus to finish a network request of a killed run, which takes a fraction of a second.
+/// Time for Incus to finish a killed run's network request, which takes a fraction of a second.
 const AFTERMATH: Duration = Duration::from_secs(3);
-/// Content of the file while a network is created or deleted.
+/// Content of the file while a network is being created or deleted.
 const MARK: &[u8] = b"a network is being made or deleted\n";
 
 /// The lock, released when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    /// The file, and the number of networks that are being made or deleted.
+    /// The file, and the number of networks that are being created or deleted.
     file: Mutex<(File, usize)>,
 }
 
-/// Marks that a network is being made or deleted, until `done`.
+/// Marks that a network is being created or deleted, until `done`.
 #[derive(Debug)]
 pub(crate) struct Busy<'l>(Option<&'l Lock>);
 
-/// Takes the lock; waits for another run, and for the aftermath of a killed one. `None` without root's rights.
+/// Takes the lock; waits for another run, and for the aftermath of a killed one. `None` without root privileges.
 pub(crate) async fn lock(tell: impl Fn(&str)) -> anyhow::Result<Option<Lock>> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
@@ -45,7 +45,7 @@ pub(crate) async fn lock(tell: impl Fn(&str)) -> anyhow::Result<Option<Lock>> {
     }))
 }
 
-/// Returns the locked file, and whether a run was killed while a network was being made or deleted.
+/// Returns the locked file, and whether a run was killed while a network was being created or deleted.
 fn take(tell: impl Fn(&str)) -> io::Result<(File, bool)> {
     let mut file = open_or_make(CWD, LOCK)?;
     if file.try_lock().is_err() {
@@ -68,7 +68,7 @@ pub(crate) fn is_held() -> bool {
 }
 
 impl Lock {
-    /// Marks that a network is being made or deleted; the mark outlives a run that is killed before `done`.
+    /// Marks that a network is being created or deleted; the mark outlives a run that is killed before `done`.
     pub(crate) fn busy(lock: Option<&Self>) -> Busy<'_> {
         if let Some(lock) = lock {
             lock.count(|busy| busy + 1);

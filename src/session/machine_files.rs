@@ -1,4 +1,4 @@
-//! The files of a machine: read from the host where possible, else through Incus.
+//! The files of a machine: read from the host where possible, otherwise through Incus.
 
 use std::mem;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::machine_state::PROGRAM;
 /// Placeholder digest for any program other than this one.
 const ANOTHER: &str = "another";
 
-/// The error of reading a machine's files.
+/// An error while reading a machine's files.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FilesError {
     #[error(transparent)]
@@ -36,10 +36,10 @@ impl From<IncusError> for FilesError {
     }
 }
 
-/// The way from the host into a machine.
+/// The host's access to a machine's files.
 #[derive(Debug, Default)]
 pub(super) struct Root {
-    /// Host PID of its first process, once Incus was asked; an inner `None`: Incus gave none.
+    /// Host PID of its first process, once Incus has been asked; an inner `None` means that Incus reported none.
     first: OnceCell<Option<u32>>,
     way: OnceCell<Mutex<RootAccess>>,
 }
@@ -59,7 +59,7 @@ pub(crate) struct MachineFiles<'c> {
     session: &'c Session,
     machine: Object,
     root: Arc<Root>,
-    /// Opened when it is first needed.
+    /// Opened when first needed.
     incus: Option<Incus>,
 }
 
@@ -76,12 +76,12 @@ impl Session {
         }
     }
 
-    /// Ends the children that read machines' files, so that no file system is in use when machines are changed next.
+    /// Ends the children that read machines' files, so that no file system is in use when machines are next changed.
     pub(crate) async fn close_roots(&self) {
         self.roots.lock().await.clear();
     }
 
-    /// Host PID of a machine's first process; asked once in a run.
+    /// Host PID of a machine's first process; requested once per run.
     pub(crate) async fn first_process(&self, machine: &Instance) -> Option<u32> {
         let root = self.root(machine).await;
         let first = root
@@ -101,7 +101,7 @@ impl Session {
         incus.first_process(&machine).await.ok()
     }
 
-    /// Opens the way into a machine.
+    /// Opens the host's access to a machine's files.
     async fn way(&self, machine: &Instance) -> RootAccess {
         if !is_visible(machine, rustix::process::geteuid().is_root()) {
             return RootAccess::Closed;
@@ -112,7 +112,7 @@ impl Session {
         // Its cgroup, without the prefix `lxc.payload.`.
         let cgroup = full_name(&machine.project, &machine.name);
         match MachineRoot::open(first, &cgroup).await {
-            // If the machine has ended meanwhile, another process may have its number.
+            // If the machine has stopped in the meantime, another process may have this PID.
             Ok(Some(root)) if self.ask_first(machine).await == Some(first) => {
                 RootAccess::Open(Box::new(root))
             }
@@ -182,7 +182,7 @@ impl MachineFiles<'_> {
         };
         let mut way = way.lock().await;
         let silent = || FilesError::Silent(MachineRootError::Slow.to_string());
-        // Taken out for as long as the exchange lasts: if a caller gives up on it, the next one must not read its answer.
+        // Taken out during the exchange: if a caller gives up on it, the next caller must not read its answer.
         let mut root = match mem::replace(&mut *way, RootAccess::Silent) {
             RootAccess::Open(root) => root,
             RootAccess::Closed => {

@@ -8,7 +8,7 @@ use crate::machine_state::{IDENTITY, Identity, RUNTIME};
 use crate::name::MachineName;
 use crate::tool::Surroundings;
 
-/// The file of users.
+/// The user database.
 const PASSWD: &str = "/etc/passwd";
 /// Maximum size of a file read here, in bytes.
 const FILE_MAX: u64 = 16 * 1024 * 1024;
@@ -37,13 +37,13 @@ pub(crate) enum AccountError {
         "`{IDENTITY}` cannot be read, so the server's user is unknown: {0}; `anklume apply` on the host rewrites it"
     )]
     Identity(#[source] std::io::Error),
-    /// The file of users cannot be read.
+    /// The user database cannot be read.
     #[error("`{PASSWD}` cannot be read: {0}")]
     Unreadable(#[source] std::io::Error),
 }
 
 impl Account {
-    /// Finds the user of that name; root if `name` is `None`.
+    /// Finds the user with that name, or root if `name` is `None`.
     pub(crate) fn find(name: Option<&str>) -> Result<Self, AccountError> {
         let Some(name) = name.filter(|name| *name != "root") else {
             return Ok(Self::root());
@@ -53,14 +53,14 @@ impl Account {
             .ok_or_else(|| AccountError::Nobody(name.to_owned()))
     }
 
-    /// Finds a user in the machine's file of users.
+    /// Finds a user in the machine's user database.
     fn listed(name: &str) -> std::io::Result<Option<Self>> {
         let text = read(PASSWD)?;
         let text = String::from_utf8_lossy(&text);
         Ok(text.lines().find_map(|line| account(line, name)))
     }
 
-    /// Returns root, with the home that the file of users gives.
+    /// Returns root, with its home folder from the user database.
     fn root() -> Self {
         let listed = Self::listed("root").unwrap_or_default();
         Self {
@@ -71,7 +71,7 @@ impl Account {
         }
     }
 
-    /// Returns the default places of the user's portal, clipboard and keys.
+    /// Returns the default locations of the user's portal, clipboard and keys.
     pub(crate) fn surroundings(&self) -> Surroundings {
         Surroundings::of_user(&self.home, RUNTIME)
     }
@@ -94,7 +94,7 @@ impl Account {
         Self::find(identity.run_as.as_deref()).map(Some)
     }
 
-    /// Makes a command run as this user, with these surroundings and without root's groups.
+    /// Makes a command run as this user, with this environment and without root's groups.
     pub(crate) fn runs<'c>(
         &self,
         command: &'c mut Command,

@@ -30,9 +30,9 @@ fn folder() -> &'static Path {
     Path::new(PROVIDER_FOLDER)
 }
 
-/// Reads the status of the server of a folder, if one runs.
+/// Reads the status of a folder's server, if one is running.
 fn status(folder: &Path) -> Option<ServerStatus> {
-    // The status comes first: a check of the lock would disturb a server that is just starting and has no status yet.
+    // The status comes first: checking the lock would disturb a server that is just starting and has no status yet.
     let text = SocketFolder::status(folder).ok()?;
     let status = serde_json::from_slice(&text).ok()?;
     SocketFolder::is_served(folder)
@@ -40,21 +40,21 @@ fn status(folder: &Path) -> Option<ServerStatus> {
         .then_some(status)
 }
 
-/// Returns the places of the user's portal, clipboard and keys: those that the server uses, or would use.
+/// Returns the locations of the user's portal, clipboard and keys: those that the server uses, or would use.
 pub(crate) fn surroundings(account: &Account) -> Surroundings {
     let is_theirs = std::fs::symlink_metadata(folder()).is_ok_and(|is| is.uid() == account.uid);
     let served = is_theirs.then(|| status(folder())).flatten();
-    // A server of an earlier version does not report them.
+    // An earlier version of the server does not report them.
     let said = served.and_then(|status| status.surroundings);
     said.unwrap_or_else(|| account.surroundings())
 }
 
-/// Returns whether a server runs from the current program file.
+/// Returns whether a server is running from the current program file.
 pub(super) fn is_current() -> bool {
     status(folder()).is_some_and(|status| runs(&status, Path::new(PROGRAM)))
 }
 
-/// Returns whether the server with this status runs from this program file.
+/// Returns whether the server with this status is running from this program file.
 fn runs(status: &ServerStatus, program: &Path) -> bool {
     let runs = std::fs::read_link(format!("/proc/{}/exe", status.pid));
     runs.is_ok_and(|path| path == program)
@@ -100,7 +100,7 @@ async fn reports_within(
     }
 }
 
-/// Returns whether a process serves in the folder: it runs the program, even if replaced, as the folder's owner.
+/// Returns whether a process is the server: it is running the program, even if replaced, as the folder's owner.
 fn is_server(pid: Pid) -> bool {
     let process = format!("/proc/{}", pid.as_raw_nonzero());
     let program = std::fs::read_link(format!("{process}/exe")).unwrap_or_default();
@@ -120,7 +120,7 @@ fn is_server(pid: Pid) -> bool {
     ours && serves && same
 }
 
-/// Ends the running server, after its calls are answered.
+/// Ends the running server once its calls have been answered.
 pub(super) async fn end() -> Result<(), SetupError> {
     let Some(pid) = status(folder())
         .and_then(|status| i32::try_from(status.pid).ok())
@@ -128,7 +128,7 @@ pub(super) async fn end() -> Result<(), SetupError> {
     else {
         return Ok(());
     };
-    // An untrusted user wrote this number: only a server of that user gets the signal. The descriptor keeps the signal
+    // An untrusted user wrote this number: only that user's server gets the signal. The descriptor keeps the signal
     // from reaching a later process with the same number.
     if let Ok(process) = pidfd_open(pid, PidfdFlags::empty())
         && is_server(pid)
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
     use crate::services::Services;
 
-    /// Waits for a policy from a server with this status.
+    /// Waits for a server with this status to report a policy.
     async fn waited(
         timeout: Duration,
         status: &ServerStatus,
@@ -227,7 +227,7 @@ mod tests {
         };
         let failed = waited(now, &failed, &own, "a").await;
         assert_eq!(failed, format!("{said}one; two"));
-        // An old program that reports the new policy.
+        // An old program reports the new policy.
         let old = waited(now, &status("a"), Path::new("/bin/false"), "a").await;
         assert!(old.starts_with(said), "{old}");
         let nobody = Path::new("/nowhere");

@@ -1,4 +1,4 @@
-//! Drives the supervisor of the server: systemd, OpenRC, or none.
+//! Drives the server's supervisor: systemd, OpenRC, or none.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{
@@ -20,11 +20,11 @@ use crate::machine_state::{
     AGENT_UNIT, LOGS, RUNTIME, STOP_SECONDS, Supervisor, UNIT, systemd_wanted, unit_paths, units,
 };
 
-/// Maximum time for a supervisor's command: the time that a server may take to end, and some to kill and start one.
+/// Maximum time for a supervisor command: the time that a server may take to end, plus some to kill and start one.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(STOP_SECONDS + 10);
 /// Interval for checking whether OpenRC has started everything.
 const LOOK: Duration = Duration::from_millis(50);
-/// Maximum length of the part of a supervisor's error output that is passed on, in characters.
+/// Maximum length of a supervisor's error output that is passed on, in characters.
 const WORDS_MAX: usize = 500;
 
 /// Finds the supervisor of this machine.
@@ -68,10 +68,10 @@ pub(super) async fn install(
     Ok(changed)
 }
 
-/// Waits until OpenRC has finished booting: it forgets services that are started before that, and can neither stop nor
+/// Waits until OpenRC has finished booting: it forgets services that were started earlier, and can neither stop nor
 /// start them again.
 async fn started() {
-    /// File that exists while OpenRC changes the runlevel, which a boot does several times.
+    /// File that exists while OpenRC is changing the runlevel, which happens several times during a boot.
     const STARTING: &str = "/run/openrc/rc.starting";
     /// Number of consecutive checks without the file.
     const AWAY: u32 = 10;
@@ -84,7 +84,7 @@ async fn started() {
     }
 }
 
-/// Makes the server run from the current program: starts one, or restarts it if necessary.
+/// Makes the server run from the current program: starts it, or restarts it if necessary.
 pub(super) async fn run(
     supervisor: Supervisor,
     account: &Account,
@@ -150,7 +150,7 @@ async fn stop(supervisor: Supervisor, unit: &str) -> Result<(), SetupError> {
     }
 }
 
-/// Runs a supervisor's command.
+/// Runs a supervisor command.
 async fn tell(program: &str, args: &[&str]) -> Result<(), SetupError> {
     let mut command = Command::new(program);
     command.args(args).stdin(Stdio::null()).kill_on_drop(true);
@@ -187,7 +187,7 @@ fn folders(account: &Account) -> Result<(), SetupError> {
     Ok(())
 }
 
-/// Makes a user's folder. Replaces another user's folder, of whose content only the log is kept.
+/// Makes a user's folder. Replaces another user's folder, keeping only the log in it.
 fn folder(path: &Path, mode: u32, account: &Account) -> std::io::Result<()> {
     let existing = match fs::symlink_metadata(path) {
         Ok(is) if is.is_dir() && (is.uid(), is.gid()) == (account.uid, account.gid) => {
@@ -219,7 +219,7 @@ fn folder(path: &Path, mode: u32, account: &Account) -> std::io::Result<()> {
     lchown(path, Some(account.uid), Some(account.gid))
 }
 
-/// Moves the files of a log to another user: only those with a log's name, one link, and the former owner.
+/// Moves log files to another user: only those with a log's name, one link, and the former owner.
 fn logs(from: &Path, to: &Path, before: u32, account: &Account) -> std::io::Result<()> {
     for entry in fs::read_dir(from)? {
         let entry = entry?;
@@ -234,7 +234,7 @@ fn logs(from: &Path, to: &Path, before: u32, account: &Account) -> std::io::Resu
             continue;
         };
         let is = file.metadata()?;
-        // A second name of the file may belong to someone else.
+        // A second link to the file may belong to someone else.
         if is.is_file() && is.nlink() == 1 && is.uid() == before {
             fchown(&file, Some(account.uid), Some(account.gid))?;
             fs::rename(entry.path(), to.join(entry.file_name()))?;

@@ -1,4 +1,4 @@
-//! Changes the machine's files, through no symbolic link and no mount.
+//! Changes the machine's files without following symbolic links or crossing mounts.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Write as _};
@@ -22,18 +22,18 @@ use crate::machine_state::{CallerUser, PASS, Rights};
 const LOCK_MAX: Duration = Duration::from_secs(15);
 /// Interval between two checks of the lock.
 const LOCK_LOOK: Duration = Duration::from_millis(20);
-/// Maximum depth of folders in [`MachineTree::hand_on`].
+/// Maximum folder depth in [`MachineTree::hand_on`].
 const DEPTH_MAX: usize = 64;
-/// Number of bytes read of a file: more than a services file has.
+/// Maximum number of bytes read from a file: more than a services file has.
 const READ_MAX: u64 = 32 * 1024 * 1024;
 
 /// The reason why a file could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TreeError {
-    /// A part of the path is a link, a mount, or neither file nor folder.
+    /// A part of the path is a link, a mount, or neither a file nor a folder.
     #[error("machine altered: `{0}` in it is a link, a mount, or no file or folder")]
     Altered(String),
-    /// The system refused.
+    /// A system call failed.
     #[error("`{path}` cannot be {doing}: {source}")]
     Io {
         /// The attempted operation.
@@ -62,7 +62,7 @@ fn io(doing: &'static str, path: &str, source: io::Error) -> TreeError {
     }
 }
 
-/// Returns whether something belongs to this process's user, who is root, with these rights.
+/// Returns whether a file or folder belongs to this process's user, who is root, and has these permissions.
 fn is_as_made(is: &Stat, mode: u32) -> bool {
     (is.st_uid, is.st_gid) == (geteuid().as_raw(), getegid().as_raw())
         && is.st_mode & RIGHTS == mode
@@ -83,7 +83,7 @@ fn parts(path: &str) -> PathParts<'_> {
     PathParts { folder, name }
 }
 
-/// Gives the content of a folder to another user, and then the folder itself. Names need not be UTF-8.
+/// Hands the content of a folder to another user, and then the folder itself. Names need not be UTF-8.
 fn hand_on(folder: BorrowedFd<'_>, from: u32, to: &Account, depth: usize) -> Result<(), Errno> {
     let (user, group) = (Some(Uid::from_raw(to.uid)), Some(Gid::from_raw(to.gid)));
     let theirs = |stat: &Stat| stat.st_uid == from;
@@ -95,14 +95,14 @@ fn hand_on(folder: BorrowedFd<'_>, from: u32, to: &Account, depth: usize) -> Res
             continue;
         }
         let found = match openat2(folder, name, LOOK, Mode::empty(), ONE_MOUNT) {
-            // Removed in the meantime, or a mount, which is not ours to give.
+            // Removed in the meantime, or a mount, which is not ours to hand over.
             Err(Errno::NOENT | Errno::XDEV) => continue,
             found => found?,
         };
         let stat = fstat(&found)?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory if depth > 0 => hand_on(found.as_fd(), from, to, depth - 1)?,
-            // A second name of the file may be elsewhere.
+            // A second link to the file may exist elsewhere.
             FileType::RegularFile if theirs(&stat) && stat.st_nlink == 1 => {
                 chownat(&found, "", user, group, AtFlags::EMPTY_PATH)?;
             }
@@ -147,7 +147,7 @@ impl MachineTree {
         Ok(folder)
     }
 
-    /// Makes a folder and gives it to a user, if it is missing.
+    /// Makes a folder owned by a user, if it is missing.
     pub(super) fn folder_of(
         &self,
         path: &str,
@@ -155,7 +155,7 @@ impl MachineTree {
         owner: &Account,
     ) -> Result<(), TreeError> {
         match self.0.dir(path) {
-            // A mount there is the user's, and is left alone.
+            // A mount there belongs to the user and is left alone.
             Ok(_) | Err(Errno::XDEV) => return Ok(()),
             Err(_) => {}
         }
@@ -165,12 +165,12 @@ impl MachineTree {
             .map_err(|why| refused("given to its user", path, why))
     }
 
-    /// Gives a folder to another user, with everything in it that belongs to its owner, through no link and no mount. The
+    /// Hands a folder to another user, with everything in it that belongs to its owner, following no link or mount. The
     /// folder itself comes last, so that the next run resumes an interrupted one.
     pub(super) fn hand_on(&self, path: &str, to: &Account) -> Result<(), TreeError> {
         let folder = match self.0.dir(path) {
             Ok(folder) => folder,
-            // A mount there is not ours to give.
+            // A mount there is not ours to hand over.
             Err(Errno::NOENT | Errno::XDEV) => return Ok(()),
             Err(why) => return Err(refused("looked at", path, why)),
         };
@@ -220,7 +220,7 @@ impl MachineTree {
         Ok(true)
     }
 
-    /// Moves a file of a folder to another path, replacing the file there.
+    /// Moves a file in a folder to another path, replacing the file there.
     pub(super) fn rename(&self, folder: &str, name: &str, to: &str) -> Result<(), TreeError> {
         let from = self
             .0
@@ -276,11 +276,11 @@ impl MachineTree {
         Ok(names)
     }
 
-    /// Locks a file owned by root; waits for another holder.
+    /// Locks a file owned by root; waits for any other holder.
     ///
     /// # Errors
     ///
-    /// The lock is not free within [`LOCK_MAX`].
+    /// If the lock does not become free within [`LOCK_MAX`].
     pub(super) async fn lock(&self, path: &str) -> Result<File, TreeError> {
         let PathParts { folder, name } = parts(path);
         let parent = self.folder(folder, 0o755)?;
@@ -302,7 +302,7 @@ impl MachineTree {
         }
     }
 
-    /// Gives a folder, if it exists, back to root with these rights.
+    /// Makes root the owner of a folder again, if it exists, with these permissions.
     pub(super) fn own_again(&self, path: &str, mode: u32) -> Result<(), TreeError> {
         let Some((folder, is)) = self.seen(path)? else {
             return Ok(());
@@ -344,7 +344,7 @@ impl MachineTree {
         Ok(Some((folder, is)))
     }
 
-    /// Checks that a folder, if it exists, belongs to root and only root can write to it.
+    /// Checks that a folder, if it exists, belongs to root and that only root can write to it.
     pub(super) fn is_roots(&self, path: &str) -> Result<(), TreeError> {
         let Some((_, is)) = self.seen(path)? else {
             return Ok(());

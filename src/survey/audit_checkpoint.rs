@@ -1,4 +1,4 @@
-//! Keeps the last line of each provider's log of calls on the host, and checks that the log still holds it: the provider's
+//! Keeps the last line of each provider's call log on the host, and checks that the log still contains it: a provider's
 //! root can write a whole new log, but not one with that line.
 //!
 //! The log is read and checked here, because the machine's own verdict would be worthless.
@@ -23,15 +23,15 @@ use crate::transport::shell_line;
 
 /// Maximum size of a log file that is read, in bytes; a log is rotated before it reaches this size.
 const FILE_MAX: u64 = ROTATE_AT + 1024 * 1024;
-/// Time-out for reading a log.
+/// Timeout for reading a log.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// Maximum number of attempts to read a log that is rotated or written meanwhile.
+/// Maximum number of attempts to read a log that is being rotated or written.
 const TRIES: usize = 3;
 
-/// The state of a log of calls.
+/// The state of a call log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum LogState {
-    /// It still holds the kept line, or it has never been seen.
+    /// It still contains the kept line, or it has never been seen.
     Sound,
     /// It was altered; `accept` is the command that accepts it as it is.
     Altered { detail: String, accept: String },
@@ -40,14 +40,14 @@ pub(crate) enum LogState {
         note: String,
         /// Number of the last line that was seen.
         line: u64,
-        /// The checkpoint's file.
+        /// The checkpoint file.
         path: PathBuf,
     },
     /// It could not be read, for this reason.
     Unknown(String),
 }
 
-/// Checks a provider's log against its checkpoint, and keeps its last line. Only root keeps anything.
+/// Checks a provider's log against its checkpoint, and stores its last line. Only root stores anything.
 pub(crate) async fn keep(session: &Session, provider: &Instance) -> LogState {
     let store = CheckpointStore::of_host();
     let is_watched = rustix::process::geteuid().is_root() && provider.is_running();
@@ -97,7 +97,7 @@ pub(crate) async fn keep(session: &Session, provider: &Instance) -> LogState {
                 return written.map_or_else(|why| unknown(&why), |()| LogState::Sound);
             }
             Ok(Ok(Checked::Missing)) => return LogState::Sound,
-            // The log may have been rotated meanwhile, so it is read again.
+            // The log may have been rotated in the meantime, so it is read again.
             Ok(Ok(Checked::Altered(what))) => altered(&what),
             Ok(Err(why)) => unknown(&why),
             Err(_) => {
@@ -120,7 +120,7 @@ pub(crate) async fn keep(session: &Session, provider: &Instance) -> LogState {
     }
 }
 
-/// The error of reading a log.
+/// An error while reading a log.
 #[derive(Debug, thiserror::Error)]
 enum CheckError {
     #[error(transparent)]
@@ -136,14 +136,14 @@ enum Checked {
     Altered(String),
 }
 
-/// Checks that all files of a log are one chain that holds the kept line: earlier lines must not change either.
+/// Checks that all files of a log form one chain that contains the kept line: earlier lines must not change either.
 async fn check(
     session: &Session,
     provider: &Instance,
     kept: Option<&Checkpoint>,
 ) -> Result<Checked, CheckError> {
     let mut inside = session.files(provider).await;
-    // Not the session's, because texts of other machines would come in between.
+    // Not the session's reader, because texts from other machines would come in between.
     let reader = Reader::default();
     reader.log(kept.map(|kept| kept.head.clone())).await?;
     let mut files = 0;
@@ -188,7 +188,7 @@ fn judged(seen: LogSeen, files: u32, kept: Option<&Checkpoint>) -> Checked {
     })
 }
 
-/// Keeps the last lines of the providers' logs of calls, before anything is changed; returns notes on them.
+/// Stores the last lines of the providers' call logs before anything is changed; returns notes on them.
 pub(crate) async fn keep_all(
     session: &Session,
     infra: &Infra,
@@ -260,7 +260,7 @@ mod tests {
         }
     }
 
-    /// The finding on these files, oldest first; empty if they are sound.
+    /// Returns the finding for these files, oldest first; empty if they are sound.
     fn said(files: &[&[u8]], kept: &Checkpoint) -> String {
         let mut log = LogWalk::new(Some(kept.head.clone()));
         for file in files {
@@ -301,7 +301,7 @@ mod tests {
         // A partial last line is still being written.
         let growing = [newer.as_slice(), b"{\"seq\":"].concat();
         assert_eq!(said(&[&oldest, &older, &growing], &kept_middle), "");
-        // A change in a file before the checkpoint's.
+        // A change in a file that precedes the checkpoint's.
         let mut edited = oldest.clone();
         edited[10] ^= 1;
         assert_eq!(

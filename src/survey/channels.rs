@@ -1,4 +1,4 @@
-//! Examines the channels from the host, and changes nothing: the processes that carry their bytes, the sockets at both
+//! Examines the channels from the host, changing nothing: the processes that carry their bytes, the sockets at both
 //! ends, and the answer of the provider's server over each.
 
 use std::collections::BTreeMap;
@@ -25,11 +25,11 @@ use crate::mcp::server::OVERLOADED;
 use crate::plan::{Facts, RecreateReason, Role};
 use crate::session::{Session, each};
 
-/// Time-out for a provider's server.
+/// Timeout for a provider's server.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Mode of an edge's sockets, on the host and in the consumer.
 const SOCKET_MODE: u32 = 0o600;
-/// Maximum number of bytes of a process's arguments that are read; those of a proxy take a fraction of it.
+/// Maximum number of bytes read from a process's arguments; a proxy's take up a fraction of that.
 const ARGUMENTS_MAX: u64 = 64 * 1024;
 /// Maximum length of a server's message that root reads, in bytes.
 const ANSWER_MAX: usize = 64 * 1024;
@@ -129,7 +129,7 @@ fn lives(own: &[ProbeResult]) -> bool {
 struct Prober<'a> {
     session: &'a Session,
     infra: &'a Infra,
-    /// `None`: they could not be listed.
+    /// `None` if they could not be listed.
     proxies: Option<Vec<Proxy>>,
 }
 
@@ -195,7 +195,7 @@ impl Prober<'_> {
         };
         let (inside, uid) = match role {
             Role::Consumer => (edge.consumer_socket(), Some(edge.uid)),
-            // Runs as the machine's root, which may have any number on the host.
+            // Runs as the machine's root, which may have any user ID on the host.
             Role::Provider => (edge.provider_socket(), None),
         };
         let sockets = [edge.host_socket(), inside].map(|path| format!("unix:{path}"));
@@ -207,8 +207,8 @@ impl Prober<'_> {
     }
 }
 
-/// Asks the provider of an edge what it offers the consumer, over the host's socket of the edge; or finds the fault of the
-/// provider's device.
+/// Asks an edge's provider for its offers to the consumer, over the edge's socket on the host, or finds the fault of
+/// the provider's device.
 async fn ask(edge: &Edge) -> Result<ProbeResult, RecreateReason> {
     let socket = edge.host_socket();
     let is_odd = fs::symlink_metadata(&socket).is_ok_and(|is| {
@@ -241,7 +241,7 @@ async fn probe(stream: UnixStream) -> ProbeResult {
         client.answers().await
     };
     match timeout(TIMEOUT, listed).await {
-        // A list of many services may be longer than is read here.
+        // A list of many services may exceed the length that is read here.
         Ok(Ok(()) | Err(ClientError::TooLong(_))) => ProbeResult::Answer,
         Ok(Err(ClientError::Refused { refusal, .. })) if refusal.raw().code.0 == OVERLOADED => {
             ProbeResult::Full
@@ -250,13 +250,13 @@ async fn probe(stream: UnixStream) -> ProbeResult {
     }
 }
 
-/// Counts the connections to the host's socket of an edge, including those that wait.
+/// Counts the connections to an edge's socket on the host, including those that are waiting.
 fn connections(edge: &Edge) -> usize {
     let table = fs::read("/proc/net/unix").unwrap_or_default();
     connections_in(&table, &edge.host_socket())
 }
 
-/// Counts the connections in the kernel's table (proc_net(5)), in which the listening socket itself has a flag.
+/// Counts the connections in the kernel's table (proc_net(5)), in which the listening socket itself is flagged.
 fn connections_in(table: &[u8], socket: &str) -> usize {
     const LISTENS: &str = "00010000";
     let table = String::from_utf8_lossy(table);
@@ -268,7 +268,7 @@ fn connections_in(table: &[u8], socket: &str) -> usize {
     lines.count()
 }
 
-/// A process of the host that carries bytes of channels.
+/// A process on the host that carries channel bytes.
 struct Proxy {
     uid: u32,
     args: Vec<Vec<u8>>,
@@ -276,14 +276,14 @@ struct Proxy {
 
 /// Lists these processes; `None` if that is not possible.
 fn proxies() -> Option<Vec<Proxy>> {
-    // Users other than root may not see them (`hidepid` of proc(5)).
+    // Users other than root may not see them (`hidepid` in proc(5)).
     if !rustix::process::geteuid().is_root() {
         return None;
     }
     let own = namespace(std::process::id());
     let socket = format!("unix:{HOST_FOLDER}/");
     let proxy = |process| {
-        // First, because a machine can give its processes any arguments and can make reading them hang.
+        // Checked first, because a machine can give its processes any arguments and can make reading them hang.
         if namespace(process) != own {
             return None;
         }
@@ -297,7 +297,7 @@ fn proxies() -> Option<Vec<Proxy>> {
     Some(processes().ok()?.filter_map(proxy).collect())
 }
 
-/// Returns whether a process is neither stopped nor a zombie (proc(5): the state follows the name, which is in brackets).
+/// Returns whether a process is neither stopped nor a zombie (proc(5): the state follows the parenthesised name).
 fn runs(process: Pid) -> bool {
     let stat = fs::read(format!("/proc/{process}/stat")).unwrap_or_default();
     let mut rest = stat.rsplit(|byte| *byte == b')');
@@ -331,7 +331,7 @@ mod tests {
         }
     }
 
-    /// Returns the result for a server that gives the first request this answer and ends.
+    /// Returns the result for a server that sends this answer to the first request and then exits.
     async fn answered(answer: &str) -> ProbeResult {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let answer = answer.to_owned();

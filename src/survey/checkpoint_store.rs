@@ -1,4 +1,4 @@
-//! Stores the last line of each provider's audit log on the host: one file per machine, for root alone.
+//! Stores the last line of each provider's audit log on the host: one file per machine, accessible only to root.
 //!
 //! [`super::audit_checkpoint`] decides whether a log still contains that line.
 
@@ -17,13 +17,13 @@ use crate::incus::state::Instance;
 use crate::infra::Infra;
 use crate::plan::{is_marked, is_rebuilt, number};
 
-/// The folder of the checkpoints.
+/// The checkpoint folder.
 const FOLDER: &str = "/var/lib/anklume/audit";
-/// Rights of the folder.
+/// Permissions of the folder.
 const FOLDER_MODE: u32 = 0o700;
-/// Rights of the files.
+/// Permissions of the files.
 const FILE_MODE: u32 = 0o600;
-/// Suffix of the files, after the machine's UUID.
+/// Suffix of the file names, after the machine's UUID.
 const SUFFIX: &str = ".json";
 
 /// The last line that was seen.
@@ -37,7 +37,7 @@ pub(crate) struct Checkpoint {
     /// Number of files in the log.
     #[serde(default)]
     pub(crate) files: u32,
-    /// True if the machine had the mark that it loses when it is rebuilt.
+    /// True if the machine had the mark that it loses in a rebuild.
     #[serde(default)]
     pub(crate) marked: bool,
     /// True if the machine has been rebuilt since.
@@ -46,7 +46,7 @@ pub(crate) struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Returns whether the machine was rebuilt since this line was seen.
+    /// Returns whether the machine has been rebuilt since this line was seen.
     pub(crate) fn is_rebuilt(&self, now: &Instance) -> bool {
         self.rebuilt || self.marked && is_rebuilt(&now.config)
     }
@@ -77,7 +77,7 @@ impl CheckpointStore {
         }
     }
 
-    /// Writes a checkpoint, whole or not at all, for root alone.
+    /// Writes a checkpoint, whole or not at all, accessible only to root.
     pub(crate) fn write(&self, path: &Path, kept: &Checkpoint) -> io::Result<()> {
         match fs::DirBuilder::new().mode(FOLDER_MODE).create(&self.0) {
             Err(why) if why.kind() != io::ErrorKind::AlreadyExists => return Err(why),
@@ -103,7 +103,7 @@ impl CheckpointStore {
         })
     }
 
-    /// Renames a checkpoint after this time, because the machine's log begins anew; returns the new path.
+    /// Adds this time to a checkpoint's name, because the machine's log starts over; returns the new path.
     pub(crate) fn put_aside(path: &Path, time: jiff::Timestamp) -> io::Result<PathBuf> {
         let time = time.strftime("%Y%m%dT%H%M%SZ");
         let aside = path.with_extension(format!("{time}{SUFFIX}"));
@@ -123,7 +123,7 @@ impl CheckpointStore {
                 rebuilt: true,
                 ..kept
             };
-            // If this fails, the next check reports a log that was cut.
+            // If this fails, the next check reports a truncated log.
             let _ = self.write(&path, &rebuilt);
         }
     }
@@ -133,7 +133,7 @@ impl CheckpointStore {
         self.forget_if(|_, kept| deleted.contains(&&Object::machine(&kept.project, &kept.machine)));
     }
 
-    /// Removes the checkpoints of machines of these domains that no longer exist.
+    /// Removes the checkpoints of machines in these domains that no longer exist.
     pub(crate) fn forget(&self, infra: &Infra, instances: &[Instance]) {
         self.forget_if(|uuid, kept| {
             let is_it = |one: &Instance| number(&one.config).is_some_and(|it| it == uuid);
@@ -220,7 +220,7 @@ mod tests {
         assert!(kept(true).is_rebuilt(&machine(NUMBER, &[])));
         assert!(!kept(true).is_rebuilt(&machine(NUMBER, &[mark])));
         assert!(!kept(true).is_rebuilt(&machine(NUMBER, &[restored])));
-        // A machine that never had the mark.
+        // This machine never had the mark.
         assert!(!kept(false).is_rebuilt(&machine(NUMBER, &[])));
         // A rebuild that was seen is not forgotten when the mark is set again.
         let seen = Checkpoint {
@@ -228,7 +228,7 @@ mod tests {
             ..kept(true)
         };
         assert!(seen.is_rebuilt(&machine(NUMBER, &[mark])));
-        // A file of an earlier version.
+        // A file from an earlier version.
         let old = r#"{"project":"vault","machine":"signer","seq":7,"head":"ab"}"#;
         assert_eq!(
             serde_json::from_str::<Checkpoint>(old).unwrap(),

@@ -1,4 +1,4 @@
-//! Asks a provider for its services from inside a consumer, as the user who may call; the answer is only a claim.
+//! Asks a provider for its services from inside a consumer, as the user allowed to call; the answer is only a claim.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::name::ServiceName;
 use crate::session::Session;
 use crate::transport::RemoteExec;
 
-/// Time-out for a consumer's list of services; its program's time-out for the provider is shorter.
+/// Timeout for a consumer's list of services; its program's timeout for the provider is shorter.
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// Maximum length of a machine's text that is displayed, in characters.
 const TEXT_MAX: usize = 300;
@@ -18,7 +18,7 @@ const TEXT_MAX: usize = 300;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ConsumerAnswer {
     pub(crate) services: BTreeSet<String>,
-    /// Time from its question to the provider's answer, without connecting.
+    /// Time from its request to the provider's answer, excluding the connection setup.
     pub(crate) took: Duration,
 }
 

@@ -21,7 +21,7 @@ use crate::infra::{Device, Infra};
 use crate::plan::{Facts, FolderState, HostFolder, HostRoute, ImageError, RemoteImage, TakenIds};
 use crate::transport;
 
-/// Time-out for one run of the `incus` program, which may ask a remote.
+/// Timeout for one run of the `incus` program, which may ask a remote.
 const TIMEOUT: Duration = Duration::from_secs(30);
 const FOLDER_MODE: u32 = 0o711;
 
@@ -65,8 +65,8 @@ fn ids_of_files() -> Vec<TakenIds> {
     files.into_iter().flat_map(read).collect()
 }
 
-/// Parses a line of passwd or group, with a number as third field; or one of subuid or subgid, with a range as second and
-/// third.
+/// Parses a line of passwd or group, with an ID as its third field; or of subuid or subgid, with a range as its second
+/// and third fields.
 fn ids(line: &str, source: &str, is_range: bool) -> Option<TakenIds> {
     let mut parts = line.split(':');
     let by = format!("`{source}` for `{}`", parts.next()?.escape_debug());
@@ -78,7 +78,7 @@ fn ids(line: &str, source: &str, is_range: bool) -> Option<TakenIds> {
     })
 }
 
-/// Returns the users and groups of a directory service, which appear in no file.
+/// Returns the users and groups from a directory service, which appear in no file.
 async fn ids_of_directories(edges: &[Edge]) -> Vec<TakenIds> {
     let uids: BTreeSet<String> = edges.iter().map(|edge| edge.uid.to_string()).collect();
     let mut taken = Vec::new();
@@ -124,13 +124,13 @@ fn missing(infra: &Infra) -> BTreeSet<String> {
     devices
         .filter(is_needed)
         .filter_map(Device::shared_source)
-        // A path that this user may not look up may exist.
+        // A path that this user may not look up might exist.
         .filter(|path| !fs::exists(path).unwrap_or(true))
         .map(str::to_owned)
         .collect()
 }
 
-/// The fault of one of anklume's folders.
+/// Returns the fault of one of anklume's folders.
 fn folder(path: &str) -> Option<HostFolder> {
     let state = match fs::symlink_metadata(path) {
         Err(_) => FolderState::Missing,
@@ -158,7 +158,7 @@ fn route(line: &str) -> Option<HostRoute> {
     })
 }
 
-/// A remote as `incus remote list` prints it.
+/// A remote, as printed by `incus remote list`.
 #[derive(Debug, Deserialize)]
 struct Remote {
     #[serde(rename = "Addr")]

@@ -1,5 +1,5 @@
-//! Determines who can reach or replace the host's folders that machines share: users of the host, and machines that
-//! write a folder around them. Follows links and bind mounts, and changes nothing.
+//! Determines who can reach or replace the host folders that machines share: host users, and machines that write to an
+//! enclosing folder. Follows links and bind mounts, and changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::{OsStr, OsString};
@@ -20,7 +20,7 @@ const OTHERS_PASS: u32 = 0o011;
 /// Maximum number of symbolic links on the way to one path: as many as the kernel follows.
 const LINKS_MAX: usize = 40;
 
-/// Determines who can reach the folders that machines of this infrastructure write as root.
+/// Determines who can reach the folders that this infrastructure's machines write to as root.
 pub(super) fn reaches(infra: &Infra) -> BTreeMap<String, Reach> {
     let sources = shared_sources(infra).into_iter();
     sources
@@ -70,14 +70,14 @@ fn existing(path: &Path) -> (PathBuf, usize) {
         match fs::canonicalize(part) {
             Ok(part) => return (part, missing),
             Err(why) if why.kind() == io::ErrorKind::NotFound => {}
-            // A folder above it keeps this user out.
+            // A folder above it is closed to this user.
             Err(_) => return (part.to_owned(), missing),
         }
     }
     (path.to_owned(), 0)
 }
 
-/// Returns the paths of devices that a machine could replace, each with the folder that the machine writes.
+/// Returns the device paths that a machine could replace, each with the folder that the machine writes to.
 pub(super) fn nested_paths(infra: &Infra) -> BTreeMap<String, String> {
     let profiles = infra.enabled().flat_map(|domain| &domain.profiles);
     let profiles = profiles.flat_map(|(_, profile)| &profile.devices);
@@ -114,7 +114,7 @@ fn nested(mounts: &Mounts, devices: &[&Device]) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Resolves a path step by step: returns every link on the way, and last the target without links.
+/// Resolves a path step by step: returns every link along the way, and finally the target without links.
 fn steps(path: &Path) -> Vec<PathBuf> {
     let mut left = names(path);
     let mut at = PathBuf::from("/");
@@ -154,16 +154,16 @@ fn names(path: &Path) -> VecDeque<OsString> {
     names.map(OsStr::to_owned).collect()
 }
 
-/// The unique place of a path, regardless of the mounts that lead to it: a file system, and a path in it.
+/// The unique location of a path, regardless of the mounts that lead to it: a file system, and a path in it.
 #[derive(Debug, PartialEq, Eq)]
 struct Location {
-    /// The number of the file system, as the kernel writes it.
+    /// The file system's number, as written by the kernel.
     system: String,
     path: PathBuf,
 }
 
 impl Location {
-    /// Returns whether the other one is below this folder.
+    /// Returns whether the other location is below this folder.
     fn holds(&self, other: &Self) -> bool {
         self.system == other.system && self.path != other.path && other.path.starts_with(&self.path)
     }
@@ -200,7 +200,7 @@ impl Mounts {
             let below = path.strip_prefix(&mount.point).ok()?;
             Some((mount, below))
         });
-        // Of two mounts at one place, the later one hides the other; of two that hold the path, the deeper one counts.
+        // Of two mounts at the same point, the later hides the other; of two that contain the path, the deeper counts.
         let mount = holding.max_by_key(|(mount, _)| mount.point.components().count());
         let (system, path) = mount.map_or_else(
             || (String::new(), path.to_owned()),
@@ -247,7 +247,7 @@ mod tests {
         mode("open/shut", 0o710);
         assert_eq!(of(path("open/shut/docs")), Reach::Everybody);
         mode("open/shut", 0o700);
-        // The place of the folder counts, not that of a link to it.
+        // The location of the folder counts, not that of a link to it.
         symlink(path("open/shut"), path("open/to-shut")).unwrap();
         symlink(path("open"), path("open/shut/to-open")).unwrap();
         assert_eq!(of(path("open/to-shut/docs")), owner);
@@ -273,7 +273,7 @@ mod tests {
         }
     }
 
-    /// Returns the paths that are found if a machine writes `outer` and only reads the others.
+    /// Returns the paths that are found if a machine writes to `outer` and only reads the others.
     fn found(mounts: &Mounts, outer: &Path, others: &[PathBuf]) -> Vec<PathBuf> {
         let outer = disk(outer, &[]);
         let others: Vec<Device> = others
@@ -324,7 +324,7 @@ mod tests {
         ] {
             assert!(!of("outer", outside), "{outside}");
         }
-        // A machine writes its own storage without any device.
+        // A machine writes to its own storage without any device.
         let nobody = found(&mounts, &path("outer"), &["/proc/1/root".into()]);
         assert_eq!(nobody, [PathBuf::from("/proc/1/root")]);
     }

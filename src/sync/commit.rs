@@ -1,7 +1,7 @@
 //! Makes changes to files, all of them or none.
 //!
-//! Every new file is complete on disk, under a temporary name, before the first one is renamed; a failure undoes all
-//! changes. A file that someone else changed in the meantime is never overwritten.
+//! Every new file is complete on disk, under a temporary name, before the first one is renamed; after a failure, all
+//! changes are undone. A file that someone else has changed in the meantime is never overwritten.
 
 mod place;
 
@@ -38,7 +38,7 @@ pub(crate) enum FileChange {
         text: String,
         /// Its state when it was read.
         seen: FileIdentity,
-        /// Permissions that it keeps.
+        /// The permissions and owners that it keeps.
         owner: TreeOwner,
     },
     /// Removes a file.
@@ -64,7 +64,7 @@ impl FileChange {
 ///
 /// # Errors
 ///
-/// The system refused a step. No change is left, unless the error says otherwise.
+/// A system call failed. No change remains, unless the error says otherwise.
 pub(crate) fn commit(tree: &mut FileTree, changes: &[FileChange]) -> Result<(), TreeFault> {
     commit_with(tree, changes, Renames::Exchange)
 }
@@ -99,16 +99,16 @@ fn commit_with(
     }
 }
 
-/// A run of changes and its progress.
+/// A run that makes changes, and its progress.
 struct CommitRun<'a> {
     tree: &'a mut FileTree,
     changes: &'a [FileChange],
     renames: Renames,
-    /// Folders that this run made.
+    /// Folders that this run has created.
     made: Vec<InventoryFolder>,
-    /// The state of each prepared file, by the number of its change.
+    /// The state of each prepared file, indexed by change number.
     new: Vec<Option<FileIdentity>>,
-    /// Steps that undo each change, with its number.
+    /// The undo step for each change made, with the change number.
     done: Vec<(usize, Undo)>,
 }
 
@@ -180,7 +180,7 @@ impl CommitRun<'_> {
         Ok(Some(FileIdentity::of(&stat)))
     }
 
-    /// Returns the names of a change's file.
+    /// Returns the names that a change uses for its file.
     fn place(&self, number: usize, path: &FilePath) -> Result<CommitPlace<'_>, TreeFault> {
         let temporary = temporary_name(number);
         Ok(CommitPlace {
@@ -206,7 +206,7 @@ impl CommitRun<'_> {
         match made {
             Ok(undo) => {
                 if undo == Undo::Kept {
-                    // A file system that refuses to exchange once does so for the whole run.
+                    // If the file system cannot exchange names now, it will not be able to later in this run either.
                     self.renames = Renames::Links;
                 }
                 self.done.push((number, undo));
@@ -216,7 +216,7 @@ impl CommitRun<'_> {
         }
     }
 
-    /// Undoes all changes, the last one first, and returns the final error.
+    /// Undoes all changes in reverse order, and returns the final error.
     fn undo(&mut self, cause: TreeFault) -> TreeFault {
         let (cause, mut left) = match cause {
             TreeFault::HalfDone { cause, left } => (cause, left),
@@ -235,7 +235,7 @@ impl CommitRun<'_> {
         if left.is_empty() {
             self.remove_temporaries();
             for folder in &self.made {
-                // Fails if someone has put a file into it since.
+                // Fails if someone has since put a file into it.
                 let _ = rustix::fs::unlinkat(&self.tree.base, folder.as_str(), AtFlags::REMOVEDIR);
             }
             return *cause;
@@ -243,7 +243,7 @@ impl CommitRun<'_> {
         TreeFault::HalfDone { cause, left }
     }
 
-    /// Removes the temporary files: unused new ones, and old ones after their replacement.
+    /// Removes the temporary files: unused new ones, and old ones that have been replaced.
     fn remove_temporaries(&self) {
         for (number, change) in self.changes.iter().enumerate().take(self.new.len()) {
             if let Ok(place) = self.place(number, change.path()) {
@@ -270,14 +270,14 @@ fn fault(change: &FileChange, refusal: PlaceRefusal) -> TreeFault {
     }
 }
 
-/// Gives a new file the permissions of the old one, and its owner as far as the user may.
+/// Gives a new file the old one's permissions and, as far as the user is allowed to, its owner.
 fn hand_over(file: &File, owner: TreeOwner) -> Result<(), Errno> {
     let stat = rustix::fs::fstat(file)?;
     if (stat.st_uid, stat.st_gid) != (owner.uid, owner.gid) {
         let uid = Some(rustix::fs::Uid::from_raw(owner.uid));
         let gid = Some(rustix::fs::Gid::from_raw(owner.gid));
         if rustix::fs::fchown(file, uid, gid).is_err() {
-            // Only root may keep another owner. As with an editor, the file becomes the user's; the group is kept if possible.
+            // Only root can set another owner. As with editors, the user becomes owner; the group is kept if possible.
             let _ = rustix::fs::fchown(file, None, gid);
         }
     }

@@ -1,6 +1,6 @@
 //! Finds and replaces the managed block of a file, and keeps everything around it byte for byte.
 //!
-//! A marker is a whole line, so neither a value that contains its text nor a comment that quotes it is one.
+//! A marker is a whole line, so neither a value that contains its text nor a comment that quotes it counts as one.
 
 /// First line of the block.
 const BEGIN: &str = "# === MANAGED BY infra.yml ===";
@@ -8,9 +8,9 @@ const BEGIN: &str = "# === MANAGED BY infra.yml ===";
 const NOTICE: &str = "# Do not edit this section — it will be overwritten by `make sync`";
 /// Last line of the block.
 const END: &str = "# === END MANAGED ===";
-/// Comment in a new file that tells its owner where to write.
+/// Comment in a new file that tells its owner where to add variables.
 const INVITATION: &str = "# Your custom variables below:";
-/// A byte order mark, which some editors put first.
+/// A byte order mark, which some editors put at the start of a file.
 const BOM: char = '\u{feff}';
 
 /// The reason why a file's block cannot be found or replaced.
@@ -28,7 +28,7 @@ pub(crate) struct BlockFault {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BlockParts<'a> {
     before: &'a str,
-    /// The lines from the first marker to the last, without the final line break.
+    /// The lines from the first marker to the second, without the final line break.
     block: &'a str,
     after: &'a str,
 }
@@ -84,20 +84,20 @@ impl<'a> BlockParts<'a> {
         body.strip_suffix(END).unwrap_or(body)
     }
 
-    /// Returns the text around the block, with an empty line for each line of the block, so that line numbers stay valid.
+    /// Returns the text around the block, with an empty line for each block line, so that line numbers stay valid.
     pub(crate) fn around(&self) -> String {
         let empty = "\n".repeat(self.block.matches('\n').count());
         [self.before, &empty, self.after].concat()
     }
 
-    /// Returns whether the file holds text that `sync` did not write.
+    /// Returns whether the file contains text that `sync` did not write.
     pub(crate) fn has_user_text(&self) -> bool {
         let before = self.before.trim_start_matches(BOM).trim();
         let after = self.after.trim();
         !["", "---"].contains(&before) || !["", INVITATION].contains(&after)
     }
 
-    /// Returns the file with another body.
+    /// Returns the file's text with this body in the block.
     pub(crate) fn with_body(&self, body: &str) -> String {
         let line_break = if self.block.starts_with(&format!("{BEGIN}\r\n")) {
             "\r\n"
@@ -127,7 +127,7 @@ pub(crate) fn create(body: &str) -> String {
 ///
 /// # Errors
 ///
-/// The document begins on the line of its `---`, so no block can be inserted.
+/// The document begins on the same line as its `---`, so no block can be inserted.
 pub(crate) fn insert(text: &str, body: &str) -> Result<String, BlockFault> {
     let (mark, text) = match text.strip_prefix(BOM) {
         Some(rest) => ("\u{feff}", rest),

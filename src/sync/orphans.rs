@@ -1,6 +1,6 @@
 //! Finds files that `sync` wrote for machines and domains that infra.yml no longer declares.
 //!
-//! Only a file with a managed block can be one; all other files are the user's. If in doubt, a file is kept.
+//! Only a file with a managed block can be an orphan; all other files are the user's. When in doubt, a file is kept.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -30,7 +30,7 @@ pub(crate) struct Orphan {
     pub(crate) fate: Fate,
 }
 
-/// Returns the orphans, in the order of folders and names.
+/// Returns the orphans, ordered by folder, then by name.
 pub(crate) fn find(
     tree: &FileTree,
     known: &HashSet<FilePath>,
@@ -65,14 +65,14 @@ pub(crate) fn find(
     Ok(orphans.collect())
 }
 
-/// An orphan whose fate is not decided yet.
+/// An orphan whose fate has not been decided yet.
 struct Candidate {
     path: FilePath,
     found: FoundFile,
     has_user_text: bool,
-    /// `domain_ephemeral` or `instance_ephemeral`, if the file has it.
+    /// `domain_ephemeral` or `instance_ephemeral`, if the file sets it.
     ephemeral: Option<bool>,
-    /// The file's domain; for a machine, the one that the file names.
+    /// The file's domain; for a machine's file, the domain that it names.
     domain: Option<String>,
 }
 
@@ -117,7 +117,7 @@ impl Candidate {
     }
 }
 
-/// Returns the variable that states whether the subject of a file is ephemeral.
+/// Returns the variable that states whether a file's machine or domain is ephemeral.
 const fn ephemeral_key(folder: InventoryFolder) -> Option<&'static str> {
     match folder {
         InventoryFolder::Inventory => None,

@@ -1,6 +1,6 @@
-//! Reads, lists and locks the folders of generated files, through no symbolic link.
+//! Reads, lists and locks the folders of generated files, without following symbolic links.
 //!
-//! Every file is opened relative to the handle of its folder, so not even a race leads out of the given folder.
+//! Every file is opened relative to its folder's handle, so not even a race can escape the given folder.
 
 use std::fs::TryLockError;
 use std::io;
@@ -17,7 +17,7 @@ use crate::inventory::{FilePath, InventoryFolder};
 const FILE_MAX: u64 = 16 * 1024 * 1024;
 /// Maximum time to wait for another run in the same folder.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
-/// Prefix and suffix of temporary files; Ansible ignores files whose name begins with a dot.
+/// Prefix and suffix of temporary file names; Ansible ignores files whose names begin with a dot.
 const TEMPORARY: (&str, &str) = (".anklume-sync-", ".tmp");
 
 /// The reason why the folders cannot be read or written.
@@ -26,13 +26,13 @@ pub(crate) enum TreeFault {
     /// The base folder does not exist.
     #[error("the folder `{0}` does not exist")]
     NoBase(String),
-    /// Something other than a folder has the name of a folder.
+    /// Something other than a folder has a folder's name.
     #[error("`{0}` is not a folder")]
     NotFolder(String),
     /// A folder or file is a symbolic link.
     #[error("`{0}` is a symbolic link, and sync follows none")]
     Symlink(String),
-    /// Something other than a regular file has the name of a file.
+    /// Something other than a regular file has a file's name.
     #[error("`{0}` is not a regular file")]
     NotFile(String),
     /// The file is larger than [`FILE_MAX`].
@@ -46,13 +46,13 @@ pub(crate) enum TreeFault {
         /// Position of the first invalid byte, from 1.
         at: usize,
     },
-    /// Another run holds the folder.
+    /// Another run holds the folder's lock.
     #[error("another `anklume sync` has been at work in `{0}` for {wait} seconds", wait = LOCK_WAIT.as_secs())]
     Busy(String),
     /// Someone else changed a file in the meantime.
     #[error("`{0}` changed while sync ran; nothing was written")]
     Changed(String),
-    /// A change failed, and undoing the ones before it failed too.
+    /// A change failed, and undoing the previous ones failed too.
     #[error("{cause}; and these could not be put back: {}", .left.join(", "))]
     HalfDone {
         /// The first failure.
@@ -60,14 +60,14 @@ pub(crate) enum TreeFault {
         /// The files that could not be restored.
         left: Vec<String>,
     },
-    /// The system refused.
+    /// A system call failed.
     #[error("cannot {doing} `{path}`")]
     System {
         /// The attempted operation.
         doing: &'static str,
         /// The path.
         path: String,
-        /// The system's error.
+        /// The system error.
         source: io::Error,
     },
 }
@@ -104,7 +104,7 @@ impl TreeFault {
     }
 }
 
-/// Identifies a version of a file: any change to the file changes one of these values.
+/// Identifies a version of a file: any change to the file changes at least one of these values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FileIdentity {
     device: u64,
@@ -164,12 +164,12 @@ pub(crate) struct FileTree {
     pub(crate) base: Dir,
     base_path: PathBuf,
     folders: [Option<Dir>; 3],
-    /// True if this run holds the lock: no other run uses the folder.
+    /// True if this run holds the lock: no other run is using the folder.
     pub(crate) is_alone: bool,
 }
 
 impl FileTree {
-    /// Opens and locks the base folder, and opens the folders in it that exist.
+    /// Opens and locks the base folder, and opens the existing folders in it.
     pub(crate) fn open(base: &Path, access: Access) -> Result<Self, TreeFault> {
         let name = base.display().to_string().escape_debug().to_string();
         let handle = Dir::open(base, READ, BENEATH).map_err(|cause| match cause {
@@ -222,7 +222,7 @@ impl FileTree {
         }
     }
 
-    /// Makes a folder if it is missing; returns whether it was.
+    /// Creates a folder if it is missing; returns whether it was missing.
     pub(crate) fn make_folder(&mut self, folder: InventoryFolder) -> Result<bool, TreeFault> {
         if self.folder(folder).is_some() {
             return Ok(false);
@@ -275,12 +275,12 @@ impl FileTree {
 
     /// Returns the names of the files in a folder.
     fn names(&self, folder: InventoryFolder) -> Result<Vec<String>, TreeFault> {
-        // Sync gives no names that are not UTF-8.
+        // Sync never uses names that are not UTF-8.
         let names = self.folder(folder).map_or(Ok(Vec::new()), Dir::names);
         names.map_err(|cause| TreeFault::system("list", &folder.as_str(), cause))
     }
 
-    /// Returns the `.yml` files of a folder, sorted by name.
+    /// Returns the `.yml` files in a folder, sorted by name.
     pub(crate) fn files(&self, folder: InventoryFolder) -> Result<Vec<FilePath>, TreeFault> {
         let mut stems: Vec<String> = self
             .names(folder)?
@@ -295,7 +295,7 @@ impl FileTree {
             .collect())
     }
 
-    /// Removes the temporary files of killed runs, as far as possible.
+    /// Removes the temporary files left by killed runs, as far as possible.
     pub(crate) fn remove_leftovers(&self) -> Result<(), TreeFault> {
         for folder in InventoryFolder::ALL {
             let names = self.names(folder)?;

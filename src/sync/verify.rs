@@ -1,6 +1,6 @@
 //! Reads back a file about to be written, with a YAML parser independent of the writer.
 //!
-//! A file passes if it is one document with exactly the values that infra.yml declares and those of the user's text.
+//! A file passes if it is a single document with exactly the values declared by infra.yml and those in the user's text.
 
 use serde_json::{Map, Value as Declared};
 use serde_yaml::{Mapping, Value};
@@ -78,7 +78,7 @@ fn is_same(declared: &Declared, read: &Value) -> bool {
     }
 }
 
-/// Returns the values of the user's own text: the file without its block.
+/// Returns the values in the user's own text, that is, in the file without its block.
 fn user_values(old: &str, declared: &Map<String, Declared>) -> Result<Mapping, BlockFault> {
     let Some(parts) = managed_block::find(old)? else {
         let user = mapping(old, "the file")?;
@@ -92,10 +92,10 @@ fn user_values(old: &str, declared: &Map<String, Declared>) -> Result<Mapping, B
     no_declared_key(user, &around, declared)
 }
 
-/// Checks that both markers stand between values: a value that contains both lines would lose its middle.
+/// Checks that both markers are between values: a value that contained both lines would lose its middle part.
 fn is_cut_between_values(old: &str, user: &Mapping, body: &str) -> Result<(), BlockFault> {
     let (Ok(whole), Ok(managed)) = (mapping(old, ""), mapping(body, "")) else {
-        // A block that was damaged by hand is replaced; the text around it has been read.
+        // A block damaged by hand is replaced; the text around it has already been read.
         return Ok(());
     };
     let known = whole
@@ -112,7 +112,7 @@ fn is_cut_between_values(old: &str, user: &Mapping, body: &str) -> Result<(), Bl
     })
 }
 
-/// Checks that the user's text repeats no key of the managed block: Ansible would take the last one.
+/// Checks that the user's text repeats no key of the managed block: Ansible would use the last one.
 fn no_declared_key(
     user: Mapping,
     text: &str,
@@ -140,7 +140,7 @@ fn no_declared_key(
     })
 }
 
-/// Parses a text as one mapping; an empty document is an empty mapping.
+/// Parses text as one mapping; an empty document counts as an empty mapping.
 fn mapping(text: &str, what: &str) -> Result<Mapping, BlockFault> {
     // A byte order mark is not part of the document.
     match serde_yaml::from_str(text.trim_start_matches('\u{feff}')) {
@@ -171,7 +171,7 @@ mod tests {
 
     const BODY: &str = "a: '1'\nb: [1, true, null, 1.5, 18446744073709551615]\nc: {d: x}\n";
 
-    /// Returns the fault of a file with this user text before and after the block.
+    /// Returns the fault found in a file with this user text before and after the block.
     fn fault(before: &str, after: &str) -> Option<(usize, String)> {
         let block = managed_block::create(BODY);
         let block = block

@@ -1,8 +1,8 @@
-//! `clipboard_get` and `clipboard_set`: the clipboard of the display, or a private file without one.
+//! `clipboard_get` and `clipboard_set`: the clipboard of the display or, without a display, a private file.
 //!
-//! X11 and Wayland keep no copy: the owner of a text must keep running to hand it out. So a process of this program
-//! ([`display`]) outlives the server until something else is put on the clipboard. Another such process reads, so that
-//! it can be killed when the owner does not answer.
+//! X11 and Wayland keep no copy: the text's owner must keep running to hand it out. So a process of this program
+//! ([`display`]) outlives the server until something else is put on the clipboard. Another such process does the
+//! reading, so that it can be killed if the owner does not answer.
 //!
 //! An unreachable display that the environment names is an error: the file is not the clipboard that the user sees.
 
@@ -89,12 +89,12 @@ enum HolderTask {
     Read,
     /// Read it, marked or not.
     ReadPassword,
-    /// Put the text from stdin on it and hold it there.
+    /// Put the text from stdin on the clipboard and hold it there.
     Hold,
 }
 
 impl HolderTask {
-    /// Returns the argument of the subcommand.
+    /// Returns the subcommand's argument.
     const fn as_str(self) -> &'static str {
         match self {
             Self::Read => "read",
@@ -107,19 +107,19 @@ impl HolderTask {
 /// The process's answer on stdout: one byte for its kind, then the rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum HolderAnswer {
-    /// The text on the clipboard; empty from a holder that holds a text.
+    /// The text on the clipboard; empty if a holder reports that it holds its text.
     Text(String),
-    /// Nothing is on the clipboard, or nothing that is text.
+    /// The clipboard is empty, or contains no text.
     Nothing,
-    /// More bytes than may be handed over; their number.
+    /// Too many bytes to hand over; their number.
     TooLong(u64),
     /// Text that is not UTF-8.
     NotText,
-    /// A password manager marks it as a password.
+    /// A password manager has marked it as a password.
     Password,
-    /// No display answers.
+    /// No display answered.
     Unreachable,
-    /// The display or its clipboard failed otherwise.
+    /// The display or its clipboard failed in another way.
     Refused,
 }
 
@@ -136,7 +136,7 @@ impl HolderAnswer {
         }
     }
 
-    /// Decodes an answer; anything unknown, such as nothing from a process that died, is a refusal.
+    /// Decodes an answer; anything unknown, such as no output from a process that died, counts as a refusal.
     fn read(bytes: &[u8]) -> Self {
         let Some((kind, rest)) = bytes.split_first() else {
             return Self::Refused;
@@ -153,7 +153,7 @@ impl HolderAnswer {
     }
 }
 
-/// A process that is killed when dropped, unless it stays.
+/// A process that is killed when dropped, unless it is meant to keep running.
 #[derive(Debug)]
 struct Holder {
     child: Child,
@@ -163,7 +163,7 @@ struct Holder {
 impl Drop for Holder {
     fn drop(&mut self) {
         if !self.stays {
-            // Fails if it has ended.
+            // Fails if the process has already ended.
             let _ = self.child.start_kill();
         }
     }
@@ -215,12 +215,12 @@ fn start(settings: &Settings, display: &Display, task: HolderTask) -> Result<Hol
 /// Sends the text and reads the answer, up to the end of the process's stdout.
 async fn talk(child: &mut Child, text: &str) -> HolderAnswer {
     if let Some(mut stdin) = child.stdin.take() {
-        // A process that does not read gives the reason on stdout.
+        // A process that does not read its stdin states the reason on stdout.
         let _ = stdin.write_all(text.as_bytes()).await;
     }
     let mut answer = Vec::new();
     if let Some(stdout) = child.stdout.take() {
-        // One byte more, for the kind of the answer.
+        // One more byte, for the kind of answer.
         let max = CLIPBOARD_MAX as u64 + 1;
         let _ = stdout.take(max).read_to_end(&mut answer).await;
     }
@@ -256,7 +256,7 @@ fn variables(display: &Display) -> [(&'static str, &Option<OsString>); 2] {
     ]
 }
 
-/// Names the display by its variables, without a path.
+/// Names the display by its environment variables, without a path.
 fn named(display: &Display) -> String {
     let named = variables(display).into_iter().filter_map(|(name, value)| {
         let value = value.as_ref()?.to_string_lossy();

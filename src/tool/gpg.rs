@@ -1,4 +1,4 @@
-//! `gpg_sign`: a detached signature by the GnuPG of the server's user and its agent.
+//! `gpg_sign`: a detached signature, made by GnuPG and its agent as the server's user.
 //!
 //! The command line is built from checked fields, never from a caller's text. Content goes through stdin and is never
 //! stored, so signing gigabytes in pieces needs no more memory than signing a line. A second gpg reads the same content
@@ -26,20 +26,20 @@ use process::{Configuration, GnuPg};
 pub use fault::{CardFault, GpgFault, NoAgent, UnfitKey};
 pub(super) use signature::Signing;
 
-/// Maximum number of signatures in pieces at once on one connection.
+/// Maximum number of simultaneous piecewise signatures on one connection.
 pub(super) const TRANSFERS_MAX: usize = 4;
-/// Maximum number of one caller's signatures in pieces at once, over all its connections: each keeps a gpg waiting.
+/// Maximum number of a caller's simultaneous piecewise signatures, over all its connections: each keeps a gpg waiting.
 pub(super) const WAITING_MAX: usize = 16;
-/// Maximum length of a payload that is decoded on the thread that serves, in bytes of base64.
+/// Maximum length of a payload that is decoded on the serving thread, in bytes of base64.
 const DECODE_APART: usize = 64 * 1024;
 
-/// Finds the folder of keys of the server's user, and the keyrings that `gpg.conf` names elsewhere.
+/// Finds the key folder of the server's user, and the keyrings that `gpg.conf` names elsewhere.
 pub(super) async fn key_paths(settings: &Settings) -> Vec<PathBuf> {
     let gnupg = GnuPg::new(Arc::new(settings.clone()));
     let Ok(home) = gnupg.home().await else {
         return Vec::new();
     };
-    // The call reads the configuration again, and reports a fault.
+    // The call itself reads the configuration again, and reports any fault.
     let keyrings = Configuration::read(&home).unwrap_or_default().files(&home);
     [vec![home], keyrings].concat()
 }
@@ -59,7 +59,7 @@ pub(super) async fn sign(grant: &Grant, session: &ToolSession) -> Result<ToolOut
     let (turn, signing) = session.signatures.take(grant.name(), &displayed, offset)?;
     let mut data = decode(arguments.data).await;
     data = data.and_then(|data| Ok(pieces::not_empty(data, last)?));
-    // The waiting gpg signs with the first piece's key, whatever a later piece asks for.
+    // The waiting gpg signs with the first piece's key, regardless of the key that a later piece requests.
     let differs = |waiting: &Signing| key.is_some() && waiting.key != key;
     if signing.as_ref().is_some_and(differs) {
         data = data.and(Err(pieces::contradicts("key_id")));
@@ -77,7 +77,7 @@ pub(super) async fn sign(grant: &Grant, session: &ToolSession) -> Result<ToolOut
             (data, Signing::begin(settings, key, permits).await?)
         }
         (Err(refused), signing) => {
-            // A bad piece must not lose the good ones.
+            // A bad piece must not discard the good ones.
             if let Some(signing) = signing {
                 turn.wait(signing.size, signing);
             }
@@ -97,7 +97,7 @@ pub(super) async fn sign(grant: &Grant, session: &ToolSession) -> Result<ToolOut
     ToolOutcome::new(pieces::progress(size), &signed)
 }
 
-/// Acquires a permit for one more signature at once.
+/// Acquires a permit for one more simultaneous signature.
 fn permit(settings: &Settings) -> Result<OwnedSemaphorePermit, ToolError> {
     let permit = Arc::clone(&settings.signatures).try_acquire_owned();
     permit.map_err(|_| {
@@ -108,7 +108,7 @@ fn permit(settings: &Settings) -> Result<OwnedSemaphorePermit, ToolError> {
     })
 }
 
-/// Decodes a payload; a long one on its own thread.
+/// Decodes a payload; uses a separate thread for a long one.
 async fn decode(data: Payload) -> Result<Vec<u8>, ToolError> {
     if data.encoded_length() <= DECODE_APART {
         return Ok(data.decode()?);

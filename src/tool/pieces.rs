@@ -1,4 +1,4 @@
-//! Transfers in several calls of one connection: in order, one piece at a time, few at once.
+//! Transfers over several calls on one connection: in order, one piece at a time, few transfers simultaneously.
 //!
 //! A piece that does not fit is refused and the transfer continues; only a second first piece ends it, so that pieces
 //! from two senders never mix under one name.
@@ -22,7 +22,7 @@ type Slots<T> = HashMap<String, Slot<T>>;
 pub(super) struct Transfers<T> {
     slots: Arc<Mutex<Slots<T>>>,
     max: usize,
-    /// Time for which a transfer waits for its next piece; then it is dropped with what it holds (a gpg, an unpublished file).
+    /// Time for which a transfer waits for its next piece before it is dropped, with its gpg or its unpublished file.
     idle: Duration,
 }
 
@@ -71,7 +71,7 @@ impl<T> Transfers<T> {
 
     /// Takes the turn for a piece that begins at `offset`; `displayed` is the name in messages.
     ///
-    /// Returns the transfer that waited for the piece; `None` for the first piece.
+    /// Returns the transfer that was waiting for the piece; `None` for the first piece.
     pub(super) fn take(
         &self,
         name: &str,
@@ -123,15 +123,15 @@ impl<T> Transfers<T> {
 }
 
 impl<T: Send + 'static> TransferTurn<T> {
-    /// Lets the transfer wait for the piece at `next`, at most for the idle time.
+    /// Lets the transfer wait for the piece at `next`, for at most the idle time.
     pub(super) fn wait(self, next: u64, transfer: T) {
         let (slots, name, idle) = (Arc::downgrade(&self.slots), self.name.clone(), self.idle);
-        // Tools run in a runtime; without one nothing waits long.
+        // Tools run in a runtime; without one, nothing waits for long.
         let timer = Handle::try_current().ok().map(|runtime| {
             let timer = runtime.spawn(async move {
                 sleep(idle).await;
                 let given_up = slots.upgrade().and_then(|slots| give_up(&slots, &name));
-                // Not under the lock: nobody waits while its transfer is dropped.
+                // Not under the lock, so that nobody has to wait while the transfer is being dropped.
                 drop(given_up);
             });
             Timer(timer.abort_handle())
@@ -174,7 +174,7 @@ pub(super) fn not_final(last: Option<bool>) -> Result<(), BadArguments> {
     }
 }
 
-/// Refuses a piece without content that is not the last: it would not advance the transfer.
+/// Refuses an empty piece unless it is the last one: it would not advance the transfer.
 pub(super) fn not_empty(data: Vec<u8>, last: bool) -> Result<Vec<u8>, BadArguments> {
     if data.is_empty() && !last {
         return Err("`data` is empty, and only the last piece (`final`) may be".into());

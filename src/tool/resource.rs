@@ -1,4 +1,4 @@
-//! The resource that each tool uses, and the limits of a process that runs the tools of a resource.
+//! The resource that each tool uses, and the limits on a process that runs a resource's tools.
 
 use std::env;
 use std::fs::File;
@@ -51,16 +51,16 @@ const SYSTEM: [&str; 20] = [
     "/proc/sys/crypto",
     "/dev/urandom",
 ];
-/// Folders of programs that a script may run.
+/// Folders containing programs that a script may run.
 const PROGRAMS: [&str; 6] = ["/bin", "/lib", "/lib64", "/sbin", "/usr", "/opt"];
-/// Files by which a program finds a display on another machine.
+/// Files that a program reads to find a display on another machine.
 const NAMES: [&str; 4] = [
     "/etc/hosts",
     "/etc/resolv.conf",
     "/etc/nsswitch.conf",
     "/etc/host.conf",
 ];
-/// Entries of the key folder that may be links out of it.
+/// Entries in the key folder that may be links leading out of it.
 const LINKED: [&str; 6] = [
     "common.conf",
     "gpg.conf",
@@ -72,7 +72,7 @@ const LINKED: [&str; 6] = [
 const NULL: &str = "/dev/null";
 
 impl Resource {
-    /// Returns the resource of a tool.
+    /// Returns the resource that a tool uses.
     #[must_use]
     pub const fn of(tool: ToolName) -> Self {
         match tool {
@@ -92,7 +92,7 @@ impl Resource {
         }
     }
 
-    /// Returns the limits of a process that runs the tools of this resource and nothing else, and makes the folders that they need;
+    /// Returns the limits on a process that runs only this resource's tools, and creates the folders that they need;
     /// `tools` are those that its caller may use.
     pub(crate) async fn limits(self, settings: &Settings, tools: &[ToolName]) -> ProcessLimits {
         match self {
@@ -109,7 +109,7 @@ impl Resource {
     }
 }
 
-/// Returns the limits of a process that uses files below the portal.
+/// Returns the limits on a process that uses files below the portal.
 pub(crate) fn portal_limits(settings: &Settings) -> ProcessLimits {
     folder_limits(&settings.portal)
 }
@@ -124,7 +124,7 @@ fn folder_limits(folder: &Path) -> ProcessLimits {
 
 fn clipboard(settings: &Settings) -> ProcessLimits {
     let Some(display) = &settings.display else {
-        // Makes the folder if it is missing, and denies others access to it and the file.
+        // Creates the folder if it is missing, and denies others access to it and the file.
         let _ = super::clipboard::file::read(&settings.runtime);
         return folder_limits(&settings.runtime);
     };
@@ -154,7 +154,7 @@ async fn keys(settings: &Settings) -> ProcessLimits {
     let paths = gpg::key_paths(settings).await;
     let linked = paths.first().map(|home| LINKED.map(|name| home.join(name)));
     let all = linked.into_iter().flatten().chain(paths.iter().cloned());
-    // Not writable: the unconfined agent reads there which programs to run.
+    // Not writable: the unconfined agent reads from there which programs to run.
     rules.extend(all.map(|path| Rule::new(path, PathRights::Read)));
     ProcessLimits {
         calls: AllowedCalls::Programs,
@@ -163,12 +163,12 @@ async fn keys(settings: &Settings) -> ProcessLimits {
     }
 }
 
-/// Returns whether this machine has a GnuPG.
+/// Returns whether GnuPG is installed on this machine.
 pub(crate) fn has_gnupg() -> bool {
     search(Path::new(GPGCONF)).is_some()
 }
 
-/// Returns the path of a program that is started by this name.
+/// Returns the path of the program that is started by this name.
 fn search(name: &Path) -> Option<PathBuf> {
     if name.components().count() > 1 {
         return Some(name.to_owned());
@@ -199,7 +199,7 @@ fn program(path: &Path) -> Vec<Rule> {
     rules.collect()
 }
 
-/// The way in which the kernel runs a program.
+/// How the kernel runs a program.
 #[derive(Debug, PartialEq, Eq)]
 enum Image {
     /// Through this loader (`PT_INTERP` of `elf(5)`).
@@ -208,11 +208,11 @@ enum Image {
     Script(PathBuf),
 }
 
-/// Maximum length of the head of a program that is read, in bytes: the loader's name is near its beginning.
+/// Maximum number of bytes read from a program's head: the loader's name is near its beginning.
 const HEAD_MAX: u64 = 64 * 1024;
 
 impl Image {
-    /// Reads the head of a program; `None` if it needs no other program, or is unreadable.
+    /// Reads a program's head; `None` if the program needs no other program, or is unreadable.
     fn read(path: &Path) -> Option<Self> {
         let mut head = Vec::new();
         let file = File::open(path).ok()?;

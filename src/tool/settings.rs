@@ -1,4 +1,4 @@
-//! The settings of the tools: the places where they work, and their limits.
+//! The tools' settings: the places where they work, and their limits.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -16,7 +16,7 @@ use crate::limits::{IDLE, IN_FLIGHT};
 use crate::machine_state::AGENT_LAUNCHER;
 
 const PORTAL: &str = "/srv/anklume/portal";
-/// The variable that names the folder of keys itself.
+/// The variable that names the key folder itself.
 const KEYS: &str = "GNUPGHOME";
 /// The variables that locate a user's portal, clipboard and keys. Two servers with equal values share all three.
 const VARIABLES: [&str; 8] = [
@@ -29,8 +29,8 @@ const VARIABLES: [&str; 8] = [
     "HOME",
     AGENT_LAUNCHER,
 ];
-/// The other variables of a process that a server or a tool starts: the places of programs, the user, the language, and the terminal
-/// or session for a pinentry.
+/// The other variables of a process that a server or a tool starts: program locations, the user, the language, and
+/// the terminal or session for a pinentry.
 const PASSED: [&str; 15] = [
     "PATH",
     "USER",
@@ -53,40 +53,40 @@ const PASSED: [&str; 15] = [
 const GPG_WAIT: Duration = Duration::from_secs(300);
 /// Maximum time that a display, or the program that owns its clipboard, may take to answer.
 const DISPLAY_WAIT: Duration = Duration::from_secs(5);
-/// Maximum number of bytes that one consumer may leave in its folder of the portal.
+/// Maximum number of bytes that one consumer may leave in its portal folder.
 const INCOMING_MAX: u64 = 1024 * 1024 * 1024;
 
-/// The settings of the tools of this server.
+/// The settings of this server's tools.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The only folder that `file_accept` and `file_provide` see (`ANKLUME_MCP_PORTAL`).
     pub portal: PathBuf,
     /// Folder of the clipboard file, which is used without a display (`$XDG_RUNTIME_DIR/anklume`).
     pub runtime: PathBuf,
-    /// The display whose clipboard is used; without one, a file.
+    /// The display whose clipboard is used; without one, a file is used.
     pub display: Option<Display>,
     /// Maximum time that the display, or the program that owns its clipboard, may take to answer.
     pub display_wait: Duration,
     /// This program, which holds the clipboard of a display after the server has ended.
     pub program: PathBuf,
-    /// GnuPG: a path, or a name to look for.
+    /// The gpg program: a path, or a name to search for.
     pub gpg: PathBuf,
-    /// The program that talks to its agent.
+    /// The program that talks to gpg's agent.
     pub gpg_connect_agent: PathBuf,
-    /// The socket of the launcher of the agent; `None`: the agent is started from here.
+    /// The socket of the agent's launcher; `None` if this process starts the agent itself.
     pub agent_launcher: Option<PathBuf>,
-    /// The key folder of gpg, if the environment names it.
+    /// gpg's key folder, if the environment names it.
     pub gpg_home: Option<GpgHome>,
     /// Maximum time that gpg may take.
     pub gpg_wait: Duration,
-    /// Idle deadline of transfers in pieces.
+    /// Idle deadline for piecewise transfers.
     pub idle: Duration,
     /// Maximum number of bytes that one consumer may leave in its folder of the portal.
     pub incoming_max: u64,
     pub(super) usage: Usage,
-    /// Permits for signatures in pieces, each of which keeps a gpg waiting.
+    /// Permits for piecewise signatures, each of which keeps a gpg waiting.
     pub(super) open_signatures: Arc<Semaphore>,
-    /// Permits for all signatures: one that waits for its next piece counts as a call in flight.
+    /// Permits for all signatures: one that is waiting for its next piece counts as a call in flight.
     pub(super) signatures: Arc<Semaphore>,
 }
 
@@ -98,16 +98,16 @@ pub struct Settings {
 )]
 pub struct RelativePortal(PathBuf);
 
-/// The folder that gpg starts from.
+/// The folder from which gpg finds its keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GpgHome {
-    /// The variable that names it: `GNUPGHOME`, or `HOME`, in which gpg makes its own.
+    /// The variable that names it: `GNUPGHOME`, or `HOME`, in which gpg creates its own folder.
     pub variable: &'static str,
     /// The folder.
     pub path: PathBuf,
 }
 
-/// A display, as programs find it.
+/// A display, as the environment names it to programs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Display {
     /// `WAYLAND_DISPLAY`
@@ -125,7 +125,7 @@ impl Settings {
             runtime,
             display: None,
             display_wait: DISPLAY_WAIT,
-            // Works even after the file was replaced.
+            // Works even after the file has been replaced.
             program: PathBuf::from("/proc/self/exe"),
             gpg: PathBuf::from("gpg"),
             gpg_connect_agent: PathBuf::from("gpg-connect-agent"),
@@ -140,21 +140,21 @@ impl Settings {
         }
     }
 
-    /// Limits the number of signatures at once, including those that wait for their next piece.
+    /// Limits the number of simultaneous signatures, including those that are waiting for their next piece.
     pub(crate) fn limit_signatures(&mut self, in_flight: u32) {
         self.signatures = Arc::new(Semaphore::new(in_flight as usize));
     }
 
-    /// Reads settings from the environment: `ANKLUME_MCP_PORTAL`, `XDG_RUNTIME_DIR`, `WAYLAND_DISPLAY`, `DISPLAY`, `GNUPGHOME`,
-    /// `HOME`, `ANKLUME_GPG_AGENT_LAUNCHER`.
+    /// Reads settings from the environment: `ANKLUME_MCP_PORTAL`, `XDG_RUNTIME_DIR`, `WAYLAND_DISPLAY`, `DISPLAY`,
+    /// `GNUPGHOME`, `HOME`, `ANKLUME_GPG_AGENT_LAUNCHER`.
     ///
     /// # Errors
     ///
-    /// The path of the portal is not absolute.
+    /// The portal path is not absolute.
     pub fn from_env() -> Result<Self, RelativePortal> {
         let portal = portal(variable("ANKLUME_MCP_PORTAL"))?;
         let runtime = variable("XDG_RUNTIME_DIR").map(PathBuf::from);
-        // Its specification says to ignore a relative one.
+        // Its specification says that a relative path must be ignored.
         let runtime = runtime.filter(|folder| folder.is_absolute());
         let runtime =
             runtime.unwrap_or_else(|| format!("/run/user/{}", rustix::process::geteuid()).into());
@@ -173,12 +173,12 @@ pub(crate) fn environment() -> impl Iterator<Item = (&'static str, OsString)> {
     names.filter_map(|name| Some((name, variable(name)?)))
 }
 
-/// The [`VARIABLES`] of a server: the places of its user's portal, clipboard and keys. A missing one is unset.
+/// A server's [`VARIABLES`]: the locations of its user's portal, clipboard and keys. A missing variable is unset.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Surroundings(BTreeMap<String, String>);
 
 impl Surroundings {
-    /// Returns those of this process.
+    /// Returns the variables of this process.
     #[must_use]
     pub fn from_env() -> Self {
         let set = VARIABLES.iter().filter_map(|name| {
@@ -189,7 +189,7 @@ impl Surroundings {
         Self(set.collect())
     }
 
-    /// Returns those of a user who has set nothing.
+    /// Returns the variables of a user who has set none.
     #[must_use]
     pub fn of_user(home: &str, runtime: &str) -> Self {
         let set = [("HOME", home), ("XDG_RUNTIME_DIR", runtime)];
@@ -221,7 +221,7 @@ impl GpgHome {
         }
     }
 
-    /// Finds it as gpg does, which reads the system's list of users if neither variable is set.
+    /// Finds the folder as gpg does; gpg reads the system's user database if neither variable is set.
     fn from_env() -> Option<Self> {
         [KEYS, "HOME"].into_iter().find_map(|name| {
             Some(Self {
@@ -233,7 +233,7 @@ impl GpgHome {
 }
 
 impl Display {
-    /// Returns whether it may be on another machine: `host:number` is, as after `ssh -X`; `:number` is not.
+    /// Returns whether it may be on another machine: `host:number` may be, as with `ssh -X`; `:number` is not.
     #[must_use]
     pub fn is_remote(&self) -> bool {
         self.x11.as_ref().is_some_and(|name| {
@@ -251,7 +251,7 @@ impl Display {
     }
 }
 
-/// Returns the named portal, or the default. A relative path is refused, because a server may be started anywhere.
+/// Returns the named portal, or the default. A relative path is refused, because a server may be started from anywhere.
 fn portal(named: Option<OsString>) -> Result<PathBuf, RelativePortal> {
     let portal = named.map_or_else(|| PORTAL.into(), PathBuf::from);
     if portal.is_absolute() {
@@ -261,7 +261,7 @@ fn portal(named: Option<OsString>) -> Result<PathBuf, RelativePortal> {
     }
 }
 
-/// Returns a variable of the environment, unless it is unset or empty.
+/// Returns an environment variable, unless it is unset or empty.
 fn variable(name: &str) -> Option<OsString> {
     env::var_os(name).filter(|value| !value.is_empty())
 }

@@ -1,4 +1,4 @@
-//! Provides a bench for tests of tools: its own portal and runtime folder, a caller, one connection.
+//! Provides a test bench for tools, with its own portal and runtime folder, a caller, and one connection.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,14 +19,14 @@ pub(super) struct Bench {
     session: ToolSession,
 }
 
-/// Returns whether root runs the test; if not, fails in CI, and reports a skip elsewhere.
+/// Returns whether root is running the test; if not, fails in CI, and reports a skip elsewhere.
 #[track_caller]
 pub(super) fn is_root() -> bool {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
         let ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");
         assert!(!ci, "this test needs root, and CI=true skips nothing");
-        // Not `eprintln!`: the test runner hides its output for tests that pass.
+        // Not `eprintln!`: the test runner hides its output for passing tests.
         let place = std::panic::Location::caller();
         let line = format!("skipped: {place} needs root\n");
         let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
@@ -57,13 +57,13 @@ impl Bench {
         }
     }
 
-    /// Opens another connection, of this consumer, to the same server.
+    /// Opens another connection to the same server, for this consumer.
     pub(super) fn called_by(mut self, consumer: &str) -> Self {
         self.caller = Caller::Consumer(consumer.parse().unwrap());
         self.reconnect()
     }
 
-    /// Opens another connection, of the operator, to the same server.
+    /// Opens another connection to the same server, for the operator.
     pub(super) fn called_by_operator(mut self) -> Self {
         self.caller = Caller::Operator;
         self.reconnect()
@@ -75,7 +75,7 @@ impl Bench {
         self.reconnect()
     }
 
-    /// Makes the client one that asks for a single copy of a large payload.
+    /// Makes the client ask for a single copy of a large payload.
     pub(super) const fn with_one_copy(mut self) -> Self {
         self.copies = Copies::One;
         self
@@ -123,14 +123,14 @@ impl Bench {
         }
     }
 
-    /// Calls a tool; returns an error as its text.
+    /// Calls a tool; returns an error as text.
     pub(super) fn call(&self, tool: &str, arguments: Value) -> Result<ToolOutcome, String> {
         let outcomes = self.call_all(vec![(tool, arguments)]);
         let [outcome] = <[_; 1]>::try_from(outcomes).unwrap();
         outcome
     }
 
-    /// Calls all these tools at once on one connection.
+    /// Calls all these tools simultaneously on one connection.
     pub(super) fn call_all(&self, calls: Vec<(&str, Value)>) -> Vec<Result<ToolOutcome, String>> {
         let grants: Vec<Grant> = calls
             .into_iter()
@@ -150,7 +150,7 @@ impl Bench {
         outcomes.into_iter().map(text).collect()
     }
 
-    /// Begins a call, gives it up at once, and waits for the threads that it started.
+    /// Begins a call, abandons it immediately, and waits for the threads that it started.
     pub(super) fn give_up(&self, tool: &str, arguments: Value) {
         let grant = self.grant(tool, arguments);
         // Dropping the runtime waits for its blocking threads.
@@ -186,7 +186,7 @@ fn fits(tool: ToolName, outcome: &ToolOutcome) {
     }
 }
 
-/// Creates a runtime like the server's: one thread.
+/// Creates a runtime like the server's, with one thread.
 pub(super) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

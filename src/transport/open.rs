@@ -1,4 +1,4 @@
-//! Opens a route: a stream of bytes in each direction. Keeps the last output of a server process, and ends it.
+//! Opens a route: one byte stream in each direction. Keeps a server process's last output, and ends the process.
 
 use std::collections::VecDeque;
 use std::io;
@@ -21,9 +21,9 @@ use crate::incus::{FindError, Incus, MachineRef, Object, find, socket_path};
 use crate::machine_state::PROGRAM;
 use crate::text::Foreign;
 
-/// This program, even if its file was replaced or its path is relative.
+/// This program, even if its file has been replaced or its path is relative.
 const THIS_PROGRAM: &str = "/proc/self/exe";
-/// Time for a server to end after its stdin was closed.
+/// Time for a server to end after its stdin has been closed.
 const CALM_END: Duration = Duration::from_secs(2);
 /// Time between the first SIGTERM and the second.
 const FIRST_TERM: Duration = Duration::from_millis(200);
@@ -31,7 +31,7 @@ const FIRST_TERM: Duration = Duration::from_millis(200);
 const SECOND_TERM: Duration = Duration::from_millis(800);
 /// Time for the kernel to end a killed process.
 const KILLED_END: Duration = Duration::from_secs(1);
-/// Time for the rest of a server's stderr after its end.
+/// Time to read the rest of a server's stderr after it has ended.
 const STDERR_TIME: Duration = Duration::from_secs(1);
 /// Interval for polling a process that is being ended.
 const POLL: Duration = Duration::from_millis(2);
@@ -44,11 +44,11 @@ const WATCHED_MAX: usize = 1024 * 1024;
 
 /// An open channel.
 pub(crate) struct OpenTransport {
-    /// Output of the server.
+    /// The server's output.
     pub(crate) reader: Box<dyn AsyncRead + Send + Unpin>,
-    /// Input of the server. Dropped only after its last answer: Incus's proxies have no half-close.
+    /// The server's input. Dropped only after the last answer, because Incus's proxies do not support half-closing.
     pub(crate) writer: Box<dyn AsyncWrite + Send + Unpin>,
-    /// Its far end, to be ended afterwards.
+    /// Its far end, to be shut down afterwards.
     pub(crate) end: TransportEnd,
 }
 
@@ -58,7 +58,7 @@ pub(crate) struct TransportEnd {
     process: Option<ServerProcess>,
 }
 
-/// Finds the machine of a route; asks Incus only if necessary, with `timeout` for each request.
+/// Finds a route's machine; asks Incus only if necessary, with `timeout` for each request.
 pub(crate) async fn resolve(route: Route, timeout: Duration) -> Result<Transport, Unreachable> {
     match route {
         Route::Local => Ok(Transport::Local),
@@ -92,7 +92,7 @@ pub(crate) async fn open(
         }
         Transport::Socket(socket) => {
             let stream = connect(socket, timeout).await?;
-            // Not `into_split`: its write half ends the stream when it is dropped.
+            // Not `into_split`: its write half ends the stream when dropped.
             let (reader, writer) = tokio::io::split(stream);
             return Ok(OpenTransport {
                 reader: Box::new(reader),
@@ -162,7 +162,7 @@ pub(crate) fn providers() -> Vec<String> {
 
 /// Returns the providers whose sockets are in a folder, sorted.
 fn sockets_in(folder: &Path) -> Vec<String> {
-    /// Maximum number of names; a folder may have any number of files.
+    /// Maximum number of names; a folder may contain any number of files.
     const SHOWN: usize = 64;
     let Ok(entries) = folder.read_dir() else {
         return Vec::new();
@@ -185,7 +185,7 @@ async fn find_machine(
     let mut incus = connect_incus(timeout).await?;
     let machines = incus.machines(project).await?;
     let machine = find(&machines, name, project);
-    // The API answers with an empty list for a project that does not exist.
+    // The API returns an empty list for a project that does not exist.
     if let (Err(FindError::NoMachine { .. }), Some(project)) = (&machine, project) {
         let known = incus.projects().await?;
         if !known.iter().any(|one| one == project) {
@@ -218,7 +218,7 @@ impl TransportEnd {
         Unreachable::Silent { waited, last_lines }
     }
 
-    /// Explains the early end of a stream; both streams are already closed.
+    /// Explains why a stream ended early; both streams are already closed.
     pub(crate) async fn died(self, timeout: Duration) -> Unreachable {
         let Some(process) = self.process else {
             return Unreachable::Gone;
@@ -228,7 +228,7 @@ impl TransportEnd {
         let Transport::Exec(machine) = self.channel else {
             return Unreachable::Died { status, last_lines };
         };
-        // The machine's last output may precede it on the same line.
+        // The machine's last output may precede the text on the same line.
         let says = |text: &str| last_lines.iter().any(|line| line.raw().ends_with(text));
         match code {
             Some(127) if says("Error: Command not found") => {
@@ -294,10 +294,10 @@ impl ServerProcess {
         }
     }
 
-    /// Waits for a process whose stdin was closed to end, and for its stderr. The status is `None` if it does not end.
+    /// Waits until a process with a closed stdin ends, and for its stderr. The status is `None` if it does not end.
     async fn end(mut self) -> (Option<ExitStatus>, Vec<Foreign>) {
         let status = timeout(CALM_END, self.child.wait()).await;
-        // Another process may hold its stderr open.
+        // Another process may be holding its stderr open.
         let _ = timeout(STDERR_TIME, &mut self.listener).await;
         let last_lines = self.last_lines.all();
         (status.ok().and_then(Result::ok), last_lines)
@@ -317,14 +317,14 @@ impl ServerProcess {
 }
 
 impl Drop for ServerProcess {
-    /// Blocks for a moment: this program is about to end, and leaves no process behind.
+    /// Blocks for a moment: this program is about to end, and must leave no process behind.
     fn drop(&mut self) {
         self.listener.abort();
         let id = self.child.id().and_then(|id| i32::try_from(id).ok());
         let Some(pid) = id.and_then(Pid::from_raw) else {
             return;
         };
-        // The first signal lets a server end its calls, the second does not.
+        // The first signal lets a server finish its calls; the second does not.
         for time in [FIRST_TERM, SECOND_TERM] {
             let _ = kill_process(pid, Signal::TERM);
             if self.ends_within(time) {
@@ -374,7 +374,7 @@ async fn listen(mut stderr: impl AsyncRead + Unpin, last_lines: LastLines, watch
         for byte in chunk.iter().take(read) {
             match byte {
                 b'\n' => tell(&mut line),
-                // The rest of a long line is dropped.
+                // The rest of a long line is discarded.
                 _ if line.len() == LINE_MAX => {}
                 byte => line.push(*byte),
             }

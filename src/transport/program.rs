@@ -1,4 +1,4 @@
-//! Finds programs of the host, such as `incus`, for root to run: no other user may control them. Formats commands for users.
+//! Finds host programs, such as `incus`, for root to run: no other user may control them. Formats commands for users.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -13,12 +13,12 @@ use crate::dir::{OTHERS_WRITE, STICKY};
 use crate::incus::MachineRef;
 use crate::machine_state::PROGRAM;
 
-/// Arguments of the server.
+/// The server's arguments.
 pub(super) const SERVE: [&str; 2] = ["mcp", "serve"];
-/// The environment that makes `incus` talk to the local daemon, whatever remote the user's configuration prefers;
+/// The environment that makes `incus` talk to the local daemon even if the user's configuration prefers another one;
 /// `--force-local` does not do that.
 pub(crate) const LOCAL_REMOTE: (&str, &str) = ("INCUS_REMOTE", "local");
-/// Variables that a program inherits, such as the user, the place of Incus, and proxies; no others, such as a library
+/// Variables that a program inherits, such as the user, Incus's location, and proxies; no others, such as a library
 /// to preload.
 const INHERITED: [&str; 17] = [
     "HOME",
@@ -39,7 +39,7 @@ const INHERITED: [&str; 17] = [
     "https_proxy",
     "no_proxy",
 ];
-/// Search path of a program.
+/// Search path for programs.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Mode bits that let any user run a file.
 const RUN: u32 = 0o111;
@@ -51,7 +51,7 @@ pub(crate) fn incus() -> io::Result<Command> {
     Ok(command)
 }
 
-/// Returns a program of the host, with a clean environment.
+/// Returns a program on the host, with a clean environment.
 /// Fails with `NotFound` if it is not on the `PATH`, and with `PermissionDenied` if other users can change it.
 pub(crate) fn program(name: &str) -> io::Result<Command> {
     let path = find(name, &std::env::var_os("PATH").unwrap_or_default())?;
@@ -97,16 +97,16 @@ fn is_ours_alone(path: &Path) -> bool {
     path.ancestors().all(|part| {
         fs::symlink_metadata(part).is_ok_and(|is| {
             let trusted = is.uid() == 0 || is.uid() == geteuid().as_raw();
-            // In a folder such as /tmp users cannot change each other's files.
+            // In a folder such as /tmp, users cannot change each other's files.
             let sticky = is.is_dir() && part != path && is.mode() & STICKY != 0;
             trusted && (is.mode() & OTHERS_WRITE == 0 || sticky)
         })
     })
 }
 
-/// Returns the arguments of `incus` that start the server in a machine.
+/// Returns the `incus` arguments that start the server in a machine.
 ///
-/// `-T`: no terminal, whatever stdin is. `--force-local`: no greeting on stderr and no new configuration at first use.
+/// `-T`: no terminal, even if stdin is one. `--force-local`: no stderr greeting and no new configuration on first use.
 pub(crate) fn incus_exec(machine: &MachineRef) -> Vec<String> {
     let target = ["exec", &machine.name, "--project", &machine.project];
     let server = ["-T", "--force-local", "--", PROGRAM];
@@ -118,12 +118,12 @@ pub(crate) fn incus_exec(machine: &MachineRef) -> Vec<String> {
 pub(crate) fn this_program() -> PathBuf {
     std::env::current_exe()
         .ok()
-        // A program that was replaced while it ran has an outdated path.
+        // A program that was replaced while running has an outdated path.
         .filter(|path| path.exists())
         .unwrap_or_else(|| "anklume".into())
 }
 
-/// Quotes arguments as one shell command.
+/// Quotes arguments as a single shell command.
 pub(crate) fn shell_line<S: AsRef<OsStr>>(argv: impl IntoIterator<Item = S>) -> String {
     let quote = |arg: S| {
         let arg = arg.as_ref().to_string_lossy();
@@ -177,7 +177,7 @@ mod tests {
             found(&[Path::new("shut")]).unwrap_err().kind(),
             io::ErrorKind::NotFound
         );
-        // A program that others may write, and the targets of links.
+        // A program that others can write to, and link targets.
         mode(&good, 0o775);
         assert!(found(&[&shut]).is_err());
         mode(&good, 0o755);

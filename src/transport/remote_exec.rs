@@ -1,7 +1,7 @@
 //! Runs a command of this program in a machine: sends one line and reads one line, in bounded time and memory.
 //!
 //! On a busy host, Incus loses the output of a command that ends before its streams are joined (lxd #11422). So the
-//! command writes its line and waits for the end of its stdin ([`crate::command`]'s `errand`).
+//! command writes its line and waits for its stdin to be closed ([`crate::command`]'s `errand`).
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -18,7 +18,7 @@ const OUTPUT_MAX: usize = 1024 * 1024;
 /// Maximum size of one read, in bytes.
 const CHUNK: usize = 8 * 1024;
 
-/// A command of this program in a machine.
+/// A command of this program to run in a machine.
 #[derive(Debug)]
 pub(crate) struct RemoteExec<'a> {
     pub(crate) project: &'a str,
@@ -60,7 +60,7 @@ impl RemoteExec<'_> {
             command.args(["--user", &uid.to_string(), "--group", &gid.to_string()]);
         }
         command.arg("--").args(self.argv);
-        // A ^C at the terminal is for this process only.
+        // A ^C at the terminal must reach only this process.
         command.process_group(0);
         command
     }
@@ -110,12 +110,12 @@ async fn line(stream: Option<impl AsyncRead + Unpin>) -> Option<Vec<u8>> {
     read(stream, |output| memchr::memchr(b'\n', output)).await
 }
 
-/// Reads all output; `None` if it is too much.
+/// Reads all output; `None` if there is too much of it.
 async fn all(stream: Option<impl AsyncRead + Unpin>) -> Option<Vec<u8>> {
     read(stream, |_| None).await
 }
 
-/// Reads until `end` finds the end in the new bytes, or the stream ends; `None` if it is too much.
+/// Reads until `end` finds the end in the new bytes, or the stream ends; `None` if there is too much output.
 async fn read(
     stream: Option<impl AsyncRead + Unpin>,
     end: impl Fn(&[u8]) -> Option<usize>,
@@ -127,7 +127,7 @@ async fn read(
     while output.len() <= OUTPUT_MAX {
         let known = output.len();
         output.reserve(CHUNK);
-        // A stream that cannot be read has ended.
+        // A stream that cannot be read counts as ended.
         if stream.read_buf(&mut output).await.unwrap_or_default() == 0 {
             return Some(output);
         }

@@ -13,10 +13,10 @@ use crate::machine_state::PROGRAM;
 use crate::name::closest;
 use crate::text::Foreign;
 
-/// Maximum length of the path of a Unix socket, in bytes (`sun_path` without its final zero).
+/// Maximum length of a Unix socket path, in bytes (`sun_path` without its final zero).
 const PATH_MAX: usize = 107;
 
-/// Help for a provider that does not serve.
+/// Help for a provider that is not serving.
 const ASK_PROVIDER: &str = "the provider is stopped or its server is not running: ask the operator";
 
 /// The reason why a server is unreachable.
@@ -45,7 +45,7 @@ pub(crate) enum Unreachable {
     #[error("{} `{}`", socket_fault(&socket.path, why), socket.path.display().to_string().escape_debug())]
     Socket {
         socket: Socket,
-        /// The providers whose sockets are beside it.
+        /// The providers whose sockets are next to it.
         available: Vec<String>,
         #[source]
         why: io::Error,
@@ -70,7 +70,7 @@ fn socket_fault(path: &Path, why: &io::Error) -> String {
         io::ErrorKind::InvalidInput if is_too_long(path) => {
             format!("this socket path is longer than {PATH_MAX} bytes:")
         }
-        // The kernel gives the same error for a file of another kind as for a socket without a listener.
+        // The kernel reports the same error for a non-socket file as for a socket without a listener.
         io::ErrorKind::ConnectionRefused if !is_socket(path) => {
             "this file is not a socket:".to_owned()
         }
@@ -100,7 +100,7 @@ fn ending(status: Option<ExitStatus>) -> String {
     }
 }
 
-/// Quotes the last output on lines of its own, so that it cannot be mistaken for ours.
+/// Quotes the last output on separate lines, so that it cannot be mistaken for our own.
 fn quoted(last_lines: &[Foreign]) -> String {
     if last_lines.is_empty() {
         return String::new();

@@ -1,4 +1,4 @@
-//! Measures `anklume apply` on a real Incus, against a plain shell script of `incus` commands with the same result.
+//! Measures `anklume apply` on a real Incus against a plain shell script of `incus` commands with the same result.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -9,7 +9,7 @@ use super::{measured, timed};
 
 /// Measurements for one number of machines.
 pub(crate) struct Times {
-    /// `apply` from nothing to machines with their edges.
+    /// `apply` from scratch: all machines and their edges.
     pub(crate) fresh: Duration,
     /// `apply` again, with nothing to do.
     pub(crate) repeated: Duration,
@@ -65,13 +65,13 @@ pub(crate) fn declared(machines: usize) -> String {
     infra(machines, next)
 }
 
-/// Times of runs that change nothing, with thirty machines, ten of them providers, and thirty channels.
+/// Times of runs that change nothing: thirty machines, ten of which are providers, and thirty channels.
 pub(crate) struct Looks {
     /// `apply` with nothing to do.
     pub(crate) apply: Duration,
-    /// `doctor` without any fault to report.
+    /// `doctor` with no fault to report.
     pub(crate) doctor: Duration,
-    /// `incus list` of the same machines.
+    /// `incus list` for the same machines.
     pub(crate) list: Duration,
 }
 
@@ -116,7 +116,7 @@ pub(crate) fn name(machine: usize) -> String {
     format!("bench{}-m{machine}", machine % 2)
 }
 
-/// Measures one number of machines.
+/// Measures `apply` and the script for one number of machines.
 pub(crate) fn measure(anklume: impl Fn() -> Command, folder: &Path, machines: usize) -> Times {
     let infra = folder.join("infra.yml");
     std::fs::write(&infra, declared(machines)).unwrap();
@@ -146,7 +146,7 @@ fn shell(script: &str) {
     assert!(output.status.success(), "{output:?}");
 }
 
-/// The script that a person would write for the same result: no checks, no isolation, one step after the other.
+/// The script that a person would write for the same result: no checks, no isolation, one step after another.
 fn script(machines: usize, program: &str, infra: &str) -> String {
     let mut text = String::from("mkdir -p /var/lib/anklume/mcp\n");
     for domain in 0..2 {
@@ -204,7 +204,7 @@ fn undo(machines: usize) -> String {
     text
 }
 
-/// Provides two machines with an edge while `during` runs.
+/// Creates two machines with an edge, runs `during`, and destroys everything.
 pub(crate) fn with_an_edge(anklume: impl Fn() -> Command, folder: &Path, during: impl FnOnce()) {
     let infra = folder.join("infra.yml");
     std::fs::write(&infra, declared(2)).unwrap();

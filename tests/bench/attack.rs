@@ -1,4 +1,4 @@
-//! Measures the cost of the worst caller: the memory that it makes its provider keep, and its effect on another caller.
+//! Measures the cost of the worst caller: the memory that it makes its provider hold, and its effect on another caller.
 
 use std::fmt::{self, Display, Formatter};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -13,13 +13,13 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use super::listening::{Ends, Peer, Server, call, call_with, p99_of, services};
 use super::median;
 
-/// Connections of the attacker: as many as a caller may have.
+/// Number of the attacker's connections: as many as a caller may have.
 const CONNECTIONS: usize = 256;
 /// Duration of an attack.
 const ATTACK: Duration = Duration::from_secs(4);
-/// Interval after which an attack starts again with new connections.
+/// Interval after which an attack starts over with new connections.
 const CYCLE: Duration = Duration::from_secs(2);
-/// Time after an attack by which memory must be back to normal.
+/// Time after an attack within which memory must return to normal.
 const AFTER: Duration = Duration::from_secs(5);
 /// Pause between the quiet caller's calls.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -47,12 +47,12 @@ const INFRA: &str = "domains:
 /// High enough that no call is refused.
 const FREE: &str = "limits: {calls_per_minute: 1000000000, calls_per_minute_all: 1000000000}";
 
-/// The behaviour of the attacker on a connection.
+/// The attacker's behaviour on a connection.
 struct Attack {
     what: &'static str,
-    /// All bytes that it sends.
+    /// All the bytes to send, given the number of the connection.
     sent: fn(usize) -> Vec<u8>,
-    /// Maximum number of bytes that it reads each time.
+    /// Maximum number of bytes to read at a time.
     reads: usize,
 }
 
@@ -117,7 +117,7 @@ impl Attack {
     }
 }
 
-/// A tool as the quiet caller uses it: the line of its n-th call.
+/// A tool as the quiet caller uses it; `line` returns its n-th call.
 struct Tool {
     what: &'static str,
     line: fn(usize) -> String,
@@ -168,7 +168,7 @@ pub(crate) struct Costs {
     tools: Vec<(&'static str, Duration, Duration, Duration)>,
 }
 
-/// Attacks a server of the program, in each way separately and then in all ways at once.
+/// Attacks a server of the program with each attack separately, and then with all attacks at once.
 pub(crate) fn costs(anklume: impl Fn() -> Command, folder: &Path) -> Costs {
     let scene = Scene::new(folder);
     let services = services(&anklume, folder, &INFRA.replace("LIMITS", FREE));
@@ -410,7 +410,7 @@ fn beside<T>(server: &Server, attacks: &[Attack], measured: impl FnOnce() -> T) 
 
 /// Runs one cycle: opens all connections and sends all of their bytes.
 fn pour(socket: &Path, attacks: &[Attack], stop: &AtomicBool) {
-    /// Maximum number of bytes to write to a connection before the next one has its turn.
+    /// Maximum number of bytes to write to a connection before turning to the next one.
     const WRITE: usize = 1024 * 1024;
     let connections = attacks.iter().cycle().take(CONNECTIONS).enumerate();
     let mut connections: Vec<_> = connections
@@ -440,7 +440,7 @@ fn pour(socket: &Path, attacks: &[Attack], stop: &AtomicBool) {
     }
 }
 
-/// Memory of the server in MiB, over all its processes except gpg, whose number is bounded.
+/// The server's memory in MiB: all its processes except gpg's, whose number is bounded.
 fn mebibytes(server: &Server) -> f64 {
     let mut all = vec![server.pid()];
     let mut at = 0;

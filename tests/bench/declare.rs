@@ -1,4 +1,4 @@
-//! Generates declarations: domains of forty machines, each with two services of five consumers each.
+//! Generates declarations: domains of forty machines, each of which offers two services to five consumers.
 
 use std::fmt::Write as _;
 
@@ -46,7 +46,7 @@ pub(crate) fn a_grant(machines: usize) -> (String, &'static str, String) {
     (name(provider), "clipboard", caller)
 }
 
-/// The next few machines, wrapping around at the end of the file.
+/// A few of the machines that follow, wrapping around at the end of the file.
 fn consumers(machine: usize, machines: usize) -> impl Iterator<Item = String> {
     (1..=CONSUMERS_OF_A_SERVICE)
         .map(move |step| name((machine + step * 7) % machines))

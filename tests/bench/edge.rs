@@ -1,6 +1,6 @@
-//! Measures a call over an edge between two real machines, against a byte echo over two bare proxies between the same machines.
+//! Measures a call over an edge between two real machines against a byte echo over two bare proxies between them.
 //!
-//! This program itself is pushed into both machines: it is the echo in the provider, and the client in the consumer.
+//! This program itself is pushed into both machines: it is the echo in the provider and the client in the consumer.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -19,7 +19,7 @@ const MESSAGE: usize = 200;
 
 /// Measurements of one edge.
 pub(crate) struct Times {
-    /// A call of a tool, on an open connection.
+    /// A tool call on an open connection.
     pub(crate) call: Duration,
     /// A round trip of bytes.
     pub(crate) echo: Duration,
@@ -29,7 +29,7 @@ pub(crate) struct Times {
     pub(crate) connect_echo: Duration,
 }
 
-/// Plays a role in a machine, if this process was started for that.
+/// Plays this process's role in a machine, if it was started for one; returns whether it was.
 pub(crate) fn plays_a_part() -> bool {
     let Ok(part) = std::env::var(PART) else {
         return false;
@@ -91,7 +91,7 @@ fn exchange(stream: &mut BufReader<UnixStream>, message: &str) {
     );
 }
 
-/// Prints four times in nanoseconds.
+/// Measures the four durations and prints them in nanoseconds.
 fn client(bare: &str, edge: &str) {
     let bytes = [b'x'; MESSAGE];
     let mut back = [0; MESSAGE];

@@ -1,5 +1,5 @@
-//! Measures the effect of a flood on another caller: its p99 while idle, during a flood on another server, and during
-//! the same flood on its own server, in one run, for each kind of flood.
+//! Measures the effect of a flood on another caller: its p99 without a flood, during a flood of another server, and
+//! during the same flood of its own server; all in one run, for each kind of flood.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use super::listening::{Ends, Peer, Server, call, p99_of, services};
 
-/// Calls of the quiet caller in each part of a round.
+/// Number of the quiet caller's calls in each part of a round.
 const CALLS: u32 = 100;
-/// Rounds, each with all three parts, so that a busy phase of the machine affects all parts alike.
+/// Number of rounds. Each has all three parts, so that a busy phase of the machine affects them all alike.
 const ROUNDS: u32 = 10;
-/// Pause between its calls, as in a program that calls now and then, far below its own limits.
+/// Pause between the quiet caller's calls: it calls only now and then, far below its own limits.
 const PAUSE: Duration = Duration::from_millis(2);
-/// Threads of the loud caller.
+/// Number of the loud caller's threads.
 const LOUD: usize = 4;
 
 /// Two consumers of one provider. Neither reaches a limit, except where the flood is meant to exceed it.
@@ -34,12 +34,12 @@ const INFRA: &str = "domains:
 /// A flood: the calls that each thread of the loud caller repeats.
 struct Flood {
     what: &'static str,
-    /// Connections of each thread.
+    /// Number of connections per thread.
     connections: usize,
     /// Lines to write on each connection before reading as many answers.
     batch: usize,
     line: fn() -> String,
-    /// True: each round opens new connections.
+    /// Whether each round opens new connections.
     anew: bool,
 }
 
@@ -90,7 +90,7 @@ pub(crate) struct P99 {
     pub(crate) here: Duration,
 }
 
-/// Measures the quiet caller.
+/// Measures the quiet caller's p99 for each kind of flood.
 pub(crate) fn p99(anklume: impl Fn() -> Command, folder: &Path) -> Vec<P99> {
     let services = services(&anklume, folder, INFRA);
     let here = Server::start(anklume(), folder, "here", &services);
@@ -162,7 +162,7 @@ impl Flood {
                 peers = connect().unwrap_or_default();
             }
             for peer in &mut peers {
-                // A connection of a storm may be refused.
+                // In a storm of connections, one may be refused.
                 let _ = peer.write(&lines);
             }
             for peer in &mut peers {

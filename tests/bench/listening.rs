@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// The services file of the machine `vault` of an infrastructure.
+/// Writes the services file of the machine `vault` in this infrastructure, and returns its path.
 pub(crate) fn services(anklume: impl Fn() -> Command, folder: &Path, text: &str) -> PathBuf {
     let (infra, services) = (folder.join("infra.yml"), folder.join("services.json"));
     std::fs::write(&infra, text).unwrap();
@@ -25,7 +25,7 @@ pub(crate) fn p99_of(mut times: Vec<Duration>) -> Duration {
     times.swap_remove(times.len() * 99 / 100)
 }
 
-/// A server with two callers, `quiet` and `loud`; ended when dropped.
+/// A server with two callers, `quiet` and `loud`; killed when dropped.
 pub(crate) struct Server {
     process: Child,
     sockets: PathBuf,
@@ -46,12 +46,12 @@ impl Server {
         server
     }
 
-    /// The server's process.
+    /// The server's process ID.
     pub(crate) fn pid(&self) -> u32 {
         self.process.id()
     }
 
-    /// The socket of a caller.
+    /// A caller's socket.
     pub(crate) fn socket(&self, caller: &str) -> PathBuf {
         self.sockets.join(format!("{caller}.sock"))
     }
@@ -65,7 +65,7 @@ impl Drop for Server {
     }
 }
 
-/// A call of a service as one line, with id 0.
+/// A service call as one line, with id 0.
 pub(crate) fn call(service: &str, content: &str) -> String {
     if content.is_empty() {
         return call_with(service, "{}");
@@ -73,7 +73,7 @@ pub(crate) fn call(service: &str, content: &str) -> String {
     call_with(service, &format!("{{\"content\":\"{content}\"}}"))
 }
 
-/// The same with all arguments, as JSON.
+/// The same, with all arguments given as JSON.
 pub(crate) fn call_with(service: &str, arguments: &str) -> String {
     format!(
         "{{\"jsonrpc\":\"2.0\",\"id\":0,\"method\":\"tools/call\",\"params\":{{\"name\":\"{service}\",\"arguments\":{arguments}}}}}\n"
@@ -97,7 +97,7 @@ impl Peer {
         self.writer.write_all(lines.as_bytes())
     }
 
-    /// Reads the next line; empty at the end of the stream.
+    /// Reads the next line; it is empty at the end of the stream.
     pub(crate) fn read(&mut self) -> std::io::Result<String> {
         let mut line = String::new();
         self.answers.read_line(&mut line)?;

@@ -1,5 +1,5 @@
-//! `make bench`: measures how long things take, against two yardsticks from the same run: the floor, the minimum that the system
-//! needs, and a Python peer. Asserts nothing; on a busy machine, the ratios are still useful.
+//! `make bench`: measures durations against two yardsticks from the same run: the floor (the minimum that the system
+//! needs) and a Python peer. Asserts nothing; on a busy machine, the ratios are still useful.
 //! `cargo bench -- list declared calls flood attack apply edge` selects groups; without names, all groups run.
 #![expect(
     clippy::unwrap_used,
@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use table::{Row, Table};
 use yardstick::Python;
 
-/// The program to measure: an optimised build, as `cargo bench` makes it.
+/// The program to measure: the optimised build that `cargo bench` makes.
 const ANKLUME: &str = env!("CARGO_BIN_EXE_anklume");
 
 /// Names another build of the program, which is attacked for comparison.
@@ -144,7 +144,7 @@ fn machines(table: &mut Table, folder: &Path, wanted: &impl Fn(&str) -> bool) {
     }
 }
 
-/// Measures client and server starting, shaking hands, listing and ending, against two programs that do nothing at all.
+/// Measures a client and a server that start, shake hands, list and exit, against two programs that do nothing.
 fn cold_list(table: &mut Table, folder: &Path, python: Option<&Python>) {
     let (mut ours, mut floor, mut peer) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..40 {
@@ -170,7 +170,7 @@ fn cold_list(table: &mut Table, folder: &Path, python: Option<&Python>) {
     });
 }
 
-/// Measures a caller's slowest calls while another floods its server, against the same flood on another server and no flood.
+/// Measures a caller's slowest calls during a flood of its server, against a flood of another server and no flood.
 fn flood(table: &mut Table, folder: &Path) {
     for times in flood::p99(|| anklume(folder), folder) {
         table.push(Row {
@@ -314,7 +314,7 @@ fn clean(program: PathBuf, folder: &Path) -> Command {
     command
 }
 
-/// Runs a command to its end and discards its output.
+/// Runs a command to completion and discards its output.
 #[track_caller]
 fn run(command: &mut Command) {
     let output = command

@@ -1,4 +1,4 @@
-"""The peer: a client of the Python SDK that starts the peer server, lists its tools, and exits."""
+"""The peer: a Python SDK client that starts the peer server, lists its tools, and exits."""
 
 import asyncio
 import pathlib

@@ -1,4 +1,4 @@
-"""The peer: PyYAML (its C parts) reads a declaration and, if a folder is given, writes a file for each machine there."""
+"""The peer: PyYAML's C code reads a declaration and, if a folder is given, writes a file for each machine there."""
 
 import pathlib
 import sys

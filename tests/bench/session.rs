@@ -1,10 +1,10 @@
-//! Drives an MCP session over the pipes of a child process, line by line: every server gets the same driver, so that only the servers differ.
+//! Drives an MCP session line by line over a child's pipes. All servers get the same driver, so that only they differ.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Measures the time of one `clipboard_get` on an open session, over `calls` calls with `in_flight` of them at once.
+/// Measures the time per `clipboard_get` on an open session, over `calls` calls, `in_flight` of them at a time.
 pub(crate) fn time_per_call(server: &mut Command, calls: u32, in_flight: u32) -> Duration {
     let mut session = Session::open(server);
     session.write(
@@ -19,7 +19,7 @@ pub(crate) fn time_per_call(server: &mut Command, calls: u32, in_flight: u32) ->
     time
 }
 
-/// Measures one line through a program that echoes every line.
+/// Measures the time per line through a program that echoes every line.
 pub(crate) fn time_per_line(echo: &mut Command, lines: u32, in_flight: u32) -> Duration {
     let mut session = Session::open(echo);
     let time = session.per_line(lines, in_flight, |id| call(id + 1, "clipboard_get", "{}"));

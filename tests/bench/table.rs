@@ -11,7 +11,7 @@ pub(crate) struct Row {
     pub(crate) ours: Duration,
     /// The floor and its time.
     pub(crate) floor: (&'static str, Duration),
-    /// The result that we expect; empty if nothing is promised.
+    /// The expected result; empty if nothing is promised.
     pub(crate) expected: &'static str,
     /// The peer, and its time if it could be measured.
     pub(crate) peer: (&'static str, Option<Duration>),
@@ -24,7 +24,7 @@ pub(crate) struct Table(Vec<Row>);
 impl Table {
     /// Adds a row.
     pub(crate) fn push(&mut self, row: Row) {
-        // Some measurements take long, so show the progress.
+        // Some measurements take a long time, so show progress.
         eprintln!("measured: {}", row.what);
         self.0.push(row);
     }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The scripts of the peer, and the Python that has their packages.
+/// The peer's scripts, and the Python installation that has their packages.
 pub(crate) struct Python {
     program: PathBuf,
 }
@@ -11,7 +11,7 @@ pub(crate) struct Python {
 const HERE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/bench");
 
 impl Python {
-    /// The Python that tests/setup.sh installed; if it is missing, nothing, and a line that says so.
+    /// Returns the Python that tests/setup.sh installed; if it is missing, prints a line that says so.
     pub(crate) fn find() -> Option<Self> {
         let program = PathBuf::from(concat!(
             env!("CARGO_MANIFEST_DIR"),
@@ -32,7 +32,7 @@ impl Python {
         self.script("peer_client.py", folder)
     }
 
-    /// A server with one tool.
+    /// A server with the five tools.
     pub(crate) fn server(&self, folder: &Path) -> Command {
         self.script("peer_server.py", folder)
     }
@@ -58,7 +58,7 @@ impl Python {
     }
 }
 
-/// Paths and contents of all files below a folder.
+/// Paths and contents of all files under a folder.
 pub(crate) fn files_below(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut files = Vec::new();
     let mut folders = vec![folder.to_owned()];

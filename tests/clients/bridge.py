@@ -1,9 +1,9 @@
-"""Serves an MCP server of stdin and stdout over HTTP on the loopback interface, for clients that support nothing else.
+"""Serves a stdio MCP server over HTTP on the loopback interface, for clients that support nothing else.
 
 bridge.py COMMAND...
 
-Prints its URL on a line, and serves until its stdin ends. Each session has its own server. Answers are JSON, never a
-stream of events; unsolicited messages of the server are dropped.
+Prints its URL on a line, and serves until its stdin ends. Each session has its own server. Answers are JSON, never an
+event stream; unsolicited messages from the server are dropped.
 """
 
 import http.server
@@ -43,9 +43,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self):
-        # Read the body even of a refused request, because the next request on the connection begins after it.
+        # Read the body of a refused request too, because the next request on the connection follows it.
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        # Refuse a page of another site that led a browser here with its own host name (DNS rebinding).
+        # Refuse requests from another site's page that led a browser here by its own host name (DNS rebinding).
         for header in ("Host", "Origin"):
             value = self.headers.get(header)
             if value and value.split("//")[-1].split(":")[0] not in ("127.0.0.1", "localhost", "[", "::1"):

@@ -2,9 +2,9 @@
 
 client.py initialize|auto PLAN COMMAND...
 
-PLAN is a JSON list of [tool, arguments]. The step ["pause", {"ready": FILE, "go": FILE}] creates the first file and waits for
-the second. Prints one line of JSON: the protocol version, the tools in the server's
-order, and each result as the client returns it. Complaints of the client go to stderr.
+PLAN is a JSON list of [tool, arguments] pairs. The step ["pause", {"ready": FILE, "go": FILE}] creates the first file
+and waits for the second. Prints one line of JSON: the protocol version, the tools in the server's order, and each
+result as the client returns it. The client's complaints go to stderr.
 """
 
 import asyncio

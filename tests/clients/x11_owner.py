@@ -1,4 +1,4 @@
-"""Owns the clipboard of an X server and behaves as told, until it is killed or another program copies something: MODE [SIZE]."""
+"""Owns an X server's clipboard and behaves as told until it is killed or someone else copies something: MODE [SIZE]."""
 
 import sys
 
@@ -34,7 +34,7 @@ def give(request, property_):
     """Writes the requested data to the property, and returns whether any exists."""
     window = request.requestor
     if request.target == TARGETS and MODE != "old":
-        # In the list of many, all except the first are not atoms at all.
+        # In mode `many`, only the first listed type is an atom at all.
         more = [0x1FFFFFFF] * SIZE if MODE == "many" else []
         window.change_property(property_, Xatom.ATOM, 32, list(OFFERS) + more)
         return True
@@ -75,7 +75,7 @@ def notify(request, property_):
     D.flush()
 
 
-# Ignore errors from a window that has gone away.
+# Ignore errors from a window that no longer exists.
 D.set_error_handler(lambda *_: None)
 WINDOW.set_selection_owner(CLIPBOARD, X.CurrentTime)
 D.sync()

@@ -1,4 +1,4 @@
-//! Calls over real edges: many at once, in both directions, across restarts, and from users that may not make them.
+//! Calls over real edges: many at once, in both directions, across restarts, and from different users.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -28,7 +28,7 @@ domains:
           - {name: paste, tool: clipboard_get, consumers: [{a}-one]}
 ";
 
-/// Puts a text on the other machine's clipboard and reads it back; returns whether both calls succeeded, and the text.
+/// Puts text on the other machine's clipboard and reads it back; returns whether both calls succeeded, and the text.
 fn paste(world: &World, domain: usize, name: &str, other: &str, text: &str) -> (bool, String) {
     let calls = format!(
         "anklume mcp call -i {other} copy content={text} >/dev/null && anklume mcp call -i {other} paste 2>&1"
@@ -47,7 +47,7 @@ fn two_machines_serve_each_other_and_survive_restarts() {
         assert_eq!(paste(&world, 1, "two", &one, &back), (true, back.clone()));
     };
     both("first");
-    // A restarted machine has its sockets again, but only `apply` restarts its server.
+    // A restarted machine gets its sockets back, but only `apply` restarts its server.
     for (domain, name) in [(0, &one), (1, &two)] {
         let restarted = world.incus(domain, &["restart", "--force", name]);
         assert!(restarted.status.success(), "{restarted:?}");
@@ -107,7 +107,7 @@ fn a_client_outlives_the_reboot_of_its_provider() {
     }
     let restarted = world.incus(1, &["restart", "--force", &two]);
     assert!(restarted.status.success(), "{restarted:?}");
-    // Without a supervisor, nothing else starts its server.
+    // Without a supervisor, nothing but `apply` restarts the server.
     world.apply();
     std::fs::write(path("go"), "").unwrap();
     let ran = running.wait_with_output().unwrap();
@@ -191,7 +191,7 @@ fn one_user_has_one_clipboard_one_portal_and_one_folder_of_keys_however_a_call_c
         let path = format!("path=incoming/{}/{user}", world.machine(1, "dev"));
         assert_eq!(from_the_host(&["file_provide", &path]), "aGk=");
         assert_eq!(within(&format!("file_provide {path}")), "aGk=");
-        // Another user of the machine has a different clipboard.
+        // Another user in the machine has a different clipboard.
         if user == "root" {
             let own = "mkdir /tmp/other; chown user /tmp/other; su -s /bin/sh -c 'XDG_RUNTIME_DIR=/tmp/other anklume mcp call clipboard_get 2>&1' user";
             assert_eq!(world.exec(0, "keys", own), (true, String::new()));
@@ -261,7 +261,7 @@ fn a_user_in_a_machine_is_told_what_there_is() {
     assert!(ran.stdout.starts_with("gpg_sign "), "{ran:?}");
 }
 
-/// An infrastructure of `machines` machines, half of them in each domain, with `edges` edges from each to the next ones.
+/// An infrastructure of `machines` machines, half of them in each domain, with a total of `edges` edges between them.
 fn many(machines: usize, edges: usize) -> String {
     let tag = |machine: usize| {
         if machine.is_multiple_of(2) {

@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::harness::{ANKLUME, Anklume, Ran, copy_of_anklume};
 use crate::project::Project;
 
-/// Memory limit in KiB for a client and the `incus` that it starts: under load, Go starts many threads, whose stacks count.
+/// Memory limit in KiB for a client and its `incus`, with the stacks of the many threads that Go starts under load.
 const MEMORY: u32 = 512 * 1024;
 
 /// A unique payload that does not compress.
@@ -27,7 +27,7 @@ fn bytes(count: usize) -> Vec<u8> {
     std::iter::repeat_with(next).take(count).collect()
 }
 
-/// Runs `anklume mcp …` with these words and the arguments after them.
+/// A run of `anklume mcp …` with these words, followed by these arguments.
 fn mcp(words: &str, more: &[&str]) -> Anklume {
     Anklume::new()
         .args(["mcp"])
@@ -89,7 +89,7 @@ fn a_machine_is_found_listed_and_called() {
         .run()
         .answers(&local.stdout);
 
-    // Another daemon that the user prefers is not used.
+    // A remote daemon that the user's configuration prefers is not used.
     let remote = "default-remote: other\nremotes:\n  other:\n    addr: https://127.0.0.1:1\n    protocol: incus\n";
     let ran = mcp("list -i", &[&name]).file(".config/incus/config.yml", remote);
     ran.run().answers(&local.stdout);
@@ -121,7 +121,7 @@ fn files_of_any_size_go_in_and_come_out() {
     let name = format!("{}-box", project.name);
     project.provider(&name);
     project.exec(&name, "mkdir -p /srv/anklume/portal");
-    // An empty file, one that exceeds a command-line argument, and one that exceeds a call.
+    // An empty file, one too large for a command-line argument, and one too large for a single call.
     for size in [0, 200 * 1024, 9 * 1024 * 1024 + 1] {
         let content = bytes(size);
         let path = format!("path=f{size}");
@@ -304,7 +304,7 @@ fn a_machine_with_another_program_in_its_place_cannot_hurt() {
     is_unreachable(&ran, message);
     script("exec /nowhere");
     let ran = mcp("list -i", &[&name]).run();
-    let message = "`/opt/anklume/anklume` is in machine";
+    let message = "`/opt/anklume/anklume` exists in machine";
     assert!(ran.stderr.contains(message), "{ran:?}");
 }
 
@@ -329,7 +329,7 @@ fn an_interrupted_call_leaves_nothing_in_the_machine() {
     until("it is gone", || sleepers().trim() == "0");
 }
 
-/// Waits for an event without a deadline of its own.
+/// Waits for an event that has no deadline of its own.
 #[track_caller]
 fn until(what: &str, holds: impl Fn() -> bool) {
     let start = Instant::now();

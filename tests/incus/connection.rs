@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::world::World;
 
-/// Maximum time for an answer.
+/// Maximum time to wait for an answer.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A connection that stays open.
@@ -85,7 +85,7 @@ impl Connection {
         answer["result"].clone()
     }
 
-    /// Returns whether the other end closes it.
+    /// Returns whether the other end closes the connection.
     pub(crate) fn is_closed(&mut self) -> bool {
         let mut rest = String::new();
         self.stream.read_line(&mut rest).unwrap_or_default() == 0

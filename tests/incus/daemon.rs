@@ -7,7 +7,7 @@ use crate::processes::kill;
 /// The file in which tests/incus/private.sh records the daemon's process ID.
 const PID: &str = "/run/incusd.pid";
 
-/// Kills the daemon like a crash; its machines and their proxies keep running.
+/// Kills the daemon as a crash would; its machines and their proxies keep running.
 #[track_caller]
 pub(crate) fn crash() {
     assert!(
@@ -18,7 +18,7 @@ pub(crate) fn crash() {
     kill(pid.trim().parse().unwrap());
 }
 
-/// Restarts it, and waits until it answers.
+/// Restarts the daemon, and waits until it answers.
 #[track_caller]
 pub(crate) fn start() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/incus/private.sh");

@@ -1,4 +1,4 @@
-//! Machines with a complete Debian, for the long tests: with systemd, or with OpenRC.
+//! Machines with a complete Debian system, for the long tests: with systemd or OpenRC.
 
 use crate::project::{Project, incus};
 
@@ -12,7 +12,7 @@ pub(crate) enum Init {
 }
 
 impl Init {
-    /// The alias of its image, which is also the name of the image's file.
+    /// The alias of the image, which is also the name of its file.
     fn image(self) -> &'static str {
         match self {
             Self::Systemd => "debian-systemd",
@@ -20,7 +20,7 @@ impl Init {
         }
     }
 
-    /// A command for a machine's shell: waits until the machine is up, and prints the state that its init reports.
+    /// A shell command that waits until the machine is up, and prints the state that its init system reports.
     ///
     /// This is `running` for systemd if no unit has failed, and `default` for OpenRC.
     pub(crate) fn up(self) -> &'static str {
@@ -51,7 +51,7 @@ impl Init {
     }
 }
 
-/// Imports a Debian image into Incus and returns its alias; tests/incus/debian-image.sh has made the file.
+/// Imports a Debian image into Incus and returns its alias; tests/incus/debian-image.sh makes the file beforehand.
 #[track_caller]
 pub(crate) fn debian(init: Init) -> &'static str {
     let alias = init.image();

@@ -38,12 +38,12 @@ pub(crate) struct Patient {
 }
 
 impl Patient {
-    /// Creates a channel that works.
+    /// Creates a working channel.
     pub(crate) fn new() -> Self {
         Self::well(World::new(PAIR))
     }
 
-    /// The same with another file; `up` waits until the machines, which do not serve yet, are ready.
+    /// Like `new`, but with another file; `up` waits until the machines, which serve nothing yet, are ready.
     pub(crate) fn of(text: &str, up: impl FnOnce(&World)) -> Self {
         let lines = text.lines();
         let alone: Vec<&str> = lines
@@ -56,7 +56,7 @@ impl Patient {
         Self::well(world)
     }
 
-    /// Creates the channel of such a world.
+    /// Creates the channel of this world, and asserts that it works.
     fn well(world: World) -> Self {
         world.apply();
         let devices = world.edge_devices(0, &world.machine(0, "signer"));
@@ -118,7 +118,7 @@ impl Patient {
         broken["fix"].as_str().unwrap().to_owned()
     }
 
-    /// Asserts that `apply` fixes it, and then has nothing left to do.
+    /// Asserts that `apply` fixes the fault, and then has nothing left to do.
     #[track_caller]
     pub(crate) fn is_mended(&self) {
         self.world.apply();
@@ -126,7 +126,7 @@ impl Patient {
         self.world.is_settled();
     }
 
-    /// The whole cycle: cause this fault, have it reported, and fix it with `apply`.
+    /// The whole cycle: asserts that the doctor reports this fault, and that `apply` fixes it.
     #[track_caller]
     pub(crate) fn recovers(&self, what: &str, detail: &str) {
         assert_eq!(self.ails(what, detail), "anklume apply");
@@ -153,12 +153,12 @@ impl Patient {
         format!("/var/lib/anklume/mcp/{hash}.sock")
     }
 
-    /// The process on the host that carries the bytes of the provider's or the consumer's end.
+    /// The process on the host that carries the bytes at the provider's or the consumer's end.
     pub(crate) fn proxy(&self, provider: bool) -> i32 {
         proxy(provider, &self.host_socket())
     }
 
-    /// The process ID of the provider's server on the host.
+    /// The process ID of the provider's server, as the host sees it.
     pub(crate) fn server(&self) -> i32 {
         self.world.server()
     }

@@ -1,4 +1,4 @@
-//! Processes of this computer, including those in its machines.
+//! Processes on this computer, including those in its machines.
 
 use std::path::Path;
 
@@ -33,7 +33,7 @@ pub(crate) fn process(is: impl Fn(&[String]) -> bool) -> i32 {
     all.first().copied().unwrap()
 }
 
-/// The process that carries the bytes of a channel at the provider's or the consumer's end; `socket` is the one on the host.
+/// The process that carries a channel's bytes at the provider's or the consumer's end; `socket` is the host's socket.
 #[track_caller]
 pub(crate) fn proxy(provider: bool, socket: &str) -> i32 {
     let host = format!("unix:{socket}");
@@ -53,7 +53,7 @@ pub(crate) fn signal(process: i32, signal: Signal) {
     kill_process(Pid::from_raw(process).unwrap(), signal).unwrap();
 }
 
-/// Kills a process and waits until it is gone, except for a zombie.
+/// Kills a process and waits until it is gone or a zombie.
 #[track_caller]
 pub(crate) fn kill(process: i32) {
     let number = Pid::from_raw(process).unwrap();

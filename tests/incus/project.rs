@@ -25,13 +25,13 @@ pub(crate) fn incus<S: AsRef<str>>(args: impl IntoIterator<Item = S>) -> Output 
     command.stdin(Stdio::null()).output().unwrap()
 }
 
-/// A command that stays a moment longer: on a busy host, Incus loses the output of a command that exits before its streams
+/// Makes a command exit a moment later: on a busy host, Incus loses the output of one that exits before its streams
 /// are joined (lxd #11422).
 pub(crate) fn unhurried(command: &str) -> String {
     format!("({command}\n); status=$?; sleep 0.2; exit $status")
 }
 
-/// A project; dropping it removes it and everything in it.
+/// A project; dropping this value removes the project and everything in it.
 pub(crate) struct Project {
     /// Its name, unique to this run.
     pub(crate) name: String,
@@ -77,7 +77,7 @@ impl Project {
         self.incus(&["start", "-q", name]);
     }
 
-    /// Creates a machine, starts it, and pushes the program by the recipe in the documentation.
+    /// Creates a machine, starts it, and pushes the program as the documentation describes.
     #[track_caller]
     pub(crate) fn provider(&self, name: &str) {
         self.machine(name);

@@ -12,13 +12,13 @@ const INCUS: &str = "/var/lib/incus/unix.socket";
 pub(crate) enum Fate {
     /// It reaches Incus, and the answer comes back.
     Pass,
-    /// It reaches Incus, but the answer is dropped and the connection ends.
+    /// It reaches Incus, but the answer is dropped and the connection is closed.
     Lose,
     /// It never reaches Incus; this is the answer.
     Answer(u16, String),
 }
 
-/// Decides on a request, given its number (from 1 for writing requests, 0 for others), method and path.
+/// Decides a request's fate, given its number (from 1 for write requests, 0 for others), method and path.
 pub(crate) type Judge = dyn Fn(usize, &str) -> Fate + Send + Sync;
 
 /// The recording socket.
@@ -46,7 +46,7 @@ impl Recorder {
             for client in listener.incoming() {
                 let (judge, requests) = (Arc::clone(&judge), Arc::clone(&shared));
                 let client = client.unwrap();
-                // Many tests break connections on purpose.
+                // Ignore the result: many tests break connections on purpose.
                 std::thread::spawn(move || serve(client, &judge, &requests));
             }
         });
@@ -69,7 +69,7 @@ impl Recorder {
     }
 }
 
-/// A message: its first line, its other lines, its body.
+/// A message: its first line, its other header lines, and its body.
 struct Message {
     first: String,
     head: String,
@@ -147,7 +147,7 @@ fn copy(from: &mut BufReader<UnixStream>, to: &mut UnixStream) -> Option<()> {
 }
 
 fn serve(client: UnixStream, judge: &Arc<Judge>, requests: &Mutex<Requests>) -> Option<()> {
-    // A killed Incus accepts no connection.
+    // A killed Incus accepts no connections.
     let upstream = UnixStream::connect(Path::new(INCUS)).ok()?;
     let mut to_client = client.try_clone().unwrap();
     let mut to_incus = upstream.try_clone().unwrap();
@@ -177,14 +177,14 @@ fn serve(client: UnixStream, judge: &Arc<Judge>, requests: &Mutex<Requests>) -> 
                 let answer = read(&mut upstream, !line.starts_with("HEAD "))?;
                 send(&mut to_client, &answer)?;
                 if answer.first.contains(" 101 ") {
-                    // A stream of a program in a machine: only bytes follow.
+                    // The stream of a program in a machine: only raw bytes follow.
                     std::thread::spawn(move || copy(&mut client, &mut to_incus));
                     return copy(&mut upstream, &mut to_client);
                 }
             }
             Fate::Lose => {
                 send(&mut to_incus, &request)?;
-                // Incus drops a request whose sender disconnects; this one has arrived.
+                // Incus drops a request whose sender disconnects, so wait for the answer.
                 read(&mut upstream, true)?;
                 return None;
             }

@@ -7,7 +7,7 @@ use crate::debian::{Init, debian};
 use crate::processes::{kill, proxy};
 use crate::world::{World, pair};
 
-/// Maximum time for a supervisor, or a machine, to come back.
+/// Maximum time for a server to come back after a crash or a restart.
 const BACK: Duration = Duration::from_secs(60);
 
 /// A signer with its own user, and a busybox consumer.
@@ -71,10 +71,10 @@ fn agent(world: &World) -> [String; 3] {
     [number, group, privileges].map(str::to_owned)
 }
 
-/// The agent is outside the server's control group and limits, outlives the server, and comes back after it was ended.
+/// The agent is outside the server's control group and limits, outlives the server, and comes back after being killed.
 fn agent_is_apart(world: &World, init: Init) {
     let ended = "su -s /bin/sh signer -c 'gpgconf --kill gpg-agent'";
-    // Ends the agent that the creation of the key started.
+    // Stop the agent that was started when the key was created.
     assert!(world.exec(0, "signer", ended).0);
     assert!(signs(world));
     let [number, group, privileges] = agent(world);
@@ -119,7 +119,7 @@ fn agent_is_apart(world: &World, init: Init) {
     signs_again(world);
 }
 
-/// The whole life of a supervised server; `file` is the file by which its supervisor starts it.
+/// Tests the whole life of a supervised server; `file` is the file with which its supervisor starts it.
 fn lives(init: Init, file: &str) {
     let image = debian(init);
     let mut world = World::new(&declared(image, "signer"));
@@ -151,7 +151,7 @@ fn lives(init: Init, file: &str) {
         signs_again(&world);
     }
     world.is_settled();
-    // The socket on the host is gone, and both proxies are killed.
+    // Remove the socket on the host, and then kill each proxy.
     let device = world.edge_devices(0, &world.machine(0, "signer")).concat();
     let socket = format!(
         "/var/lib/anklume/mcp/{}.sock",
@@ -169,7 +169,7 @@ fn lives(init: Init, file: &str) {
     }
     world.is_settled();
 
-    // A newer version, while a call runs.
+    // Install a newer version while a call is running.
     let (before, _) = server(&world);
     let (_folder, newer) = newer_version();
     assert!(world.exec(0, "signer", "touch /home/signer/.gnupg/slow").0);
@@ -185,7 +185,7 @@ fn lives(init: Init, file: &str) {
     assert_ne!(server(&world).0, before);
     world.apply();
 
-    // The service file is restored, changes with another user, and goes with the last service.
+    // The supervisor's file is restored, changes with the user, and is removed with the last service.
     assert!(
         world
             .exec(

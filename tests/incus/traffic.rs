@@ -36,7 +36,7 @@ const CALLS: usize = 100;
 /// Size of the file that is sent and fetched, in MiB.
 const FILE_MIB: usize = 32;
 
-/// Bytes and packets of every network device of this computer except the loopback, in both directions.
+/// Bytes and packets, in both directions, of every network device on this computer except the loopback device.
 fn counters() -> BTreeMap<String, Vec<u64>> {
     let devices = std::fs::read_dir("/sys/class/net").unwrap();
     let names = devices.map(|one| one.unwrap().file_name().into_string().unwrap());
@@ -54,7 +54,7 @@ fn counters() -> BTreeMap<String, Vec<u64>> {
         .collect()
 }
 
-/// The counters once they no longer change, after the machines have finished their own startup traffic.
+/// The counters once they no longer change, when the machines have finished their own startup traffic.
 fn quiet() -> BTreeMap<String, Vec<u64>> {
     let mut before = counters();
     loop {
@@ -78,7 +78,7 @@ fn bring_up(world: &World, domain: usize, name: &str) {
     assert!(done, "{said}");
 }
 
-/// Installs this computer's gpg in `{a}-signer`, with its agent and all libraries, and creates a key there; returns the public key.
+/// Installs this computer's gpg, agent and libraries in `{a}-signer`, creates a key there, and returns the public key.
 fn make_key(world: &World) -> Vec<u8> {
     let signer = world.machine(0, "signer");
     let project = &world.domains[0];
@@ -101,7 +101,7 @@ fn make_key(world: &World) -> Vec<u8> {
     public.into_bytes()
 }
 
-/// Returns whether this computer's gpg accepts the signature of that key over these bytes.
+/// Returns whether this computer's gpg accepts that key's signature of these bytes.
 fn is_good(public: &[u8], signature: &str, data: &[u8]) -> bool {
     let home = tempfile::Builder::new()
         .prefix("gpg")
@@ -149,7 +149,7 @@ fn calls_files_and_signatures_arrive_whole_and_cross_no_bridge() {
         let pasted = connection.call("paste", &json!({}));
         assert_eq!(pasted["content"][0]["text"], format!("text {number}"));
     }
-    // There and back: the provider's root moves the file to the place from which the consumer may fetch it.
+    // A round trip: root in the provider moves the file to a folder from which the consumer may fetch it.
     let push = format!("anklume mcp call -i {signer} push path=big data=@/tmp/big 2>&1");
     let (pushed, said) = world.exec(1, "dev", &push);
     assert!(pushed, "{said}");

@@ -1,4 +1,4 @@
-//! An infrastructure of two domains on the real Incus, for the duration of a test.
+//! An infrastructure of two domains on a real Incus, for the duration of a test.
 
 use std::path::PathBuf;
 use std::process::Output;
@@ -14,9 +14,9 @@ pub(crate) struct World {
     pub(crate) name: String,
     /// The two domains.
     pub(crate) domains: [String; 2],
-    /// The first two parts of every address.
+    /// The first two octets of every address.
     pub(crate) base: String,
-    /// Its folder on the host, in place of `/srv/anklume`.
+    /// Its folder on the host, instead of `/srv/anklume`.
     pub(crate) folder: tempfile::TempDir,
     /// Its `infra.yml`.
     text: String,
@@ -64,17 +64,17 @@ impl World {
         self.text = head + &self.filled(text);
     }
 
-    /// A run of `anklume` in the folder of the file.
+    /// A run of `anklume` in the file's folder.
     pub(crate) fn anklume(&self, args: &[&str]) -> Anklume {
         Anklume::new().infra(&self.text).args(args.iter().copied())
     }
 
-    /// Runs `anklume …` to the end.
+    /// Runs `anklume …` to completion.
     pub(crate) fn run(&self, args: &[&str]) -> Ran {
         self.anklume(args).run()
     }
 
-    /// Runs `anklume apply`, which must succeed, and returns its answer.
+    /// Runs `anklume apply`, which must succeed, and returns its result.
     #[track_caller]
     pub(crate) fn apply(&self) -> Ran {
         let ran = self.run(&["apply"]);
@@ -82,7 +82,7 @@ impl World {
         ran
     }
 
-    /// Runs `anklume apply --format json`, with any result.
+    /// Runs `anklume apply --format json`, which may fail.
     pub(crate) fn apply_json(&self) -> (i32, serde_json::Value) {
         let ran = self.run(&["apply", "--format", "json"]);
         let answer = serde_json::from_str(&ran.stdout);
@@ -90,7 +90,7 @@ impl World {
         (ran.status, answer.unwrap())
     }
 
-    /// Asserts that nothing is left to do, and that checking this sends no writing request.
+    /// Asserts that nothing is left to do, and that checking this sends no write request.
     #[track_caller]
     pub(crate) fn is_settled(&self) {
         let (status, answer) = self.apply_json();
@@ -98,7 +98,7 @@ impl World {
         assert_eq!(answer["actions"], serde_json::json!([]), "{answer:#}");
     }
 
-    /// The plan in sorted order, because machines are independent of each other.
+    /// The lines of the plan, sorted because machines are independent of each other.
     #[track_caller]
     pub(crate) fn plan(&self) -> Vec<String> {
         let ran = self.run(&["apply", "--dry-run"]);
@@ -108,7 +108,7 @@ impl World {
         lines
     }
 
-    /// Runs `incus … --project DOMAIN`, with any result.
+    /// Runs `incus … --project DOMAIN`, which may fail.
     pub(crate) fn incus(&self, domain: usize, args: &[&str]) -> Output {
         let project = format!("--project={}", self.domains[domain]);
         let (verb, rest) = args.split_first().unwrap();
@@ -139,14 +139,14 @@ impl World {
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
-    /// Returns whether a domain's project is on Incus.
+    /// Returns whether a domain's project exists in Incus.
     pub(crate) fn is_there(&self, domain: usize) -> bool {
         incus(["project", "show", &self.domains[domain]])
             .status
             .success()
     }
 
-    /// The process ID of a machine's first process on the host.
+    /// The process ID of a machine's first process, as the host sees it.
     #[track_caller]
     pub(crate) fn first(&self, domain: usize, name: &str) -> String {
         let machine = self.machine(domain, name);
@@ -161,13 +161,13 @@ impl World {
         format!("/proc/{}/root", self.first(domain, name)).into()
     }
 
-    /// The process ID of the server of `{a}-signer` on the host.
+    /// The process ID of `{a}-signer`'s server, as the host sees it.
     #[track_caller]
     pub(crate) fn server(&self) -> i32 {
         let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/pid")).ok();
         let machine = namespace(&self.first(0, "signer"));
         let mut all = processes(|words| {
-            // The command line of a supervisor contains it too, but further back.
+            // A supervisor's command line contains these words too, but further back.
             words[0] == "/opt/anklume/anklume" && words.contains(&"--listen".to_owned())
         });
         all.retain(|one| namespace(&one.to_string()) == machine);
@@ -175,7 +175,7 @@ impl World {
         all[0]
     }
 
-    /// The remains of the infrastructure on Incus and on the host.
+    /// The remains of the infrastructure in Incus and on the host.
     fn left(&self) -> Vec<String> {
         let mut left = Vec::new();
         for domain in &self.domains {
@@ -195,7 +195,7 @@ impl World {
         left
     }
 
-    /// The names of the devices of edges on a machine, sorted.
+    /// The names of a machine's edge devices, sorted.
     pub(crate) fn edge_devices(&self, domain: usize, machine: &str) -> Vec<String> {
         let output = self.incus(domain, &["config", "device", "list", machine]);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -12,12 +12,12 @@ use server::Server;
 /// Memory limit in KiB for a client, whatever its server does.
 const MEMORY: u32 = 96 * 1024;
 
-/// Runs the client against a server of this kind; `None` without a Python to run it.
+/// Runs the client against a server of this kind; `None` if there is no Python to run the server.
 fn against(kind: &str, args: &[&str]) -> Option<Ran> {
     against_with(kind, args, "")
 }
 
-/// The same with input on stdin.
+/// The same, with input on stdin.
 fn against_with(kind: &str, args: &[&str], stdin: &str) -> Option<Ran> {
     if !have_program("python3") {
         return None;

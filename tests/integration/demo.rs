@@ -1,4 +1,4 @@
-//! `make demo` runs to its end, shows everything that it promises, and leaves nothing behind.
+//! `make demo` runs to completion, shows everything that it promises, and leaves nothing behind.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -17,7 +17,7 @@ fn the_demo_shows_the_main_job_and_leaves_nothing() {
     let output = demo
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/demo.sh"))
         .arg(ANKLUME)
-        // A display that does not exist; the demo must not try it.
+        // A display that does not exist; the demo must not try to use it.
         .env("DISPLAY", ":4711")
         .env("WAYLAND_DISPLAY", "wayland-4711")
         .stdin(Stdio::null())
@@ -56,7 +56,7 @@ fn the_demo_shows_the_main_job_and_leaves_nothing() {
         .unwrap();
     assert!(folder.starts_with("/tmp/anklume-demo."), "{folder}");
     assert!(!Path::new(folder).exists(), "{folder} is still there");
-    // An agent needs a moment to exit after it was told to.
+    // An agent needs a moment to exit after being told to.
     let deadline = Instant::now() + Duration::from_secs(30);
     while let Some(line) = running(folder) {
         assert!(Instant::now() < deadline, "still running: {line}");
@@ -69,7 +69,7 @@ fn the_demo_shows_the_main_job_and_leaves_nothing() {
     );
 }
 
-/// A process with this folder in its command line.
+/// The command line of a process, if any process has this folder in it.
 fn running(folder: &str) -> Option<String> {
     let processes = std::fs::read_dir("/proc").unwrap();
     // Most entries are not processes, and processes may exit during the search.

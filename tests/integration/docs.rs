@@ -1,4 +1,4 @@
-//! Checks that the docs are correct: consoles run, paths and links exist, and the architecture page matches the source.
+//! Checks the docs: console blocks work, paths and links exist, and the architecture page matches the source.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -250,7 +250,7 @@ fn no_host_of_a_registry_and_no_path_of_one_machine_is_written_down() {
         concat!("/wo", "rk/"),
     ];
     for folder in ["src", "tests", "docs", ".ci", ".cargo"] {
-        // Lock files contain the registry; cargo writes them that way.
+        // Cargo writes the registry's name into its lock files.
         let files = files_below(folder).into_iter();
         for file in files.filter(|file| !file.ends_with("/Cargo.lock")) {
             nothing_of(&forbidden, &file);
@@ -308,7 +308,7 @@ impl Shown {
     }
 }
 
-/// Runs the commands in one shell, with stdout and stderr together, and returns the output of each.
+/// Runs the commands in one shell, with stdout and stderr combined, and returns the output of each.
 fn run_in_shell(desk: &Path, shown: &Shown) -> Vec<String> {
     let folder = desk.parent().unwrap();
     let mut script = String::from("exec 2>&1\ncode=0\n");
@@ -336,7 +336,7 @@ fn run_in_shell(desk: &Path, shown: &Shown) -> Vec<String> {
     printed
 }
 
-/// Returns whether `printed` equals `shown`, where a line `…` stands for any lines.
+/// Returns whether `printed` equals `shown`, where a line `…` matches any number of lines.
 fn matches(shown: &str, printed: &str) -> bool {
     let mut parts = shown.split_inclusive('\n').collect::<Vec<_>>();
     let Some(at) = parts.iter().position(|line| *line == "…\n") else {
@@ -367,7 +367,7 @@ fn pages() -> Vec<(String, String)> {
         .collect()
 }
 
-/// Regular files below a folder of the tree, as paths from the root, without files that tools create.
+/// Regular files below a folder in the tree, as paths from the root, except for files that tools create.
 fn files_below(folder: &str) -> Vec<String> {
     let mut files = Vec::new();
     let mut folders = vec![PathBuf::from(folder)];
@@ -401,7 +401,7 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(Path::new(ROOT).join(path)).unwrap()
 }
 
-/// The contents of the fenced blocks of one language.
+/// The contents of the fenced blocks in one language.
 fn blocks(text: &str, language: &str) -> Vec<String> {
     let fence = format!("```{language}\n");
     text.split(&fence)

@@ -1,4 +1,4 @@
-//! The child process that parses the output of machines: it has no privileges and little memory, and its input harms nothing else.
+//! The child process that parses machine output: it has no privileges and little memory, and nothing else is at risk.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::{Child, Command, Stdio};
@@ -30,12 +30,12 @@ impl Reader {
         Self { child, answers }
     }
 
-    /// Its answer for a text; `None` if it exited.
+    /// Returns the reader's answer to this text; `None` if it has exited.
     fn ask(&mut self, kind: &str, text: &[u8]) -> Option<String> {
         let bytes = text.len();
         let line = format!("{{\"kind\":{kind},\"bytes\":{bytes}}}\n");
         let mut stdin = self.child.stdin.as_ref().unwrap();
-        // Once it has exited, it reads nothing more.
+        // A reader that has exited reads nothing more.
         let _ = stdin
             .write_all(line.as_bytes())
             .and_then(|()| stdin.write_all(text));
@@ -111,7 +111,7 @@ fn it_answers_with_what_it_wrote_itself_or_ends() {
     );
     let seen = reader.ask("\"log_end\"", b"").unwrap();
     assert!(seen.contains("\"faults\":33554432,"), "{seen}");
-    // More than its limit.
+    // More than its memory limit allows.
     assert_eq!(
         reader.ask("\"status\"", &vec![b' '; 200 * 1024 * 1024]),
         None

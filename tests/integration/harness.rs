@@ -12,10 +12,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 /// The binary under test.
 pub(crate) const ANKLUME: &str = env!("CARGO_BIN_EXE_anklume");
 
-/// Environment variables that a run keeps; all others of the tester are removed.
+/// The tester's environment variables that a run keeps; all others are removed.
 const KEPT: [&str; 3] = ["PATH", "LD_LIBRARY_PATH", "CARGO_MANIFEST_DIR"];
 
-/// One run of `anklume` in a temporary folder: its input, and then the expected output.
+/// One run of `anklume` in a temporary folder: its arguments, environment, input and memory limit.
 #[must_use = "nothing runs before `run`"]
 pub(crate) struct Anklume {
     folder: tempfile::TempDir,
@@ -34,11 +34,11 @@ pub(crate) struct Ran {
     pub(crate) stdout: String,
     /// All of stderr.
     pub(crate) stderr: String,
-    /// The exit code; -1 for a signal.
+    /// The exit code; -1 if a signal ended the run.
     pub(crate) status: i32,
 }
 
-/// The program with a limit on its data, in KiB.
+/// The program, with a limit in KiB on its data segment.
 pub(crate) fn within(kib: u32) -> Command {
     let mut shell = Command::new("/bin/sh");
     let limited = format!("ulimit -d {kib}; exec \"$0\" \"$@\"");
@@ -94,13 +94,13 @@ impl Anklume {
         self
     }
 
-    /// Sets a limit on the data of the run, in KiB.
+    /// Sets a limit in KiB on the run's data segment.
     pub(crate) fn memory(mut self, kib: u32) -> Self {
         self.memory = Some(kib);
         self
     }
 
-    /// The folder of the run.
+    /// The run's folder.
     pub(crate) fn path(&self) -> PathBuf {
         self.folder.path().to_owned()
     }
@@ -122,7 +122,7 @@ impl Anklume {
         command
     }
 
-    /// Runs it to its end.
+    /// Runs the command until it exits.
     pub(crate) fn run(self) -> Ran {
         let mut child = self
             .command()
@@ -135,7 +135,7 @@ impl Anklume {
         let bytes = self.stdin;
         // In a separate thread: a child that answers before it has read everything must not block the test.
         let writer = std::thread::spawn(move || {
-            // A child that exits without reading is not an error of the test.
+            // A child that exits without reading does not make the test fail.
             let _ = stdin.write_all(&bytes);
         });
         let output = ended_in_time(child, &self.args);
@@ -178,10 +178,10 @@ impl Ran {
 /// Waits for a process to exit.
 ///
 /// # Panics
-/// Kills the process and panics with its arguments if it takes far longer than any run of these tests.
+/// Kills the process and panics with its arguments if it takes far longer than any run in these tests should.
 #[track_caller]
 pub(crate) fn ended_in_time(child: Child, args: &[String]) -> Output {
-    /// Maximum time for a run; everything that a run waits for ends sooner.
+    /// Maximum time for a run; everything that a run waits for takes less.
     const LONGEST: Timespec = Timespec {
         tv_sec: 100,
         tv_nsec: 0,
@@ -199,7 +199,7 @@ pub(crate) fn ended_in_time(child: Child, args: &[String]) -> Output {
     output
 }
 
-/// Removes everything from a command's environment that depends on the tester; `home` replaces the user's home.
+/// Removes everything that depends on the tester from a command's environment; `home` replaces the user's home.
 pub(crate) fn scrub(command: &mut Command, home: &Path) {
     command.env_clear();
     for name in KEPT {
@@ -210,7 +210,7 @@ pub(crate) fn scrub(command: &mut Command, home: &Path) {
     command.env("HOME", home).env("LC_ALL", "C.UTF-8");
 }
 
-/// Writes a program that any user may run.
+/// Writes a program that any user can run.
 /// A separate process writes the file. If this process wrote it, a child started by another thread could inherit the
 /// open descriptor, and the kernel refuses to run a file that is open for writing (`ETXTBSY`).
 #[track_caller]
@@ -228,7 +228,7 @@ pub(crate) fn write_program(path: &Path, content: impl AsRef<[u8]>) {
     assert!(install.wait().unwrap().success());
 }
 
-/// Copies the program under test, so that any user may run it; see [`write_program`].
+/// Copies the program under test so that any user can run it; see [`write_program`].
 #[track_caller]
 pub(crate) fn copy_of_anklume(path: &Path) {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -240,7 +240,7 @@ pub(crate) fn copy_of_anklume(path: &Path) {
     assert!(status.success());
 }
 
-/// Returns whether this machine has a dependency of a test. If not, fails in CI, and prints a skip elsewhere.
+/// Returns whether this computer has what a test needs. If not, it fails in CI, and reports a skip elsewhere.
 #[track_caller]
 pub(crate) fn have(part: &str, there: bool) -> bool {
     if !there {
@@ -275,7 +275,7 @@ pub(crate) fn have_program(name: &str) -> bool {
     have(name, there)
 }
 
-/// A program of the Python environment that `tests/setup.sh` creates; see [`have`].
+/// A program in the Python environment that `tests/setup.sh` creates; see [`have`].
 #[track_caller]
 pub(crate) fn python(program: &str) -> Option<PathBuf> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))

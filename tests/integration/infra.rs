@@ -1,11 +1,11 @@
-//! `infra.yml` through the binary: complete error reports, and the rules for opening files.
+//! Tests `infra.yml` through the binary: complete error reports, and the rules for opening files.
 
 use std::fs;
 use std::os::unix::fs::symlink;
 
 use crate::harness::{Anklume, Ran};
 
-/// The quick start of the user documentation, exactly as printed.
+/// The quick start from the user documentation, exactly as printed.
 const QUICK_START: &str = include_str!("../fixtures/quick-start.yml");
 
 fn list(infra: &str) -> Ran {

@@ -9,7 +9,7 @@ use std::path::Path;
 use syn::visit::{self, Visit};
 use syn::{Attribute, Item, ItemMod, ItemUse, Meta, UseTree, Visibility};
 
-/// The path of a module from the root of the crate.
+/// The path of a module from the crate root.
 type Module = Vec<String>;
 
 /// One use of a module by another.
@@ -20,12 +20,12 @@ struct Use {
     path: String,
 }
 
-/// The modules of the crate, and the uses of each.
+/// The crate's modules, and their uses of each other.
 #[derive(Debug, Default)]
 struct Crate {
     modules: BTreeSet<Module>,
     uses: Vec<Use>,
-    /// Each `pub use` of an item from a module that is not below.
+    /// Each `pub use` of an item from a module that is not below this one.
     passed_on: Vec<String>,
 }
 
@@ -64,7 +64,7 @@ fn read(folder: &Path) -> Crate {
     found
 }
 
-/// Collects the items of a file and of the files of its modules.
+/// Collects the items in a file and in the files of its modules.
 fn collect(file: &Path, below: &Path, module: &[String], into: &mut Vec<(Module, Vec<Item>)>) {
     let text = fs::read_to_string(file).unwrap();
     let parsed = syn::parse_file(&text);
@@ -272,7 +272,7 @@ fn reaches(edges: &BTreeMap<(String, String), &Use>, from: &str, to: &str) -> bo
     false
 }
 
-/// The top-level modules in the order of the architecture page: each uses only those after it.
+/// The top-level modules in the order of the architecture page: each uses only modules that come after it.
 fn top_modules() -> Vec<String> {
     let map = fs::read_to_string(root().join("docs/architecture.md")).unwrap();
     let rows = map.lines().filter_map(|line| line.strip_prefix("| `src/"));

@@ -1,6 +1,6 @@
 //! The Makefile is only a wrapper, and never executes a value that a user passes in a variable.
 //!
-//! A copy of the Makefile is in a folder whose `anklume` is a recorder, which writes its exact argv to a file.
+//! A test runs a copy of the Makefile next to an `anklume` that is a recorder, which writes its exact argv to a file.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -13,7 +13,7 @@ const BUILT: &str = "target/x86_64-unknown-linux-gnu/release/anklume";
 /// Writes its arguments to a file, each followed by a NUL, and answers on stdout.
 const RECORDER: &str = "#!/bin/sh\nfor argument; do printf '%s\\0' \"$argument\"; done > argv\necho \"answer to $1\"\n";
 
-/// Texts that would run `touch pwned` if make or a shell ever interpreted them.
+/// Strings that would run `touch pwned` if make or a shell ever interpreted them.
 const HOSTILE: [&str; 16] = [
     "bonjour",
     "$(shell touch pwned)",
@@ -33,7 +33,7 @@ const HOSTILE: [&str; 16] = [
     "é ☕ \u{1b}[31m",
 ];
 
-/// Every variable that a wrapping target reads: the target, its other requirements, and the position of the value in argv.
+/// Every variable that a wrapping target reads: target, variable, other requirements, and argv with `@` as the value.
 const WRAPPED: [(&str, &str, &[&str], &[&str]); 15] = [
     ("sync", "INFRA", &[], &["sync", "--infra=@"]),
     ("apply", "INFRA", &[], &["apply", "--infra=@"]),
@@ -109,7 +109,7 @@ const WRAPPED: [(&str, &str, &[&str], &[&str]); 15] = [
     ("sync", "UNKNOWN", &[], &["sync"]),
 ];
 
-/// The way in which make receives a variable.
+/// How make receives a variable.
 #[derive(Debug, Clone, Copy)]
 enum Way {
     CommandLine,
@@ -247,7 +247,7 @@ fn the_makefiles_own_words_cannot_be_replaced() {
     }
 }
 
-/// Records its arguments and environment, and builds a recorder.
+/// A fake cargo that records its arguments and environment, and installs the recorder as the built program.
 const CARGO: &str = "#!/bin/sh\n\
     echo \"$* ${CARGO_TARGET_DIR-} ${RUSTFLAGS-}${CARGO_BUILD_TARGET-}\" >> cargo\n\
     mkdir -p target/x86_64-unknown-linux-gnu/debug\n\
@@ -287,7 +287,7 @@ fn what_is_missing_or_older_than_its_sources_is_built_first_and_always_static() 
         "what is there is not built again"
     );
 
-    // A source that is newer than the binary, whatever the clock says; also the most deeply nested one.
+    // A source that is newer than the binary, whatever the clock says, is noticed, even the most deeply nested one.
     let now = std::time::SystemTime::now();
     let later = now + std::time::Duration::from_secs(3600);
     let mut builds = "build target \n".to_owned();
@@ -303,7 +303,7 @@ fn what_is_missing_or_older_than_its_sources_is_built_first_and_always_static() 
     assert_eq!(sync(), builds);
 }
 
-/// The most deeply nested source file of this tree.
+/// The most deeply nested source file in this tree.
 fn deepest_source() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut folders = vec![root.join("src")];

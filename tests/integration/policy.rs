@@ -2,7 +2,7 @@
 
 use crate::harness::{Anklume, Ran};
 
-/// The quick start of the README.
+/// The quick start from the README.
 const QUICK_START: &str = concat!(
     include_str!("../fixtures/quick-start.yml"),
     include_str!("../fixtures/quick-start-pro.yml"),
@@ -169,11 +169,11 @@ fn a_service_of_several_machines_is_decided_for_each() {
 fn arguments_that_the_service_fixes_are_not_the_callers() {
     let fixed = r#"{"key_id": "0123456789ABCDEF0123456789ABCDEF01234567"}"#;
     assert_eq!(check(SEVERAL, "c", "sign", &["--args", fixed]).status, 0);
-    // The same fingerprint in the form that another program uses.
+    // The same fingerprint in the forms that other programs use.
     for (key, code) in [
         ("0123456789abcdef0123456789abcdef01234567", 0),
         ("0x0123456789ABCDEF0123456789ABCDEF01234567", 0),
-        // Requiring exactly this subkey asks for more than the service fixes; a part of a fingerprint may belong to another key.
+        // The service does not fix this exact subkey, and a partial fingerprint may belong to another key.
         ("0123456789ABCDEF0123456789ABCDEF01234567!", 1),
         ("89ABCDEF01234567", 1),
         ("0123456789ABCDEF0123456789ABCDEF01234568", 1),

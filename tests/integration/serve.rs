@@ -76,7 +76,7 @@ fn files_and_sockets_serve_as_well_as_pipes() {
     let answer: Value = serde_json::from_str(&answer).unwrap();
     assert_eq!(names(&answer["result"]), TOOLS);
 
-    // Under starters such as inetd, one socket is both.
+    // When inetd or a similar program starts the server, one socket is both stdin and stdout.
     let (mut near, far) = UnixStream::pair().unwrap();
     let from = OwnedFd::from(far.try_clone().unwrap());
     let mut command = anklume.command();
@@ -155,7 +155,7 @@ fn every_tool_says_what_runs_in_a_schema_that_every_client_reads() {
     }
 }
 
-/// No keyword that a client warns about or cannot handle.
+/// Asserts that a schema has no keyword that some client warns about or cannot handle.
 #[track_caller]
 fn assert_portable(schema: &Value) {
     match schema {

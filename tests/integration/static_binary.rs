@@ -1,4 +1,4 @@
-//! One file is the whole program: it needs no loader, no libc, and no file of any system.
+//! One file is the whole program: it needs no loader, no libc, and no other file on the system.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -62,7 +62,7 @@ fn it_runs_in_an_empty_root() {
 }
 
 fn runs_alone(program: &str, root: &Path) {
-    // A separate process writes the file, because a child started by another thread could inherit a descriptor that is open for writing.
+    // A separate process writes the file: a child of another thread could inherit a descriptor open for writing.
     let copied = Command::new("cp").arg(program).arg(root).status().unwrap();
     assert!(copied.success());
     let version = in_root(root, &["/anklume", "--version"], "").unwrap();
@@ -136,10 +136,10 @@ fn in_root(root: &Path, argv: &[&str], stdin: &str) -> Option<Output> {
         .stderr(Stdio::piped())
         .spawn()
         .ok()?;
-    // Writing fails if the program exits without reading; its output tells what happened.
+    // Writing fails if the program exits without reading; its output shows what happened.
     let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
     let output = child.wait_with_output().unwrap();
-    // 127: the root folder was changed, but does not contain the program.
+    // 127: changing the root folder worked, but that folder does not contain the program.
     let refused = output.status.code() != Some(127) && argv == ["/nothing"];
     (!refused).then_some(output)
 }

@@ -16,7 +16,7 @@ use std::path::Path;
 
 use crate::harness::{Anklume, Ran};
 
-/// The quick start of the documentation, with the domain that its first edition omitted.
+/// The quick start from the documentation, with the domain that its first edition omitted.
 const QUICK_START: &str = concat!(
     "project_name: demo\n",
     include_str!("../fixtures/quick-start.yml"),
@@ -33,7 +33,7 @@ domains:
       work-dev: {}
 ";
 
-/// The files of [`ONE`], in the order in which they are written.
+/// The files for [`ONE`], in the order in which they are written.
 const FILES_OF_ONE: [&str; 4] = [
     "group_vars/all.yml",
     "inventory/work.yml",
@@ -59,7 +59,7 @@ fn again<const N: usize>(ran: Ran, args: [&str; N]) -> Anklume {
     Anklume::in_folder(ran.folder).args(["sync"]).args(args)
 }
 
-/// The lines of `count` machines, `m0` and so on.
+/// The lines that declare `count` machines, `m0` and so on.
 fn machines(count: usize) -> String {
     let mut lines = String::new();
     for number in 0..count {
@@ -148,7 +148,7 @@ fn a_file_with_the_same_values_in_another_style_is_rewritten_with_a_note() {
         "note: 1 file changes only in its YAML style; its values stay the same\n",
     );
     assert_eq!(fs::read_to_string(&path).unwrap(), text);
-    // A changed value is no change of style.
+    // A changed value is not merely a change of style.
     fs::write(&path, text.replace("work-dev", "other")).unwrap();
     again(second, [])
         .run()

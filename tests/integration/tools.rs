@@ -27,7 +27,7 @@ pub(crate) struct Server {
     pub(crate) settings: Settings,
 }
 
-/// One connection of the operator.
+/// A connection by the operator.
 pub(crate) struct Connection {
     session: ToolSession,
     runtime: tokio::runtime::Runtime,
@@ -65,7 +65,7 @@ impl Connection {
         outcome.map_err(|error| error.to_string())
     }
 
-    /// Makes calls, all at once.
+    /// Makes several calls at the same time.
     pub(crate) fn call_all(&self, calls: Vec<(&str, Value)>) -> Vec<Result<ToolOutcome, String>> {
         let grants: Vec<Grant> = calls
             .into_iter()
@@ -81,7 +81,7 @@ impl Connection {
             .collect()
     }
 
-    /// Begins a call, and cancels it when a condition holds.
+    /// Begins a call, and cancels it as soon as a condition holds.
     pub(crate) fn give_up_when(&self, tool: &str, arguments: Value, happened: impl Fn() -> bool) {
         let grant = grant(tool, arguments);
         self.runtime.block_on(async {
@@ -132,7 +132,7 @@ pub(crate) fn eventually(what: &str, holds: impl Fn() -> bool) {
     panic!("never: {what}");
 }
 
-/// Returns whether a process runs; a zombie does not.
+/// Returns whether a process is running; a zombie is not.
 pub(crate) fn runs(process: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{process}/stat"))
         .is_ok_and(|stat| !stat.rsplit_once(')').unwrap().1.starts_with(" Z"))

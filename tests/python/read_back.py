@@ -1,4 +1,4 @@
-"""Reads what anklume wrote with PyYAML, and compares it with the values.
+"""Uses PyYAML to read what anklume wrote, and compares the result with the original values.
 
 Input: one JSON object per line, {"value": V, "text": T}. Output: the shortest fault.
 """
@@ -10,7 +10,7 @@ import yaml
 
 
 def same(left, right):
-    """Equality that distinguishes true from 1 and 1 from 1.0."""
+    """Compares values, and distinguishes true from 1 and 1 from 1.0."""
     if type(left) is not type(right):
         return False
     if isinstance(left, dict):

@@ -1,6 +1,6 @@
-"""Reads a tree that anklume wrote in the same way as Ansible, and compares it with the declaration.
+"""Reads a tree written by anklume, in the same way as Ansible does, and compares it with the declaration.
 
-Arguments: the folder, then the answer of `ansible-inventory --list`. Input: {"MACHINE": {"VARIABLE": VALUE}} as JSON.
+Arguments: folder, file with the output of `ansible-inventory --list`. Input: {"MACHINE": {"VARIABLE": VALUE}} as JSON.
 """
 
 import json

@@ -1,28 +1,28 @@
-//! Reports values of the wrong type, with the value that was probably meant.
+//! Reports values of the wrong type, and suggests the value that was probably meant.
 
 use crate::diagnostic::quote;
 use crate::infra::findings::{At, Code, Findings};
 use crate::infra::raw::{Entry, Node, NodeKind, Reading};
 
-/// The expected type of a section.
+/// Describes the expected type of a section.
 pub(super) const A_MAP: &str = "a map of keys and values";
 
-/// The subject of a message on a wrong type, and the place of an empty value.
+/// The subject of a wrong-type message, and the place to report for an empty value.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Expected<'w> {
     /// The value of a key.
     Key(&'w str, At),
-    /// An item of a list, or the file.
+    /// A list item, or the file.
     Item(&'static str),
 }
 
-/// Reports the value of a key that has the wrong type.
+/// Reports a key whose value has the wrong type.
 pub(in crate::infra) fn wrong_entry(entry: &Entry<'_>, expected: &str, findings: &mut Findings) {
     let what = Expected::Key(&entry.key.text, entry.at);
     wrong_type(&entry.value, what, expected, findings);
 }
 
-/// Reports an item of a list that has the wrong type.
+/// Reports a list item that has the wrong type.
 pub(in crate::infra) fn wrong_item(
     node: &Node<'_>,
     what: &'static str,
@@ -32,7 +32,7 @@ pub(in crate::infra) fn wrong_item(
     wrong_type(node, Expected::Item(what), expected, findings);
 }
 
-/// Reports a value that has the wrong type; an unusable one has already been reported.
+/// Reports a value that has the wrong type; ignores an unusable one, which has already been reported.
 pub(super) fn wrong_type(
     node: &Node<'_>,
     what: Expected<'_>,

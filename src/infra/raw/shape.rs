@@ -8,7 +8,7 @@ use crate::infra::findings::At;
 /// A value and its place.
 #[derive(Debug)]
 pub(in crate::infra) struct Node<'a> {
-    /// Its place: for a block map the first key, for a block list the first `-`.
+    /// Its place; for a block map, that of the first key; for a block list, that of the first `-`.
     pub(in crate::infra) at: At,
     /// The value.
     pub(in crate::infra) kind: NodeKind<'a>,
@@ -17,13 +17,13 @@ pub(in crate::infra) struct Node<'a> {
 /// The type of a value.
 #[derive(Debug)]
 pub(in crate::infra) enum NodeKind<'a> {
-    /// Text, number, truth value or nothing.
+    /// Text, a number, a Boolean or nothing.
     Scalar(Scalar<'a>),
     /// `[…]` or lines with `-`.
     List(Vec<Node<'a>>),
     /// `{…}` or lines with `key:`.
     Map(Vec<Entry<'a>>),
-    /// Already reported: an alias.
+    /// An alias, which has already been reported.
     Unusable,
 }
 
@@ -38,16 +38,16 @@ pub(in crate::infra) struct Entry<'a> {
     pub(in crate::infra) value: Node<'a>,
 }
 
-/// A scalar as it is written.
+/// A scalar as written.
 #[derive(Debug, Clone)]
 pub(in crate::infra) struct Scalar<'a> {
-    /// The text with its escapes resolved.
+    /// The text, with escapes resolved.
     pub(in crate::infra) text: Cow<'a, str>,
-    /// Neither quoted nor a block: may be a number, a truth value, or nothing.
+    /// True if neither quoted nor a block: it may be a number, a Boolean, or nothing.
     pub(in crate::infra) plain: bool,
 }
 
-/// The type of a plain scalar by the core schema of YAML 1.2; a quoted one is always text.
+/// The type of a plain scalar according to the YAML 1.2 core schema; a quoted one is always text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::infra) enum Reading {
     /// Nothing, `~` or `null`.
@@ -63,7 +63,7 @@ pub(in crate::infra) enum Reading {
 }
 
 impl Scalar<'_> {
-    /// Returns its type for a YAML 1.2 reader.
+    /// Returns its type according to YAML 1.2.
     pub(in crate::infra) fn reading(&self) -> Reading {
         if !self.plain {
             return Reading::Text;
@@ -79,10 +79,10 @@ impl Scalar<'_> {
     }
 }
 
-/// Maps up to this size are searched for equal keys pair by pair, larger ones through a hash table.
+/// Maps up to this size are searched for equal keys pair by pair, larger ones with a hash table.
 const SMALL_MAP: usize = 12;
 
-/// Pairs (first, repeated) of indices with equal keys, ordered by the second.
+/// Returns the index pairs (first, repeated) of equal keys, ordered by the second index.
 pub(super) fn repeated_keys(entries: &[Entry<'_>]) -> Vec<(usize, usize)> {
     let is_small = entries.len() <= SMALL_MAP;
     let capacity = if is_small { 0 } else { entries.len() };

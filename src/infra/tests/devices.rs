@@ -1,6 +1,6 @@
 //! Tests `config`, `devices`, `profiles`, and the rules that keep an edge safe.
 //!
-//! Each case is a file and all of its findings: code, line:column, marked text.
+//! Each case is a file and all its findings: code, line:column, marked text.
 
 use super::{Case, check};
 

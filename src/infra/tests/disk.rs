@@ -1,4 +1,4 @@
-//! Tests files and folders on disk, accepted and refused.
+//! Tests files and folders on disk, both accepted and refused ones.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -100,7 +100,7 @@ fn nothing_but_a_regular_file_is_opened() {
 fn a_file_beyond_the_limit_is_refused_unread() {
     let folder = folder(&[]);
     let path = folder.path().join("infra.yml");
-    // A sparse file: reading it would yield NULs, which are another fault.
+    // A sparse file: reading it would yield NULs, which would be a different fault.
     fs::File::create(&path)
         .unwrap()
         .set_len(100 * 1024 * 1024)

@@ -1,4 +1,4 @@
-//! Tests that the documents agree with the source.
+//! Tests that the documentation agrees with the source.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ const DIAGNOSTICS: &str = include_str!("../../../docs/diagnostics.md");
 
 #[test]
 fn every_code_is_a_heading_and_every_heading_a_code() {
-    // The edge and plan modules report the rest; their tests check it.
+    // The edge and plan modules report the other codes, which their own tests check.
     let (own, _) = DIAGNOSTICS.split_once("\n## Channels\n").unwrap();
     let headings: Vec<_> = own
         .lines()

@@ -1,4 +1,4 @@
-//! Tests the model of a good file, and large or hostile files.
+//! Tests the models of valid files, and large or hostile files.
 
 use std::fmt::Write as _;
 
@@ -219,7 +219,7 @@ fn a_disabled_domain_keeps_its_subnet_and_has_no_machines() {
     assert_eq!(infra.domains.len(), 2);
 }
 
-/// Creates a file of this many machines, 40 to a domain, each with two services for five consumers.
+/// Creates a file with this many machines, 40 per domain, each with two services for five consumers.
 fn large(machines: usize) -> String {
     let mut text = "global: {addressing: {zone_base: 100}}\ndomains:\n".to_owned();
     let levels = ["admin", "trusted", "semi-trusted"];

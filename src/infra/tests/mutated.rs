@@ -1,6 +1,6 @@
-//! Tests mutated files: each is accepted, or refused with a code and a place; none causes a panic.
+//! Tests mutated files: each is either accepted or refused with a code and a place; none causes a panic.
 //!
-//! Runs 12,000 cases by default; `ANKLUME_TEST_LONG=1` makes it a hundred times as many.
+//! Runs 12,000 cases by default, or a hundred times as many with `ANKLUME_TEST_LONG=1`.
 
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::sample::{Index, select};
@@ -11,7 +11,7 @@ use crate::diagnostic::{Faults, Severity, draw};
 use crate::infra::open::decode_for_tests;
 use crate::infra::parse;
 
-/// Tokens that have a meaning in YAML, in a number, or in a rule.
+/// Tokens that have a meaning in YAML, in numbers or in rules.
 const TOKENS: &[&str] = &[
     ":",
     ": ",
@@ -91,7 +91,7 @@ enum Change {
     Indent(Index, usize),
     /// The value of a line is replaced.
     Value(Index, &'static str),
-    /// The file ends here.
+    /// The file is truncated here.
     Cut(Index),
 }
 

@@ -1,6 +1,6 @@
-//! `network_policies`.
+//! Tests `network_policies`.
 //!
-//! Each case is a file and all of its findings: code, line:column, marked text.
+//! Each case is a file and all its findings: code, line:column, marked text.
 
 use super::{Case, check};
 

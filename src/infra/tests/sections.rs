@@ -1,6 +1,6 @@
-//! The top of the file and `global`.
+//! Tests the top level of the file and `global`.
 //!
-//! Each case is a file and all of its findings: code, line:column, marked text.
+//! Each case is a file and all its findings: code, line:column, marked text.
 
 use super::{Case, check};
 

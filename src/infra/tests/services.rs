@@ -1,6 +1,6 @@
-//! `services` and `mcp`: the part that gives access.
+//! Tests `services` and `mcp`, the sections that grant access.
 //!
-//! Each case is a file and all of its findings: code, line:column, marked text.
+//! Each case is a file and all its findings: code, line:column, marked text.
 
 use super::{Case, check};
 

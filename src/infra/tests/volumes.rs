@@ -1,6 +1,6 @@
-//! Shared volumes, persistent data, storage volumes.
+//! Tests shared volumes, persistent data and storage volumes.
 //!
-//! Each case is a file and all of its findings: code, line:column, marked text.
+//! Each case is a file and all its findings: code, line:column, marked text.
 
 use super::{Case, check};
 

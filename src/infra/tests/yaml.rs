@@ -1,6 +1,6 @@
-//! YAML features that a security policy must not use, and files that are not YAML.
+//! Tests YAML features that a security policy must not use, and files that are not YAML.
 //!
-//! Each case is a file and all of its findings: code, line:column, marked text.
+//! Each case is a file and all its findings: code, line:column, marked text.
 
 use super::{Case, check};
 

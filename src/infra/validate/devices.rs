@@ -1,4 +1,4 @@
-//! `config`, `devices` and `profiles`: keys and values for Incus. The dangers of a device to an edge belong to `endpoints`.
+//! Checks `config`, `devices` and `profiles`: keys and values for Incus. Dangers to an edge are checked in `endpoints`.
 
 use std::collections::HashSet;
 
@@ -8,7 +8,7 @@ use crate::infra::findings::{At, Code, Findings};
 use crate::infra::raw::Entry;
 use crate::infra::{Device, Profile, is_true};
 
-/// The types of device that Incus knows.
+/// The device types that Incus supports.
 const TYPES: [&str; 12] = [
     "none",
     "nic",
@@ -27,34 +27,34 @@ const TYPES: [&str; 12] = [
 /// The configuration key that makes a container's root the host's root.
 const PRIVILEGED: &str = "security.privileged";
 
-/// The value of `security.privileged` in a `config`, and its place.
+/// The value of `security.privileged` in a `config`, with its place.
 pub(super) type Privileged = Option<(bool, At)>;
 
-/// A device and the places of its parts.
+/// A device with the places of its parts.
 #[derive(Debug, Clone)]
 pub(super) struct PlacedDevice {
     pub(super) device: Device,
-    /// Place of its name, or of the declaration that it comes from.
+    /// Place of its name, or of the declaration from which it comes.
     pub(super) at: At,
     /// Places of the values, in the order of the keys.
     pub(super) values: Vec<At>,
 }
 
 impl PlacedDevice {
-    /// The value of a key and its place.
+    /// Returns a key's value and place.
     pub(super) fn get(&self, key: &str) -> Option<(&str, At)> {
         let position = self.device.keys.iter().position(|(name, _)| name == key)?;
         let (_, value) = self.device.keys.get(position)?;
         Some((value, self.values.get(position).copied().unwrap_or(self.at)))
     }
 
-    /// Returns whether it is of this type.
+    /// Returns whether the device is of this type.
     pub(super) fn is(&self, kind: &str) -> bool {
         self.device.get("type") == Some(kind)
     }
 }
 
-/// A profile and the places of its parts.
+/// A profile with the places of its parts.
 #[derive(Debug)]
 pub(super) struct PlacedProfile {
     pub(super) name: String,
@@ -76,7 +76,7 @@ impl PlacedProfile {
     }
 }
 
-/// The profiles of a domain.
+/// Reads a domain's profiles.
 pub(super) fn profiles(fields: Fields<'_, '_>, findings: &mut Findings) -> Vec<PlacedProfile> {
     let profiles = fields.map("profiles", findings);
     let entries = profiles.map_or(&[][..], |profiles| profiles.entries());
@@ -106,7 +106,7 @@ fn profile(entry: &Entry<'_>, findings: &mut Findings) -> Option<PlacedProfile> 
     })
 }
 
-/// Reads `config`: keys and values as Incus takes them, and the value of `security.privileged`.
+/// Reads `config`: keys and values in Incus's form, and the value of `security.privileged`.
 pub(super) fn config(
     fields: Fields<'_, '_>,
     findings: &mut Findings,
@@ -130,7 +130,7 @@ pub(super) fn config(
     (pairs, privileged)
 }
 
-/// Adds the user's own devices to those that anklume creates; two with the same name are a fault.
+/// Adds the user's own devices to those that anklume creates; two devices with the same name are a fault.
 pub(super) fn add_own(
     fields: Fields<'_, '_>,
     placed: &mut Vec<PlacedDevice>,
@@ -151,7 +151,7 @@ pub(super) fn add_own(
     }
 }
 
-/// Reports a device that has the name of one that anklume creates.
+/// Reports a device with the same name as one that anklume creates.
 pub(super) fn duplicate(name: &str, at: At, findings: &mut Findings) {
     let message = format!("the machine has two devices {}", quote(name));
     findings.error(Code::DuplicateDevice, at, message).help(
@@ -181,7 +181,7 @@ fn device(entry: &Entry<'_>, findings: &mut Findings) -> Option<PlacedDevice> {
 fn check_keys(placed: &PlacedDevice, fields: Fields<'_, '_>, findings: &mut Findings) {
     let needed: &[&str] = match fields.choice("type", &TYPES, findings) {
         Some("proxy") => &["listen", "connect"],
-        // A block volume of a virtual machine has a source but no path.
+        // A virtual machine's block volume has a source but no path.
         Some("disk") if fields.entry("source").is_none() => &["path"],
         Some(_) => &[],
         None if fields.entry("type").is_some() => return,
@@ -200,9 +200,9 @@ fn check_keys(placed: &PlacedDevice, fields: Fields<'_, '_>, findings: &mut Find
     }
 }
 
-/// Reads a key that is a name on Incus: text without spaces, `/` and control characters.
+/// Reads a key that is a name in Incus: text without spaces, `/` or control characters.
 fn name(entry: &Entry<'_>, what: &str, findings: &mut Findings) -> Option<String> {
-    /// Maximum length of a name that Incus takes for a device, in bytes; profiles and keys are well below it.
+    /// Maximum length of a device name in Incus, in bytes; names of profiles and keys are well below it.
     const NAME_MAX: usize = 64;
     let text = entry.key.text.as_ref();
     let forbidden = |c: char| c.is_whitespace() || c.is_control() || c == '/';

@@ -1,4 +1,4 @@
-//! Domains: names, trust, subnets. The keys of a machine belong to `machines`.
+//! Checks domains: names, trust, subnets. Machine keys are checked in `machines`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
@@ -28,12 +28,12 @@ const KEYS: [&str; 10] = [
     "file_portal",
 ];
 
-/// Maximum length of a bridge's name, in bytes: Linux `IFNAMSIZ` minus its final zero.
+/// Maximum length of a bridge name, in bytes: Linux `IFNAMSIZ` minus the terminating zero.
 const BRIDGE_MAX: usize = 15;
-/// Prefix of a bridge's name, before the domain's name.
+/// Prefix of a bridge name, followed by the domain's name.
 const BRIDGE_PREFIX: &str = "net-";
 
-/// The part of a domain that decides its subnet.
+/// The keys of a domain that determine its subnet.
 struct DomainFields<'t, 'a> {
     entry: &'t Entry<'a>,
     fields: Fields<'t, 'a>,
@@ -96,7 +96,7 @@ fn domain_fields<'t, 'a>(
     })
 }
 
-/// The subnet of each domain; `None` after a fault.
+/// Returns the subnet of each domain; `None` after a fault.
 fn subnets(
     domains: &[DomainFields<'_, '_>],
     settings: &GlobalSettings,
@@ -116,7 +116,7 @@ fn subnets(
     }
 }
 
-/// Checks that each `subnet_id` is unique: across all domains, or in its zone.
+/// Checks that each `subnet_id` is unique across all domains or within its zone.
 fn check_unique(
     domains: &[DomainFields<'_, '_>],
     settings: &GlobalSettings,

@@ -1,7 +1,7 @@
-//! Checks the safety of edges: no end is privileged, and no device of the user interferes with the channels.
+//! Checks that edges are safe: no end is privileged, and none of the user's devices interferes with the channels.
 //!
-//! Only anklume's own devices reach the host paths of channels, no disk hides anklume's files inside a machine, and no
-//! device of any machine uses a host path where a machine could have put a link.
+//! Only anklume's own devices reach the channels' host paths, no disk hides anklume's files inside a machine, and no
+//! machine's device uses a host path at which a machine could have put a link.
 
 use std::collections::HashSet;
 
@@ -12,18 +12,18 @@ use crate::infra::findings::{At, Code, Findings};
 use crate::infra::{MACHINES_OWN, MachineType};
 use crate::name::MachineName;
 
-/// Folders of the channels, on the host and inside machines.
+/// Folders used by the channels, on the host and inside machines.
 const CHANNELS: [&str; 3] = ["/var/lib/anklume", "/run/anklume/mcp", "/srv/anklume/mcp"];
-/// The folder of the host that only anklume's own devices may share.
+/// The host folder that only anklume's own devices may share.
 const HOST_STATE: &str = "/var/lib/anklume";
-/// Folders of anklume inside a machine: a disk at one of them or above it would hide it.
+/// anklume's folders inside a machine: a disk mounted at or above one of them would hide it.
 const INSIDE: [&str; 4] = [
     "/run/anklume",
     "/srv/anklume",
     "/opt/anklume",
     "/etc/anklume",
 ];
-/// Folders inside a machine that a disk below them would change. (Below `/srv/anklume` the portal may be shared.)
+/// Folders inside a machine below which no disk may be mounted. (Below `/srv/anklume`, the portal may be shared.)
 const INSIDE_WHOLE: [&str; 4] = [
     "/run/anklume",
     "/srv/anklume/mcp",
@@ -56,7 +56,7 @@ pub(super) fn check(drafts: &[DomainDraft], findings: &mut Findings) {
             }
         }
         for placed in profile_devices(domain, machine) {
-            // A profile is used by many machines; one finding is enough.
+            // Many machines may use a profile; one finding is enough.
             if profiles.insert((placed.at, false)) {
                 host.check(placed, findings);
             }
@@ -134,7 +134,7 @@ fn check_privileged(
     }
 }
 
-/// Returns the folders of the host that some machine may write to.
+/// Returns the host folders to which some machine may write.
 fn writable(drafts: &[DomainDraft]) -> HashSet<String> {
     let mut folders: HashSet<String> = MACHINES_OWN.iter().map(|path| (*path).to_owned()).collect();
     let mut add = |placed: &PlacedDevice| {
@@ -150,10 +150,10 @@ fn writable(drafts: &[DomainDraft]) -> HashSet<String> {
 
 /// Checks the host side of every machine's devices.
 struct Host {
-    /// Folders that some machine may write to.
+    /// Folders to which some machine may write.
     writable: HashSet<String>,
     severity: Severity,
-    /// Places of sources in such a folder: a shared volume is a device of many machines, and one finding is enough.
+    /// Places of sources in such a folder: a shared volume is a device of many machines, but one finding is enough.
     nested: HashSet<At>,
 }
 
@@ -177,7 +177,7 @@ impl Host {
         self.check_source(placed, findings);
     }
 
-    /// Refuses a source that a machine could replace: always an error, because that machine could take over the host.
+    /// Refuses a source that a machine could replace; always an error, because that machine could take over the host.
     fn check_source(&mut self, placed: &PlacedDevice, findings: &mut Findings) {
         let host_path = placed.device.host_path().filter(|_| !placed.is("proxy"));
         let Some((key, written)) = host_path else {
@@ -279,7 +279,7 @@ fn is_channel_name(name: &str) -> bool {
     digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Normalises an absolute path: removes `.`, `..`, double and trailing `/`, and replaces `/var/run` by `/run`.
+/// Normalises an absolute path: removes `.`, `..`, double and trailing `/`, and replaces `/var/run` with `/run`.
 fn absolute(path: &str) -> Option<String> {
     let inside = path.strip_prefix('/')?;
     let mut parts: Vec<&str> = Vec::new();
@@ -298,7 +298,7 @@ fn absolute(path: &str) -> Option<String> {
     Some(format!("/{}", parts.join("/")))
 }
 
-/// Returns whether a path is the folder or in it; both must be normalised by [`absolute`].
+/// Returns whether a path is the folder or below it; both must be normalised by [`absolute`].
 fn is_below(path: &str, folder: &str) -> bool {
     folder == "/"
         || path
@@ -306,7 +306,7 @@ fn is_below(path: &str, folder: &str) -> bool {
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// The path and every folder above it.
+/// Returns the path and every folder above it.
 fn ancestors(path: &str) -> impl Iterator<Item = &str> {
     let cuts = path.match_indices('/').map(|(at, _)| at);
     let above = cuts.filter_map(|at| path.get(..at.max(1)));

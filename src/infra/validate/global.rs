@@ -1,4 +1,4 @@
-//! The `global` section and `project_name`.
+//! Checks the `global` section and `project_name`.
 
 use crate::diagnostic::quote;
 use crate::infra::field::{self, Fields};
@@ -37,33 +37,33 @@ const UNAPPLIED: [&str; 9] = [
     "global.resource_policy",
 ];
 
-/// Folder on the host of shared volumes that name no source.
+/// Host folder for shared volumes without a source.
 const SHARED_VOLUMES: &str = "/srv/anklume/shares";
-/// Folder on the host of persistent data.
+/// Host folder for persistent data.
 const PERSISTENT_DATA: &str = "/srv/anklume/data";
 
 /// The values of `global` that other sections need.
 #[derive(Debug)]
 pub(super) struct GlobalSettings {
-    /// The part that the model keeps.
+    /// The part kept in the model.
     pub(super) global: Global,
-    /// True if `addressing` is written.
+    /// True if `addressing` is present.
     pub(super) zones: bool,
-    /// The subnets of domains; `None` after a fault.
+    /// The subnet assignment scheme; `None` after a fault.
     pub(super) scheme: Option<Scheme>,
     pub(super) shared_volumes_base: String,
     pub(super) persistent_data_base: String,
-    /// `gpu_policy: shared`.
+    /// True for `gpu_policy: shared`.
     pub(super) gpus_shared: bool,
     /// Place of `firewall_mode: vm`.
     pub(super) firewall_vm: Option<At>,
     /// Place of `ai_access_policy: exclusive`.
     pub(super) ai_exclusive: Option<At>,
-    /// `ai_access_default`, and its place.
+    /// `ai_access_default` and its place.
     pub(super) ai_default: Option<(String, At)>,
 }
 
-/// The assignment of subnets, parsed.
+/// The subnet assignment scheme, parsed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scheme {
     /// `base_subnet` and each domain's `subnet_id`.
@@ -72,7 +72,7 @@ pub(super) enum Scheme {
     Zones { base: u8 },
 }
 
-/// Returns the name of the project: `project_name`, or the default.
+/// Returns the project's name: `project_name`, or the default.
 pub(super) fn project(top: Fields<'_, '_>, default: &str, findings: &mut Findings) -> String {
     let Some(written) = top.text("project_name", findings) else {
         return default.to_owned();
@@ -87,7 +87,7 @@ pub(super) fn project(top: Fields<'_, '_>, default: &str, findings: &mut Finding
 }
 
 pub(super) fn read(top: Fields<'_, '_>, findings: &mut Findings) -> GlobalSettings {
-    // A `global` of the wrong type is reported; the rest of the file is checked with the defaults.
+    // If `global` has the wrong type, this is reported, and the rest of the file is checked with the defaults.
     let fields = top
         .entry("global")
         .and_then(|entry| Fields::of(entry, findings))
@@ -126,7 +126,7 @@ pub(super) fn read(top: Fields<'_, '_>, findings: &mut Findings) -> GlobalSettin
     }
 }
 
-/// Warns of `nesting_prefix: true`, so that users do not assume that it is applied.
+/// Warns about `nesting_prefix: true`, so that users do not assume that it is applied.
 fn check_nesting_prefix(fields: Fields<'_, '_>, findings: &mut Findings) {
     let written = fields.flag("nesting_prefix", findings);
     if let (Some(true), Some(entry)) = (written, fields.entry("nesting_prefix")) {
@@ -141,7 +141,7 @@ fn owned(fields: Fields<'_, '_>, key: &str, findings: &mut Findings) -> Option<S
     fields.text(key, findings).map(|text| text.text.to_owned())
 }
 
-/// Reads the name of an image: one word, passed to Incus as it is.
+/// Reads an image name: one word, passed to Incus unchanged.
 pub(super) fn image(fields: Fields<'_, '_>, key: &str, findings: &mut Findings) -> Option<String> {
     let written = fields.text(key, findings)?;
     let forbidden = |c: char| c.is_whitespace() || c.is_control();
@@ -241,7 +241,7 @@ fn resource_policy(fields: Fields<'_, '_>, findings: &mut Findings) {
     }
 }
 
-/// Checks a reserve: `20%`, a positive number, or for memory `2GiB`.
+/// Checks a reserve: `20%`, a positive number or, for memory, `2GiB`.
 fn host_reserve(fields: Fields<'_, '_>, key: &str, findings: &mut Findings) {
     let Some(entry) = fields.filled(key, findings) else {
         return;

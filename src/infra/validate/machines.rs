@@ -1,4 +1,4 @@
-//! Machines: every key except devices, services and volumes, which have their own modules.
+//! Checks every key of machines except devices, services and volumes, which have their own modules.
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
@@ -36,13 +36,13 @@ const KEYS: [&str; 19] = [
     "mcp",
 ];
 
-/// A check of the form of a text, and its help.
+/// A check of a string's form, and the help if it fails.
 type Shape = (fn(&str) -> bool, &'static str);
 
 const SCHEDULE: Shape = (is_schedule, "five cron fields, such as `0 2 * * *`");
 const EXPIRY: Shape = (is_expiry, "a number and `m`, `h` or `d`, such as `30d`");
 
-/// Reads the machines of one domain; `addresses` are those already taken in all domains.
+/// Reads the machines of one domain; `addresses` contains those already taken in any domain.
 pub(super) fn read(
     machines: Fields<'_, '_>,
     context: &MachineContext<'_>,
@@ -199,7 +199,7 @@ fn report_address(
         .help(format!("from {first} to {last}"));
 }
 
-/// Gives machines without an address the first free ones, in the order of the file.
+/// Assigns machines without an address the first free ones, in file order.
 fn give_addresses(
     subnet: Ipv4Addr,
     drafts: &mut [MachineDraft],
@@ -288,7 +288,7 @@ fn shaped(
     Some(text.to_owned())
 }
 
-/// Returns whether a text is five fields on one line, with spaces or tabs between them.
+/// Returns whether a string consists of five fields on one line, separated by spaces or tabs.
 fn is_schedule(text: &str) -> bool {
     let between = |c: char| c == ' ' || c == '\t';
     !text.chars().any(|c| c.is_control() && c != '\t')
@@ -301,7 +301,7 @@ fn is_schedule(text: &str) -> bool {
             == 5
 }
 
-/// Returns whether a text is digits and a unit.
+/// Returns whether a string consists of digits and a unit.
 fn is_expiry(text: &str) -> bool {
     let digits = text.strip_suffix(['d', 'h', 'm']).unwrap_or_default();
     !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())

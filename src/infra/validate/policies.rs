@@ -1,6 +1,6 @@
-//! `network_policies`, and the keys of `global` that concern all domains: exclusive AI access, the firewall machine, GPUs.
+//! Checks `network_policies` and the `global` keys that concern all domains: AI access, firewall machine, GPUs.
 //!
-//! Policies are checked and handed to Ansible, which applies them.
+//! Policies are checked here and passed to Ansible, which applies them.
 
 use std::num::NonZero;
 
@@ -27,11 +27,11 @@ const KEYS: [&str; 6] = [
 
 /// The domain that `ai_access_policy` protects.
 const AI_DOMAIN: &str = "ai-tools";
-/// The domain of the firewall machine, and its names: the current and an older one.
+/// The firewall machine's domain, and its names: the current one and an older one.
 const FIREWALL_DOMAIN: &str = "anklume";
 const FIREWALL_NAMES: [&str; 2] = ["anklume-firewall", "sys-firewall"];
 
-/// Returns the policies as written, and the one that exclusive AI access adds.
+/// Returns the policies as written, plus any policy that exclusive AI access adds.
 pub(super) fn read(
     policies: &[&Node<'_>],
     settings: &GlobalSettings,
@@ -231,7 +231,7 @@ pub(super) fn add_firewall(
     });
 }
 
-/// Checks that at most one machine has the GPU, unless `gpu_policy` is `shared`.
+/// Checks that at most one machine uses the GPU, unless `gpu_policy` is `shared`.
 pub(super) fn check_gpus(
     settings: &GlobalSettings,
     drafts: &[DomainDraft],

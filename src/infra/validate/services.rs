@@ -1,4 +1,4 @@
-//! `services` and `mcp`: the services of a machine, their consumers, and its users. Strict: an unknown key refuses the file.
+//! Checks `services` and `mcp`: a machine's services, their consumers, and its users. Unknown keys are faults.
 
 use std::collections::{HashMap, HashSet};
 
@@ -26,12 +26,12 @@ const MCP_KEYS: [&str; 6] = [
 
 /// Maximum user or group id; the next one means "no id" to the kernel.
 const ID_MAX: u32 = 0xffff_fffe;
-/// Maximum length of a user's name, in bytes, as in useradd.
+/// Maximum length of a user name, in bytes, as in useradd.
 const USER_MAX: usize = 32;
 /// Maximum edit distance between a mistyped consumer and the machine that was meant.
 const TYPO_EDITS: usize = 2;
 
-/// The `mcp` section of a machine.
+/// Reads a machine's `mcp` section.
 pub(super) fn users(fields: Fields<'_, '_>, findings: &mut Findings) -> McpUsers {
     let Some(fields) = fields.strict().map("mcp", findings) else {
         return McpUsers::default();
@@ -64,7 +64,7 @@ fn run_as(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<String> {
     Some(text.to_owned())
 }
 
-/// The `services` of a machine.
+/// Reads a machine's `services`.
 pub(super) fn read(
     machine: &Entry<'_>,
     fields: Fields<'_, '_>,
@@ -109,7 +109,7 @@ fn service<'t>(
     })
 }
 
-/// Reads the `limits` of a service: numbers of at least 1, and memory of at most `memory_max` bytes.
+/// Reads a service's `limits`: numbers of at least 1, and memory of at most `memory_max` bytes.
 fn limits(fields: Fields<'_, '_>, memory_max: u64, findings: &mut Findings) -> Limits {
     let Some(fields) = fields.map("limits", findings) else {
         return Limits::default();
@@ -233,10 +233,10 @@ fn check_consumer(machine: &str, written: Text<'_>, names: &Names<'_>, findings:
     }
 }
 
-/// Returns the machine that a mistyped consumer probably meant. Stricter than other suggestions: no machine should be
-/// granted a service because of a vague similarity.
+/// Returns the machine that a mistyped consumer probably meant. Stricter than other suggestions, because no machine
+/// should be granted a service because of a vague similarity.
 fn typo<'t>(text: &str, names: &Names<'t>, findings: &mut Findings) -> Option<&'t str> {
-    /// Shorter names are too similar, and larger files always contain a similar name.
+    /// Shorter names are too similar to each other, and larger files always contain a similar name.
     const LEN_MIN: usize = 4;
     const MACHINES_MAX: usize = 1000;
     let machines = names.machines.len();
@@ -253,7 +253,7 @@ fn typo<'t>(text: &str, names: &Names<'t>, findings: &mut Findings) -> Option<&'
     near.min().map(|(_, name)| name)
 }
 
-/// Fixed arguments, checked against the tool's schema.
+/// Reads the fixed arguments and checks them against the tool's schema.
 fn fixed(
     fields: Fields<'_, '_>,
     tool: Option<ToolName>,
@@ -277,7 +277,7 @@ fn fixed(
     arguments
 }
 
-/// Returns a plain scalar that is not text, as it is written.
+/// Returns a plain scalar that is not text, as written.
 fn unquoted(entry: &Entry<'_>) -> Option<String> {
     match &entry.value.kind {
         NodeKind::Scalar(scalar) if scalar.reading() != Reading::Text => {

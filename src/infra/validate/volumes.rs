@@ -1,4 +1,4 @@
-//! Shared volumes, persistent data and storage volumes: the sources of disk devices.
+//! Turns shared volumes and persistent data into disk devices, and reads storage volumes.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -15,10 +15,10 @@ use crate::infra::findings::{At, Code, Findings};
 use crate::infra::raw::Entry;
 use crate::name::MachineName;
 
-/// Maximum number of devices that shared volumes may make: a thousand volumes for a thousand machines.
+/// Maximum number of devices from shared volumes: a thousand volumes for a thousand machines.
 const SHARED_MAX: usize = 1_000_000;
 
-/// The disks of `persistent_data`.
+/// Reads the disks of `persistent_data`.
 pub(super) fn persistent(
     machine: &Entry<'_>,
     fields: Fields<'_, '_>,
@@ -63,7 +63,7 @@ pub(super) fn persistent(
 
 fn volume_name<'t>(entry: &'t Entry<'_>, findings: &mut Findings) -> Option<&'t str> {
     let text = field::text_key(entry, "the name of a volume", findings)?;
-    // The same rule as for machines, so that `sv-NAME` is a name of a device.
+    // The same rule as for machines, so that `sv-NAME` is a valid device name.
     if text.parse::<MachineName>().is_err() {
         let message = format!("{} is no name of a volume", quote(text));
         findings
@@ -105,7 +105,7 @@ impl MadeDisk {
     }
 }
 
-/// `storage_volumes`, as written.
+/// Reads `storage_volumes`, kept as written.
 pub(super) fn storage(
     fields: Fields<'_, '_>,
     findings: &mut Findings,
@@ -122,7 +122,7 @@ pub(super) fn storage(
     Some(field::json_map(volumes.entries()))
 }
 
-/// Adds the disks of `shared_volumes` to their consumers, before the devices that those already have.
+/// Adds the disks of `shared_volumes` to their consumers, before the devices that these already have.
 pub(super) fn share(
     top: Fields<'_, '_>,
     settings: &GlobalSettings,
@@ -155,7 +155,7 @@ fn put_before(machine: &mut MachineDraft, mut placed: Vec<PlacedDevice>, finding
     machine.devices = placed;
 }
 
-/// Returns the shared disks of each machine; `None` if they are too many.
+/// Returns the shared disks of each machine; `None` if there are too many.
 fn shared(
     volumes: Fields<'_, '_>,
     settings: &GlobalSettings,
@@ -186,7 +186,7 @@ fn shared(
     Some(shared)
 }
 
-/// Domain or machine names, and whether they may only read.
+/// Domain or machine names, and whether their access is read-only.
 type Consumers<'t> = Vec<(&'t str, bool)>;
 
 fn volume<'t>(
@@ -277,7 +277,7 @@ fn positions(drafts: &[DomainDraft]) -> Positions {
     positions
 }
 
-/// Returns every machine that gets the volume, once, and whether it may only read: a machine's own entry overrides its domain's.
+/// Returns each machine that gets the volume, and whether it is read-only; a machine's entry overrides its domain's.
 fn resolve(
     consumers: Consumers<'_>,
     drafts: &[DomainDraft],
@@ -297,7 +297,7 @@ fn resolve(
     resolved
 }
 
-/// Reports two disks of a machine at the same path.
+/// Reports two disks at the same path in a machine.
 fn check_mounts(drafts: &[DomainDraft], findings: &mut Findings) {
     let machines = drafts.iter().flat_map(|domain| &domain.machines);
     for MachineDraft {

@@ -28,9 +28,9 @@ pub(super) enum ClientMessage {
 /// A request to answer.
 #[derive(Debug)]
 pub(super) struct AskedRequest {
-    /// The client's id; without one, the answer has none either.
+    /// The client's id; if it is missing, the answer has none either.
     pub(super) id: Option<RequestId>,
-    /// The request, escaped and bounded: a method, and the tool of a call.
+    /// The method and, for a call, its tool; escaped and limited in length.
     pub(super) label: String,
     /// A refused request is a [`CustomRequest`] that carries its [`ErrorData`].
     pub(super) request: ClientRequest,
@@ -92,7 +92,7 @@ fn read_message(mut message: Map<String, Value>) -> ClientMessage {
     }
 }
 
-/// Reads a notification; only a cancellation changes anything here.
+/// Reads a notification; only a cancellation has any effect here.
 fn read_notification(method: &str, params: Option<&Value>) -> ClientMessage {
     if method != "notifications/cancelled" {
         return ClientMessage::Nothing;
@@ -128,7 +128,7 @@ fn read_params(
 ) -> Result<(Map<String, Value>, RequestMetaObject), ErrorData> {
     let mut params = object(params, "params")?;
     let meta = object(params.remove("_meta"), "_meta")?;
-    // Each report repeats it, so it is bounded like an id.
+    // Each progress report repeats the token, so its length is limited like an id's.
     let is_token = |token: &Value| token.is_null() || json::as_id(token).is_some();
     if !meta.get("progressToken").is_none_or(is_token) {
         return Err(bad_params(format!(
@@ -155,21 +155,21 @@ fn read_method(
         }
         "tools/list" => ClientRequest::ListToolsRequest(read_list(&params)?),
         "tools/call" => ClientRequest::CallToolRequest(read_call(params)?),
-        // Carries its own `_meta`, so that an unsupported version is reported first.
+        // Keeps its own `_meta`, so that an unsupported version is reported first.
         _ => ClientRequest::CustomRequest(CustomRequest::new(method, None)),
     };
     request.extensions_mut().insert(meta);
     Ok(request)
 }
 
-/// Returns whether a version belongs to the stateless era.
+/// Returns whether this is a version of the stateless protocol.
 pub(super) fn is_modern(version: Option<ProtocolVersion>) -> bool {
     version.is_some_and(|version| !version.has_initialize())
 }
 
-/// Checks the members and keeps only the version: a client may describe itself at any length.
+/// Checks the members and keeps only the version: a client's description of itself may have any length.
 fn read_initialize(params: &Map<String, Value>) -> Result<InitializeRequestParams, ErrorData> {
-    /// Maximum length of a version, in bytes; each existing one has ten.
+    /// Maximum length of a version, in bytes; all existing ones have ten.
     const VERSION_MAX: usize = 64;
     let version = member(params, "protocolVersion", Value::is_string, "a string")?;
     member(params, "capabilities", Value::is_object, "an object")?;
@@ -204,7 +204,7 @@ fn member<'a>(
     }
 }
 
-/// Returns an optional member that is an object; an empty one if it is missing.
+/// Returns an optional object member, or an empty object if it is missing.
 fn object(value: Option<Value>, name: &str) -> Result<Map<String, Value>, ErrorData> {
     match value {
         None | Some(Value::Null) => Ok(Map::new()),
@@ -239,7 +239,7 @@ fn bad_params(message: impl Into<std::borrow::Cow<'static, str>>) -> ErrorData {
     ErrorData::invalid_params(message, None)
 }
 
-/// Builds the error of an unknown method.
+/// Builds the error for an unknown method.
 pub(super) fn unknown_method(method: &str) -> ErrorData {
     let text = format!("method not found: {}", shown(method));
     ErrorData::new(ErrorCode::METHOD_NOT_FOUND, text, None)

@@ -1,4 +1,4 @@
-//! Tests a connection: its peer, its tools and its end, with tools that the test defines.
+//! Tests connections: their peers, tools and shutdown, using tools defined by the tests.
 
 mod relayed;
 mod renewed;
@@ -29,7 +29,7 @@ struct Peer {
 }
 
 impl Peer {
-    /// Connects to a server over a pipe of 4 KiB.
+    /// Connects to a server over a 4 KiB pipe.
     fn of(server: Server) -> Self {
         let (near, far) = tokio::io::duplex(4096);
         let (far_reader, far_writer) = tokio::io::split(far);
@@ -55,12 +55,12 @@ impl Peer {
         self.send(call(id, name)).await;
     }
 
-    /// Calls a tool, and tells the server to end while the call runs.
+    /// Calls a tool, and tells the server to end while the call is running.
     async fn told_to_end_during_call(&mut self, id: impl Into<Value>, name: &str) {
         self.call(id, name).await;
         self.send(json!({"jsonrpc": "2.0", "id": "ping", "method": "ping"}))
             .await;
-        // The ping's answer shows that the call before it was read.
+        // The answer to the ping shows that the preceding call was read.
         assert_eq!(self.receive().await["id"], "ping");
         self.stop.graceful.cancel();
     }
@@ -73,7 +73,7 @@ impl Peer {
         serde_json::from_slice(&line).unwrap()
     }
 
-    /// Closes the sending side: no more requests come.
+    /// Closes the sending side: no more requests will follow.
     async fn end(&mut self) {
         self.writer.shutdown().await.unwrap();
     }
@@ -123,7 +123,7 @@ fn outcome(text: &str) -> ToolOutcome {
     }
 }
 
-/// Creates a server whose tools wait for a permit of the semaphore and then return their name.
+/// Creates a server whose tools wait for a semaphore permit and then return their name.
 fn waiting() -> (Server, Arc<Semaphore>) {
     let permits = Arc::new(Semaphore::new(0));
     let held = Arc::clone(&permits);
@@ -336,7 +336,7 @@ async fn answers_that_nobody_reads_stop_the_calls() {
     });
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(started.load(Ordering::SeqCst) <= limit);
-    // The server ends although its peer reads nothing.
+    // The server ends even though its peer is not reading.
     peer.stop.immediate.cancel();
     (&mut peer.serving).await.unwrap();
     drop(reader);
@@ -357,7 +357,7 @@ async fn told_to_end_it_answers_what_runs_and_reads_no_more() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stopping_server_waits_for_a_running_call_up_to_its_limit() {
-    /// Duration of a call: longer than the operator's server waits, but shorter than a person may take at a pinentry.
+    /// Duration of a call: longer than the operator's server waits, but shorter than a person may need for a pinentry.
     const CALL: Duration = Duration::from_secs(25);
     let slow = || {
         server(|_, _| {
@@ -460,7 +460,7 @@ async fn a_consumer_sees_and_calls_what_the_services_grant_at_that_moment() {
     let text = &refused["result"]["content"][0]["text"];
     assert_eq!(text, "the caller may not set `key_id`");
 
-    // The tool's own name is not a service: the answer is the same as for a revoked one.
+    // The tool's own name is not a service, so the answer is the same as for a revoked service.
     peer.call(4, "gpg_sign").await;
     assert_eq!(
         peer.receive().await,

@@ -1,7 +1,7 @@
 //! Presents the connection to rmcp's service loop: requests in, answers out, one message per line.
 //!
-//! Limits everything that the loop leaves to its peer: line length, requests in flight, and the end, which waits for
-//! the answers that are still due.
+//! Limits everything that the loop leaves to its peer: line length, requests in flight, and shutdown, which waits
+//! for outstanding answers.
 
 use std::io;
 use std::sync::Arc;
@@ -26,17 +26,17 @@ use crate::mcp::framing::Line;
 use crate::mcp::framing::json;
 use crate::mcp::throttle::{HeldLine, MemoryPermit, SHORT, ThrottledLines};
 
-/// Memory of any request, with its task and a short answer, in bytes.
+/// Memory for any request, including its task and a short answer, in bytes.
 const REQUEST: usize = 8 * 1024;
-/// Memory of a value in a request, in bytes: an entry of an object, with its key and the object's spare room.
+/// Memory for a value in a request, in bytes: an object entry with its key and the object's spare capacity.
 const VALUE: usize = 320;
-/// Memory of a service in a list, with its schemas, in bytes.
+/// Memory for a service in a list, including its schemas, in bytes.
 const LISTED: usize = 16 * 1024;
-/// Text of a line that may be answered with a list.
+/// Text in a line that may be answered with a list.
 const LIST: &[u8] = b"tools/list";
-/// Text of a line that may cancel a request.
+/// Text in a line that may cancel a request.
 const CANCEL: &[u8] = b"notifications/cancelled";
-/// Maximum length of such a line that waits for no memory, in bytes: an id has at most 1 KiB, a reason is a sentence.
+/// Maximum length of such a line that need not wait for memory, in bytes: an id of at most 1 KiB, and a short reason.
 const CANCEL_MAX: usize = 2 * 1024;
 
 /// One connection.
@@ -46,9 +46,9 @@ pub(super) struct ServerTransport<R, W> {
     writer: Arc<Mutex<W>>,
     flight: Arc<InFlightRequests>,
     stop: Shutdown,
-    /// A line that waits for the memory of its parsed request.
+    /// A line that is waiting for memory for its parsed request.
     waiting: Option<HeldLine>,
-    /// Deadline of the answers that are still due, once no more requests come.
+    /// Deadline for outstanding answers, set once no more requests are accepted.
     deadline: Option<Instant>,
 }
 
@@ -71,7 +71,7 @@ impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
         }
     }
 
-    /// Returns the next line as soon as one more request may be in flight; `None` if no more are to come.
+    /// Returns the next line as soon as one more request may be in flight; `None` if no more will be read.
     async fn line(&mut self) -> Option<HeldLine> {
         let mut limits = self.server.limits;
         if self.lines.max() > limits.line {
@@ -86,7 +86,7 @@ impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
             // In this order, so that no request is taken after the server is told to end.
             biased;
             () = self.stop.graceful.cancelled() => (None, limits.stop),
-            // A stream that fails has ended, and so has its peer.
+            // A failed stream counts as ended: its peer is gone too.
             line = next => (line.ok().flatten(), limits.drain),
         };
         if line.is_none() {
@@ -95,7 +95,7 @@ impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
         line
     }
 
-    /// Waits for the answers that are still due, at most until the deadline.
+    /// Waits for outstanding answers, at most until the deadline.
     async fn drain(&mut self, deadline: Instant) {
         let stopped = async {
             self.stop.graceful.cancelled().await;
@@ -111,7 +111,7 @@ impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
         self.stop.immediate.cancel();
     }
 
-    /// Passes the waiting line to rmcp as soon as memory for the parsed request is free.
+    /// Passes the waiting line to rmcp as soon as memory for the parsed request is available.
     async fn parse_waiting(&mut self) -> Option<ClientJsonRpcMessage> {
         let (line, _) = self.waiting.as_ref()?;
         if let Some(id) = cancellation(line, self.lines.max()) {
@@ -140,13 +140,13 @@ impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
         }
     }
 
-    /// Returns the memory of a line until it is answered, in bytes; counts at most [`SHORT`] bytes of its text.
+    /// Returns the memory that a line needs until it is answered, in bytes; counts at most [`SHORT`] bytes of its text.
     fn memory_cost(&self, line: &Line) -> usize {
         let Line::Whole(text) = line else {
             return REQUEST;
         };
         let values = json::count(text).unwrap_or_default().min(VALUES_MAX);
-        // With an escape, the method may be spelled differently.
+        // Escapes allow other spellings of the method.
         let may_list = memmem::find(text, LIST).is_some() || text.contains(&b'\\');
         let policy = may_list.then(|| self.server.shared.monitor.policy());
         let listed = policy.map_or(0, |policy| policy.services.services.len());
@@ -162,7 +162,7 @@ impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
         if let Some(inner) = self.flight.enter(&asked, bytes, memory) {
             return Some(ClientJsonRpcMessage::request(asked.request, inner));
         }
-        // With its id, a client would take this for the answer to the first request and lose the real one.
+        // If this had the id, a client would take it for the answer to the first request and lose the real one.
         let twice = ErrorData::invalid_request(
             "invalid request: `id` belongs to a request that is not answered yet",
             None,
@@ -215,7 +215,7 @@ where
         let shared = Arc::clone(&self.server.shared);
         let (idle_time, max_time) = match self.server.throttle {
             Some(_) => (shared.settings.idle, CALL_TIME),
-            // The operator's own terminal may be stopped.
+            // The operator's own terminal may be suspended.
             None => (Duration::MAX, Duration::MAX),
         };
         async move {
@@ -226,10 +226,10 @@ where
             let _held = held;
             let mut writer = writer.lock().await;
             if outer.is_some() && flight.outer(&item).is_none() {
-                // Cancelled while it waited.
+                // Cancelled while it was waiting.
                 return Ok(());
             }
-            // Only now, so that only one answer at a time is in memory twice.
+            // Encoded only now, so that only one answer at a time is in memory twice.
             let outcome = RequestOutcome::of(&item);
             let line = encode(item, outer.as_ref().and_then(|(_, id)| id.clone()))?;
             if let Some((inner, _)) = &outer {
@@ -244,7 +244,7 @@ where
                 (shared.observer)(&answered);
             }
             if written.is_err() {
-                // The peer no longer reads: end the calls that still run.
+                // The peer no longer reads, so end the calls that are still running.
                 stop.immediate.cancel();
             }
             written
@@ -276,8 +276,8 @@ where
     }
 }
 
-/// An error as a line, without an id if the request had no readable one: the `null` of JSON-RPC is not an id in MCP
-/// (schema of 2025-11-25, `JSONRPCErrorResponse`), and clients that check their input throw on it.
+/// An error as a line, without an id if the request had no readable one: JSON-RPC's `null` is not an id in MCP
+/// (schema 2025-11-25, `JSONRPCErrorResponse`), and clients that validate their input throw on it.
 #[derive(Serialize)]
 struct ErrorLine<'a> {
     jsonrpc: &'static str,
@@ -286,7 +286,7 @@ struct ErrorLine<'a> {
     error: &'a ErrorData,
 }
 
-/// Encodes one message as its line, with the client's own id.
+/// Encodes a message as a line, with the client's own id.
 fn encode(mut message: ServerJsonRpcMessage, id: Option<RequestId>) -> io::Result<Vec<u8>> {
     let mut line = if let ServerJsonRpcMessage::Error(error) = &message {
         serde_json::to_vec(&ErrorLine {

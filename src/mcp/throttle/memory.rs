@@ -1,8 +1,8 @@
-//! Limits the memory that one caller may use over all its connections: long messages, parsed requests, answers.
+//! Limits the memory that one caller may use across all its connections: long messages, parsed requests, answers.
 //!
 //! Each has its own part of the caller's budget, and memory is taken in this order, so that callers cannot deadlock.
-//! Part of the budget always belongs to the caller ([`MEMORY_RESERVED`]); the rest is borrowed from the server, all at
-//! once, and given back when unneeded. So a caller that has borrowed waits for no other caller.
+//! Part of the budget always belongs to the caller ([`MEMORY_RESERVED`]); the rest is borrowed from the server in one
+//! piece and returned when no longer needed, so a caller that has borrowed never waits for another caller.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,11 +12,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::limits::MEMORY_RESERVED;
 
-/// Minimum for answers, in bytes: one answer with the largest payload, in its message and in base64.
+/// Minimum for answers, in bytes: one answer with the largest payload, both in its message and in base64.
 const ANSWER_MIN: u64 = 24 * 1024 * 1024;
 /// Unit in which memory is counted, in bytes.
 const PART: u64 = 1024;
-/// Interval for retrying to borrow memory that the server has lent to others.
+/// Interval between attempts to borrow memory that the server has lent to others.
 const RETRY: Duration = Duration::from_millis(50);
 
 /// Lends a caller the part of its budget beyond [`MEMORY_RESERVED`].
@@ -28,7 +28,7 @@ pub(crate) trait Lender: Send + Sync {
     fn give_back(&self);
 }
 
-/// The lender of a server with one caller, whose memory no other caller needs.
+/// The lender for a server with a single caller, whose memory no other caller needs.
 pub(super) struct Alone;
 
 impl Lender for Alone {
@@ -46,7 +46,7 @@ pub(crate) struct MemoryPermit {
 }
 
 impl MemoryPermit {
-    /// Gives back all but that many bytes.
+    /// Releases all but this many bytes.
     pub(crate) fn shrink(mut self, bytes: usize) -> Option<Self> {
         let needed = self.permit.split(usize::try_from(parts(bytes)).ok()?);
         match needed {
@@ -54,7 +54,7 @@ impl MemoryPermit {
                 permit,
                 budget: Arc::clone(&self.budget),
             }),
-            // It holds less.
+            // It already holds less.
             None => Some(self),
         }
     }
@@ -87,7 +87,7 @@ impl MemoryBudget {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts more parts if they are the caller's or can be borrowed; returns whether it did.
+    /// Reserves more parts if they belong to the caller or can be borrowed; returns whether it did.
     fn try_reserve(&self, parts: u64) -> bool {
         let mut state = self.state();
         let used = state.used.saturating_add(parts);
@@ -112,7 +112,7 @@ impl MemoryBudget {
     }
 }
 
-/// A part of the budget, which the connections of a caller share.
+/// A part of the budget, shared by a caller's connections.
 pub(super) struct MemoryPool {
     parts: u64,
     free: Arc<Semaphore>,
@@ -129,8 +129,8 @@ impl MemoryPool {
         }
     }
 
-    /// Waits for that many bytes at once, or for the whole pool if it has fewer, so that each message that has begun
-    /// can end. Never fails: the semaphore is never closed.
+    /// Waits until this many bytes are free together, or the whole pool if it has fewer, so that each message that has
+    /// begun can be completed. Never fails: the semaphore is never closed.
     pub(super) async fn acquire(&self, bytes: usize) -> io::Result<MemoryPermit> {
         let parts = parts(bytes).min(self.parts);
         let permits = u32::try_from(parts).unwrap_or(u32::MAX);
@@ -157,8 +157,8 @@ pub(super) struct Pools {
 }
 
 impl Pools {
-    /// Divides a caller's budget in bytes: an eighth for parsed requests, the same for the helpers that get the same
-    /// requests, three eighths or the needs of one answer for answers, and the rest for messages.
+    /// Divides a caller's budget, in bytes: an eighth for parsed requests, as much for the helpers that get the same
+    /// requests, three eighths for answers (or enough for one answer if that is more), and the rest for messages.
     pub(super) fn of(bytes: u64, lender: Box<dyn Lender>) -> Self {
         let budget = Arc::new(MemoryBudget {
             lender,

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Returns a file of three machines; those named here have an address with this last part, the others use DHCP.
+/// Returns a file with three machines; those named here have an address with this last octet, the others use DHCP.
 fn machines(addresses: &[(&str, u8)]) -> String {
     let mut text =
         "project_name: demo\nglobal: {default_os_image: bb}\ndomains:\n  work:\n    subnet_id: 1\n    machines:\n"
@@ -15,7 +15,7 @@ fn machines(addresses: &[(&str, u8)]) -> String {
     text
 }
 
-/// Returns the planned address changes; checks that they never assign an address twice, and complete the change.
+/// Returns the planned address changes; checks that they never assign an address twice, and leave nothing to change.
 fn passes(before: &[(&str, u8)], after: &[(&str, u8)]) -> Vec<String> {
     let mut state = applied(&machines(before));
     let after = machines(after);

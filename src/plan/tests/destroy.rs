@@ -1,4 +1,4 @@
-//! Tests the plan of `destroy`: the deletions, and the objects that stay.
+//! Tests the plan of `destroy`: the deletions, and the objects that are kept.
 
 use super::*;
 use crate::plan::{Deletions, Selection, destroy};
@@ -73,7 +73,7 @@ fn destroy_takes_what_is_marked_in_the_order_in_which_it_can_go() {
             "the domain `work` stays because anklume did not create some of its content: mine, dev-data, profile theirs, storage-pools/default/buckets/logs"
         ]
     );
-    // The profile and the bucket alone keep it too.
+    // The profile and the bucket alone are enough to keep it.
     state.instances.pop();
     state.volumes.pop();
     let deletions = destroy("demo", &state, Selection::All, false);
@@ -91,7 +91,7 @@ fn what_is_scheduled_goes_with_the_last_channel() {
     };
     assert_eq!(all(&state, true).last(), Some(&last));
     assert!(!all(&state, false).contains(&last));
-    // One end of the channel stays.
+    // One end of the channel remains.
     let one = destroy("demo", &state, Selection::Machine("dev"), true);
     assert!(!gone(&one).contains(&last));
     let mut other = state.instances[0].clone();

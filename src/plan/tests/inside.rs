@@ -83,7 +83,7 @@ fn the_program_is_needed_where_it_is_or_must_be_and_nowhere_else() {
     assert!(needed(INFRA, &empty()));
     assert!(needed(&INFRA.replace("[dev]", "[]"), &empty()));
     assert!(!needed(&alone, &empty()) && !needed(&alone, &applied(&alone)));
-    // The program also removes the remains of an earlier run.
+    // The program is also needed to remove the remains of an earlier run.
     assert!(needed(&alone, &applied(INFRA)));
 }
 
@@ -121,7 +121,7 @@ fn a_channel_that_nobody_has_proven_is_asked_again_until_somebody_has() {
         });
         all.collect()
     };
-    // The run that makes a channel tests it, and then removes the mark.
+    // The run that creates a channel tests it, and then removes the mark.
     let plan = planned(INFRA, &empty(), &facts(), &[]).unwrap();
     assert_eq!(verifications(&plan), [(true, true)]);
     let mut state = empty();
@@ -133,7 +133,7 @@ fn a_channel_that_nobody_has_proven_is_asked_again_until_somebody_has() {
             .keys()
             .any(|key| key.contains("unproven"))
     );
-    // If only the content of a machine changes, its channel has no mark yet.
+    // If only a machine's content changes, its channel has no mark yet.
     let silent = with(("vault", "signer"), |found| found.serving = Serving::Silent);
     let plan = planned(INFRA, &state, &silent, &[]).unwrap();
     assert_eq!(verifications(&plan), [(false, true)]);
@@ -173,7 +173,7 @@ fn a_machine_that_serves_no_longer_is_withdrawn_from() {
         lines.contains(&"- services of signer".to_owned()),
         "{lines:#?}"
     );
-    // Nothing is installed in a machine that never was an end.
+    // Nothing is installed in a machine that was never an end.
     let alone = INFRA.replace("consumers: [dev]", "consumers: []");
     let plan = planned(&alone, &empty(), &Facts::clone(&facts), &[]).unwrap();
     assert!(plan.actions().all(

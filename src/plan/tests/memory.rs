@@ -1,4 +1,4 @@
-//! Carries out plans on an Incus in memory.
+//! Carries out plans on an in-memory Incus.
 
 use serde_json::{Value, json};
 

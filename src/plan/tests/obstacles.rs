@@ -67,7 +67,7 @@ fn what_is_not_ours_stands_in_the_way_until_it_is_adopted() {
     let plan = planned(INFRA, &state, &facts(), &["work", "vault", "dev"]).unwrap();
     carry(&mut state, &plan);
     assert!(planned(INFRA, &state, &facts(), &[]).unwrap().is_empty());
-    // A profile made by hand in a domain's project.
+    // This profile was made by hand in a domain's project.
     let by_hand = json!({"name": "small", "project": "work", "config": {"limits.cpu": "8"}});
     let mut second = applied(&INFRA.replace("        profiles: [default, small]\n", ""));
     second.profiles.retain(|one| one.name != "small");
@@ -298,7 +298,7 @@ fn images_of_servers_are_looked_for_and_only_for_machines_that_are_to_be_made() 
     });
     let expected = json!({"type": "image", "mode": "pull", "server": "https://example.org", "protocol": "simplestreams", "alias": "debian/13"});
     assert_eq!(made.unwrap(), expected);
-    // An existing machine needs no image, whatever it was made from.
+    // An existing machine needs no image, regardless of its origin.
     let state = applied(INFRA);
     assert_eq!(remote_images(&infra(&text), &state), Vec::<String>::new());
     let plan = planned(&text, &state, &facts, &[]).unwrap();
@@ -315,7 +315,7 @@ fn every_code_is_a_heading_and_every_heading_a_code() {
         .filter_map(|line| line.strip_prefix("### "))
         .collect();
     let codes = PlanCode::ALL.iter().map(|code| code.as_str());
-    // The checks of the file report these two as well.
+    // The checks of the file itself also report these two.
     let of_both =
         [PlanCode::ProxyIntoChannels, PlanCode::SourceInSharedFolder].map(PlanCode::as_str);
     let codes: BTreeSet<&str> = codes.filter(|code| !of_both.contains(code)).collect();

@@ -1,9 +1,9 @@
-//! Tests folders of the host that machines write as the host's root.
+//! Tests host folders that machines write to as the host's root.
 
 use super::*;
 use crate::plan::{Reach, shared_sources};
 
-/// Returns the sources that a machine `dev` with these keys writes as the host's root; its domain has these profiles.
+/// Returns the sources that a machine `dev` with these keys writes to as the host's root; its domain has `profiles`.
 fn sources(keys: &str, profiles: &str) -> Vec<String> {
     let text = format!(
         "global: {{default_os_image: bb}}\ndomains: {{work: {{subnet_id: 1, profiles: {{{profiles}}}, machines: {{dev: {{{keys}}}}}}}}}\n"
@@ -24,7 +24,7 @@ fn a_disk_that_is_written_as_the_host_s_users_counts_and_no_other() {
     );
     for none in [
         "persistent_data: {p: {path: /p, readonly: true}}".to_owned(),
-        // Without `shift`, the machine's root is an unprivileged user of the host.
+        // Without `shift`, the machine's root is an unprivileged user on the host.
         own("source: /srv/d"),
         own("source: /srv/d, shift: false"),
         own("source: /srv/d, shift: true, readonly: true"),
@@ -86,7 +86,7 @@ fn a_folder_that_is_open_to_the_host_s_users_stands_in_the_way() {
         help("/pub/shut/docs", Reach::Replaceable("/pub".to_owned())),
         "`chmod go-w /pub`; or share it `ro`"
     );
-    // A machine that may only read is no danger.
+    // A machine that may only read poses no danger.
     let open = of("/srv/docs", Reach::Everybody);
     assert!(planned(&text("ro", "/srv/docs"), &empty(), &open, &[]).is_ok());
     let closed = of("/srv/docs", Reach::Nobody);

@@ -1,4 +1,4 @@
-//! Tests the rotation of channels' logs: of big ones by a run, and by the host's scheduler between runs.
+//! Tests the rotation of channel logs: of big ones by a run, and by the host's scheduler between runs.
 
 use super::*;
 use crate::plan::{BigLog, HostFile, Rotation, Schedule};

@@ -1,4 +1,4 @@
-//! Tests files below a folder that stands for the root: written whole, and never through or over a link.
+//! Tests files below a folder that stands in for the root: written whole, and never through or over a link.
 
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 

@@ -1,4 +1,4 @@
-//! Replaces one file by another in one step that can be undone, and never overwrites someone else's change.
+//! Replaces one file with another in a single, reversible step, and never overwrites someone else's change.
 
 use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
@@ -6,13 +6,13 @@ use rustix::io::Errno;
 use super::super::tree::FileIdentity;
 use crate::dir::Dir;
 
-/// The method of replacing files.
+/// The method used to replace files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Renames {
     /// Exchanges two names in one step.
     Exchange,
-    /// Uses hard links and plain renames, for file systems that cannot exchange names, such as NFS. A change by someone
-    /// else between the check of the old file and its replacement goes unnoticed.
+    /// Uses hard links and plain renames, for file systems that cannot exchange names, such as NFS. A change made by
+    /// someone else between checking the old file and replacing it goes unnoticed.
     Links,
 }
 
@@ -23,33 +23,33 @@ pub(super) struct CommitPlace<'a> {
     pub(super) folder: &'a Dir,
     /// The file's own name.
     pub(super) name: String,
-    /// The name of the new text before the change and of the old text after it.
+    /// The temporary file's name; the file holds the new text before the change, and the old text after it.
     pub(super) temporary: String,
-    /// A second name of the old file, if names cannot be exchanged.
+    /// A second name for the old file, used if names cannot be exchanged.
     pub(super) kept: String,
 }
 
-/// The way to undo a change.
+/// How to undo a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Undo {
     /// Remove the new file.
     Unlink,
-    /// Exchange the file with the temporary one, which is the old file.
+    /// Exchange the file with the temporary one, which holds the old text.
     Exchange,
     /// Rename the old file from its second name to its first.
     Kept,
-    /// Rename the temporary file, which is the old one, to its former name.
+    /// Rename the temporary file, which is the old file, back to its former name.
     Rename,
 }
 
 /// The reason why a file was not changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PlaceRefusal {
-    /// It differs from the file that was read, and is untouched.
+    /// It differs from the file that was read, and has been left untouched.
     Changed,
     /// It differs from the file that was read, and could not be put back.
     Displaced,
-    /// The system refused.
+    /// A system call failed.
     System(Errno),
 }
 
@@ -63,7 +63,7 @@ impl From<Errno> for PlaceRefusal {
 }
 
 impl CommitPlace<'_> {
-    /// Renames the temporary file to its final name, if nothing has that name.
+    /// Renames the temporary file to its final name, if that name is free.
     pub(super) fn create(&self, renames: Renames) -> Result<Undo, PlaceRefusal> {
         let made = match renames {
             Renames::Exchange => self.rename(&self.temporary, &self.name, RenameFlags::NOREPLACE),
@@ -76,7 +76,7 @@ impl CommitPlace<'_> {
         Ok(Undo::Unlink)
     }
 
-    /// Replaces the file `seen` by the temporary file `new`.
+    /// Replaces the file `seen` with the temporary file `new`.
     pub(super) fn update(
         &self,
         renames: Renames,
@@ -117,7 +117,7 @@ impl CommitPlace<'_> {
         }
     }
 
-    /// Undoes a change whose new file was `new`. A file that someone else has written since is kept.
+    /// Undoes a change whose new file was `new`. A file that someone else has since written is kept.
     pub(super) fn undo(&self, undo: Undo, new: Option<FileIdentity>) -> Result<(), Errno> {
         let is_ours = new.is_some_and(|new| self.is(&self.name, new));
         match (undo, new) {
@@ -136,7 +136,7 @@ impl CommitPlace<'_> {
         let _ = self.unlink(&self.kept);
     }
 
-    /// Exchanges the names back. If someone has written a newer file in the meantime, that one is kept.
+    /// Exchanges the names back. If someone has written a newer file in the meantime, the newer file is kept.
     fn exchange_back(&self, new: FileIdentity) -> Result<(), Errno> {
         self.rename(&self.temporary, &self.name, RenameFlags::EXCHANGE)?;
         if self.is(&self.temporary, new) {
@@ -145,7 +145,7 @@ impl CommitPlace<'_> {
         self.rename(&self.temporary, &self.name, RenameFlags::empty())
     }
 
-    /// Renames the temporary file back, unless someone has used its former name since.
+    /// Renames the temporary file back, unless someone has since used its former name.
     fn rename_back(&self) -> Result<(), Errno> {
         let back = match self.rename(&self.temporary, &self.name, RenameFlags::NOREPLACE) {
             Err(cause) if cannot(cause) => self.link(&self.temporary, &self.name),
@@ -172,7 +172,7 @@ impl CommitPlace<'_> {
         self.folder.remove(name).map(drop)
     }
 
-    /// Returns whether a name leads to exactly this version of a file.
+    /// Returns whether a name refers to exactly this version of a file.
     fn is(&self, name: &str, identity: FileIdentity) -> bool {
         let stat = self.folder.stat(name).ok().flatten();
         stat.is_some_and(|stat| FileIdentity::of(&stat) == identity)

@@ -1,4 +1,4 @@
-//! Tests changes in a real folder: made, undone, and never over the changes of others.
+//! Tests changes in a real folder: they are made or undone, and never overwrite other people's changes.
 
 use std::fs;
 use std::path::Path;

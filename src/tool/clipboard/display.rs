@@ -1,4 +1,4 @@
-//! Runs in the process that [`super`] starts: reads the clipboard of the display, or holds a text on it.
+//! Runs in the process that [`super`] starts: reads the display's clipboard, or holds text on it.
 
 use std::io::Read as _;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -19,10 +19,10 @@ use crate::catalogue::CLIPBOARD_MAX;
 const SETTLE_INTERVAL: Duration = Duration::from_millis(2);
 /// Interval at which a holder checks that its display still exists.
 const DISPLAY_INTERVAL: Duration = Duration::from_secs(2);
-/// Maximum number of bytes of a content that are counted.
+/// Maximum number of content bytes to count.
 const COUNTED_MAX: u64 = 1024 * 1024 * 1024;
 
-/// Reads the clipboard of the display that the environment names; with `passwords`, also a text marked as a password.
+/// Reads the clipboard of the display that the environment names; with `passwords`, even text marked as a password.
 pub(crate) fn read(passwords: bool) -> HolderAnswer {
     let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     if is_set("WAYLAND_DISPLAY") && mime_types().is_ok() {
@@ -34,10 +34,10 @@ pub(crate) fn read(passwords: bool) -> HolderAnswer {
     X11::connect().map_or_else(|why| why, |x11| text_of(x11, passwords))
 }
 
-/// Holds a text on the clipboard until something else is put there or the display ends; calls `answer` once, as soon
-/// as the text is there or cannot be put there.
+/// Holds text on the clipboard until something else is put there or the display ends; calls `answer` once, as soon
+/// as the text is there or it is clear that it cannot be put there.
 pub(crate) fn hold(text: String, answer: impl FnOnce(HolderAnswer)) {
-    // A second handle of the same clipboard reads it while the first waits.
+    // A second handle to the same clipboard reads it while the first one waits.
     let (Ok(mut setter), Ok(mut reader)) = (Clipboard::new(), Clipboard::new()) else {
         return answer(HolderAnswer::Unreachable);
     };
@@ -50,7 +50,7 @@ pub(crate) fn hold(text: String, answer: impl FnOnce(HolderAnswer)) {
     });
     loop {
         match replaced.recv_timeout(SETTLE_INTERVAL) {
-            // Set, and replaced already.
+            // The text was set, and has already been replaced.
             Ok(true) => return answer(HolderAnswer::Text(String::new())),
             Ok(false) | Err(RecvTimeoutError::Disconnected) => {
                 return answer(HolderAnswer::Refused);
@@ -62,7 +62,7 @@ pub(crate) fn hold(text: String, answer: impl FnOnce(HolderAnswer)) {
         }
     }
     answer(HolderAnswer::Text(String::new()));
-    // arboard does not notice the end of an X server; reading the clipboard does.
+    // arboard does not notice when an X server ends; reading the clipboard reveals it.
     while matches!(
         replaced.recv_timeout(DISPLAY_INTERVAL),
         Err(RecvTimeoutError::Timeout)
@@ -93,7 +93,7 @@ impl OfferSource for Wayland {
             let is_cut = types.len() > TYPES_MAX;
             types.truncate(TYPES_MAX);
             ClipboardOffer {
-                // A compositor does not name the owner.
+                // A compositor does not identify the owner.
                 owner: 0,
                 types,
                 is_cut,

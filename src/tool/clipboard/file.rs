@@ -1,4 +1,4 @@
-//! Keeps the clipboard of a machine without a display in a file that only its user can read.
+//! Keeps the clipboard of a machine without a display in a file that only the user can read.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -17,7 +17,7 @@ const NAME: &str = "clipboard";
 /// Limit in bytes, for comparison with file sizes.
 const MAX: u64 = CLIPBOARD_MAX as u64;
 
-/// Reads the clipboard; returns an empty text if none was set.
+/// Reads the clipboard; returns an empty string if no text was set.
 pub(in crate::tool) fn read(runtime: &Path) -> Result<String, ToolError> {
     let folder = open_folder(runtime)?;
     let bytes = match folder.regular(NAME) {
@@ -32,14 +32,14 @@ pub(in crate::tool) fn read(runtime: &Path) -> Result<String, ToolError> {
     String::from_utf8(bytes).map_err(|_| not_text())
 }
 
-/// Returns the content of the file, provided that it belongs to this user alone.
+/// Returns the content of the file, provided that the file belongs to this user alone.
 fn contents(regular: RegularFile) -> Result<Vec<u8>, ToolError> {
     let system = |refused: io::Error| ToolError::system("read the clipboard's file", refused);
     let stat = &regular.stat;
     if !is_own(stat) {
         return Err(not_trusted("belongs to another user"));
     }
-    // No name at all is fine: another call has replaced the file since it was opened.
+    // A file without a name is fine: another call has replaced it since it was opened.
     if stat.st_nlink > 1 {
         return Err(not_trusted("has a second name"));
     }
@@ -54,7 +54,7 @@ fn contents(regular: RegularFile) -> Result<Vec<u8>, ToolError> {
     })
 }
 
-/// Replaces the content of the clipboard, whole or not at all.
+/// Replaces the clipboard's content, completely or not at all.
 pub(super) fn write(runtime: &Path, content: &str, stop: &BlockingStop) -> Result<(), ToolError> {
     let folder = open_folder(runtime)?;
     let (name, file) = create_beside(&folder)?;
@@ -66,7 +66,7 @@ pub(super) fn write(runtime: &Path, content: &str, stop: &BlockingStop) -> Resul
                 .map_err(|refused| ToolError::system("replace the clipboard's file", refused))
         });
     if replaced.is_err() {
-        // The first error counts.
+        // Only the first error matters.
         let _ = folder.remove(&name);
     }
     replaced
@@ -79,9 +79,9 @@ fn fill(mut file: File, content: &str) -> Result<(), ToolError> {
     file.write_all(content.as_bytes()).map_err(system)
 }
 
-/// Makes a new file in the clipboard's folder; returns its name and the file.
+/// Creates a new file in the clipboard's folder; returns its name and the file.
 fn create_beside(folder: &Dir) -> Result<(String, File), ToolError> {
-    /// Maximum number of names that killed processes may have left behind.
+    /// Maximum number of names to try: killed processes may have left some behind.
     const TRIES: usize = 1000;
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let mut refused = Errno::EXIST;
@@ -100,7 +100,7 @@ fn create_beside(folder: &Dir) -> Result<(String, File), ToolError> {
     Err(ToolError::system("write the clipboard's file", refused))
 }
 
-/// Opens the runtime folder; makes it if it is missing, and denies others access.
+/// Opens the runtime folder; creates it if it is missing, and denies others access.
 fn open_folder(runtime: &Path) -> Result<Dir, ToolError> {
     let doing = "open the clipboard's folder (a folder of the user's own under XDG_RUNTIME_DIR)";
     let system = |refused: io::Error| ToolError::system(doing, refused);

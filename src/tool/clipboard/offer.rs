@@ -1,16 +1,16 @@
-//! Chooses the text among the types that the owner of a clipboard offers, unless it is marked as a password.
+//! Chooses the text from the types that a clipboard's owner offers, unless it is marked as a password.
 
 use super::HolderAnswer;
 use crate::catalogue::CLIPBOARD_MAX;
 
-/// The type by which password managers (KeePassXC, Bitwarden, 1Password) mark a password for Klipper, and its content.
+/// The type with which password managers (KeePassXC, Bitwarden, 1Password) mark passwords for Klipper, and its content.
 const HINT: &str = "x-kde-passwordManagerHint";
 const SECRET: &str = "secret";
 
-/// Maximum number of types that are read; programs offer a dozen or two.
+/// Maximum number of types to read; programs typically offer a dozen or two.
 pub(super) const TYPES_MAX: usize = 256;
 
-/// Maximum number of attempts while other programs take the clipboard.
+/// Maximum number of attempts while other programs keep taking over the clipboard.
 const TRIES: usize = 5;
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub(super) struct Content {
 }
 
 impl Content {
-    /// Counts bytes, and keeps them up to `max` bytes in all.
+    /// Counts bytes, and keeps up to `max` bytes in total.
     pub(super) fn add(&mut self, bytes: &[u8], max: usize) {
         let room = max.saturating_sub(self.kept.len()).min(bytes.len());
         self.kept
@@ -33,23 +33,23 @@ impl Content {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ClipboardOffer {
-    /// The owner, if the display names it.
+    /// The owner, if the display identifies it.
     pub(super) owner: u32,
     pub(super) types: Vec<String>,
-    /// True if it offers more than [`TYPES_MAX`].
+    /// True if it offers more than [`TYPES_MAX`] types.
     pub(super) is_cut: bool,
 }
 
-/// A display whose clipboard is read.
+/// A display whose clipboard is being read.
 pub(super) trait OfferSource {
-    /// Asks the owner of the clipboard for its types; `None`: it has no owner.
+    /// Asks the clipboard's owner for its types; `None` if there is no owner.
     fn offered(&mut self) -> Result<Option<ClipboardOffer>, HolderAnswer>;
 
-    /// Asks the owner for the content as one of its types; `None`: it refuses.
+    /// Asks the owner for the content as one of its types; `None` if the owner refuses.
     fn content(&mut self, name: &str) -> Result<Option<(Content, Encoding)>, HolderAnswer>;
 }
 
-/// Reads the text on a clipboard; with `passwords`, also one that is marked as a password.
+/// Reads the text on a clipboard; with `passwords`, even text that is marked as a password.
 pub(super) fn text_of(mut source: impl OfferSource, passwords: bool) -> HolderAnswer {
     for _ in 0..TRIES {
         match look(&mut source, passwords) {
@@ -60,7 +60,7 @@ pub(super) fn text_of(mut source: impl OfferSource, passwords: bool) -> HolderAn
     HolderAnswer::Refused
 }
 
-/// Tries once; `None`: another program took the clipboard meanwhile, and its content may be marked.
+/// Tries once; `None` if another program has meanwhile taken over the clipboard, whose content may now be marked.
 fn look(
     source: &mut impl OfferSource,
     passwords: bool,
@@ -79,7 +79,7 @@ fn look(
         let Some((content, encoding)) = source.content(name)? else {
             continue;
         };
-        // The text may be that of another owner, which came and went.
+        // The text may have come from another owner that came and went.
         if source.offered()? != before || (may_be_secret && is_marked(source)?) {
             return Ok(None);
         }
@@ -91,7 +91,7 @@ fn look(
     }))
 }
 
-/// Returns whether the owner marks its content as a password; an unreadable mark counts.
+/// Returns whether the owner marks its content as a password; an unreadable mark counts as one.
 fn is_marked(source: &mut impl OfferSource) -> Result<bool, HolderAnswer> {
     let hint = source.content(HINT)?;
     Ok(hint.is_none_or(|(hint, _)| is_secret(&hint.kept)))
@@ -110,7 +110,7 @@ fn answer(content: Content, encoding: Encoding) -> HolderAnswer {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Encoding {
-    /// Only UTF-8.
+    /// UTF-8 only.
     Utf8,
     /// UTF-8, which xsel and others send; otherwise ISO 8859-1, as X11 defines its `STRING` (ICCCM §2.6.2).
     Latin1,
@@ -141,7 +141,7 @@ fn is_secret(hint: &[u8]) -> bool {
     hint.trim_ascii() == SECRET.as_bytes()
 }
 
-/// Decodes a text; `None` if it is not one.
+/// Decodes bytes as text; `None` if they are not text.
 fn decode(bytes: Vec<u8>, encoding: Encoding) -> Option<String> {
     match (String::from_utf8(bytes), encoding) {
         (Ok(text), _) => Some(text),
@@ -156,7 +156,7 @@ fn decode(bytes: Vec<u8>, encoding: Encoding) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// The owners of the clipboard, in turn: the types that each offers, with the text that it gives.
+    /// The clipboard's successive owners: the types that each one offers, with the text that it returns.
     struct Owners(Vec<Vec<(&'static str, Option<&'static str>)>>);
 
     impl OfferSource for Owners {

@@ -1,7 +1,7 @@
 //! Reads the clipboard of an X server as its owner offers it (ICCCM §2).
 //!
-//! Does not use arboard, which asks for types that the owner never offered; owners may answer that with anything. The
-//! server ends this process if the owner does not answer.
+//! Does not use arboard, which asks for types that the owner never offered; owners may answer such requests with
+//! anything. If the owner does not answer, the MCP server kills this process.
 
 use x11rb::COPY_DEPTH_FROM_PARENT;
 use x11rb::CURRENT_TIME;
@@ -23,15 +23,15 @@ use crate::catalogue::CLIPBOARD_MAX;
 pub(super) struct X11 {
     connection: RustConnection,
     window: Window,
-    /// The selection that is the clipboard.
+    /// The clipboard selection.
     clipboard: Atom,
-    /// The property in which owners put their content.
+    /// The property to which owners write their content.
     property: Atom,
-    /// The type of content that comes incrementally.
+    /// The type of content that is sent incrementally.
     incr: Atom,
 }
 
-/// Any failure of an open connection.
+/// Any failure on an open connection.
 impl From<ReplyOrIdError> for HolderAnswer {
     fn from(_: ReplyOrIdError) -> Self {
         Self::Refused
@@ -61,7 +61,7 @@ impl X11 {
             0,
             WindowClass::INPUT_OUTPUT,
             0,
-            // Incremental content is announced by changes of the property.
+            // Incremental content is announced by changes to the property.
             &CreateWindowAux::new().event_mask(EventMask::PROPERTY_CHANGE),
         )?;
         Ok(Self {
@@ -73,7 +73,7 @@ impl X11 {
         })
     }
 
-    /// Asks the owner for its content as a type; returns the actual type and the bytes, `None` if it refuses.
+    /// Asks the owner for its content as this type; returns the actual type and the bytes, or `None` if it refuses.
     fn ask(&self, target: &str, max: usize) -> Result<Option<(Atom, Content)>, ReplyOrIdError> {
         let target = atom(&self.connection, target)?;
         self.connection
@@ -98,7 +98,7 @@ impl X11 {
             if kind == self.incr {
                 return self.take_increments(max).map(Some);
             }
-            // xsel notifies a second time after incremental content.
+            // xsel sends a second notification after incremental content.
             if kind != NONE {
                 return Ok(Some((kind, content)));
             }
@@ -123,7 +123,7 @@ impl X11 {
         Ok((reply.type_, content))
     }
 
-    /// Takes content that comes in many properties, the last of them empty (ICCCM §2.7.2).
+    /// Takes content that is sent as many properties, the last of which is empty (ICCCM §2.7.2).
     fn take_increments(&self, max: usize) -> Result<(Atom, Content), ReplyOrIdError> {
         let mut whole = Content::default();
         loop {
@@ -134,7 +134,7 @@ impl X11 {
             }
             let (kind, part) = self.take(max)?;
             if kind == NONE {
-                // A late event about a property that was taken already.
+                // A late event about a property that has already been taken.
                 continue;
             }
             if part.bytes == 0 {
@@ -172,7 +172,7 @@ impl X11 {
                 let is_cut = listed.bytes > 4 * TYPES_MAX as u64;
                 (self.names(&listed.kept)?, is_cut)
             }
-            // An owner that does not support `TARGETS` may still give a text.
+            // An owner that does not support `TARGETS` may still provide text.
             None => (["UTF8_STRING", "STRING"].map(str::to_owned).to_vec(), false),
         };
         Ok(Some(ClipboardOffer {
@@ -196,7 +196,7 @@ impl OfferSource for X11 {
     fn content(&mut self, name: &str) -> Result<Option<(Content, Encoding)>, HolderAnswer> {
         let answer = self.ask(name, CLIPBOARD_MAX)?;
         Ok(answer.map(|(kind, content)| {
-            // The owner chooses the encoding of `TEXT`, and the actual type names it.
+            // The owner chooses the encoding of `TEXT` and indicates it by the actual type.
             let is_string = kind == Atom::from(AtomEnum::STRING);
             let encoding = if is_string {
                 Encoding::Latin1

@@ -1,4 +1,4 @@
-//! `file_accept`: a new file below the portal, whole or not at all.
+//! `file_accept`: a new file below the portal, written completely or not at all.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ pub(in crate::tool) struct Upload {
     size: u64,
     digest: Sha256,
     options: UploadOptions,
-    /// `None` for the operator, whom only the disk limits.
+    /// `None` for the operator, who is limited only by the disk.
     reservation: Option<QuotaReservation>,
 }
 
@@ -38,7 +38,7 @@ pub(super) struct UploadOptions {
     sha256: Option<String>,
 }
 
-/// The piece of one call, or the whole file.
+/// One call's piece, or the whole file.
 #[derive(Debug)]
 pub(super) struct UploadPiece {
     pub(super) path: PortalPath,
@@ -105,7 +105,7 @@ fn take_piece(
             (piece, upload)
         }
         (Err(refused), upload) => {
-            // A bad piece must not lose the good ones.
+            // A bad piece must not discard the good ones.
             if let Some(upload) = upload {
                 turn.wait(upload.size, upload);
             }
@@ -156,7 +156,7 @@ impl UploadPiece {
 }
 
 impl UploadOptions {
-    /// Adopts options that are set for the first time, and refuses a contradiction.
+    /// Adopts options that are set for the first time, and refuses contradictions.
     fn merge(&mut self, other: &Self) -> Result<(), ToolError> {
         if self.mode.is_some() && other.mode.is_some() && self.mode != other.mode {
             return Err(contradicts("mode"));
@@ -227,7 +227,7 @@ impl Upload {
         Ok(self)
     }
 
-    /// Gives the file its name, if its content is the announced one.
+    /// Gives the file its name, unless its digest differs from the announced one.
     pub(super) fn finish(
         self,
         settings: &Settings,
@@ -240,7 +240,7 @@ impl Upload {
             return Err(ToolError::Digest { actual, announced });
         }
         stop.check()?;
-        // The portal is walked again: folders may have been moved since the first piece.
+        // The path is opened again: folders may have been moved since the first piece.
         let (parent, folders) = Portal::open_or_make(settings)?.make_parent(&path)?;
         let (_, name) = path.split();
         let published = self.file.publish(&parent, name, mode);

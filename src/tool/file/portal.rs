@@ -1,4 +1,4 @@
-//! Opens files below the portal, through no symbolic link.
+//! Opens files below the portal, without following symbolic links.
 
 use std::os::fd::OwnedFd;
 
@@ -9,14 +9,14 @@ use crate::catalogue::PortalPath;
 use crate::dir::{BENEATH, Dir, READ, SEARCH, make_all};
 use crate::tool::{Settings, ToolError};
 
-/// Permissions of new folders, less the umask.
+/// Permissions of new folders, before the umask is applied.
 const FOLDER_MODE: u32 = 0o755;
 
 /// The open portal.
 #[derive(Debug)]
 pub(super) struct Portal(Dir);
 
-/// Makes the portal if it is missing, unless other users can write in the folder above.
+/// Creates the portal if it is missing, unless other users can write to its parent folder.
 pub(in crate::tool) fn make(settings: &Settings) -> Result<(), ToolError> {
     make_all(&settings.portal, Mode::from_raw_mode(FOLDER_MODE))
         .map_err(|refused| ToolError::system("make the portal folder", refused))
@@ -35,13 +35,13 @@ impl Portal {
         }
     }
 
-    /// Opens the portal, after making it if it is missing.
+    /// Opens the portal, creating it first if it is missing.
     pub(super) fn open_or_make(settings: &Settings) -> Result<Self, ToolError> {
         make(settings)?;
         Self::open(settings)
     }
 
-    /// Opens a file or folder only to read its metadata.
+    /// Opens a file or folder for reading its metadata only.
     pub(super) fn look(&self, path: &PortalPath) -> Result<OwnedFd, ToolError> {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         self.0
@@ -58,7 +58,7 @@ impl Portal {
             .map_err(|refused| explain(refused, path, "read"))
     }
 
-    /// Opens the folder of a file; returns `None` if it does not exist.
+    /// Opens a file's folder; returns `None` if the folder does not exist.
     pub(super) fn parent(&self, path: &PortalPath) -> Result<Option<Dir>, ToolError> {
         let (folders, _) = path.split();
         match self.0.dir(&folders.join("/")) {
@@ -68,7 +68,7 @@ impl Portal {
         }
     }
 
-    /// Opens the lowest existing folder on the path of a file.
+    /// Opens the deepest existing folder on a file's path.
     pub(super) fn nearest(&self, path: &PortalPath) -> Result<Dir, ToolError> {
         let (mut folders, _) = path.split();
         loop {
@@ -81,7 +81,7 @@ impl Portal {
         }
     }
 
-    /// Opens the folder of a file, making missing ones; also returns their number.
+    /// Opens a file's folder, creating any missing folders; also returns their number.
     pub(super) fn make_parent(&self, path: &PortalPath) -> Result<(Dir, u64), ToolError> {
         if let Some(parent) = self.parent(path)? {
             return Ok((parent, 0));
@@ -99,7 +99,7 @@ impl Portal {
         Ok((folder, made))
     }
 
-    /// Opens a folder of the portal for listing; returns `None` if it does not exist.
+    /// Opens a folder in the portal for listing; returns `None` if it does not exist.
     pub(super) fn list(&self, folder: &str) -> Result<Option<OwnedFd>, ToolError> {
         match self.0.open_at(folder, READ) {
             Ok(folder) => Ok(Some(folder)),

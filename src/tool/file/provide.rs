@@ -19,10 +19,10 @@ use crate::policy::{Caller, Grant};
 use crate::text;
 use crate::tool::{Copies, Settings, ToolError, ToolOutcome, ToolSession, blocking};
 
-/// Maximum number of files that one connection reads in pieces at once; beyond it, the least recent is forgotten.
+/// Maximum number of files that one connection may be reading in pieces; beyond it, the least recent one is forgotten.
 const READS_MAX: usize = 16;
 
-/// The files that one connection reads in pieces, by the path that the caller sent; the least recent comes first.
+/// The files that one connection is reading in pieces, by the path that the caller sent; the least recent comes first.
 #[derive(Debug, Clone, Default)]
 pub(in crate::tool) struct Reads(Arc<Mutex<VecDeque<(PortalPath, ReadProgress)>>>);
 
@@ -69,7 +69,7 @@ pub(in crate::tool) async fn provide(
     .await
 }
 
-/// Returns the maximum size of an answer in memory, in bytes: the requested file or piece, and its base64, once or twice.
+/// Returns the maximum size of an answer in memory, in bytes: the file or piece, and its base64, once or twice.
 pub(in crate::tool) fn largest_answer(arguments: &Map<String, Value>, copies: Copies) -> usize {
     let number = |name| arguments.get(name).and_then(Value::as_u64);
     let requested = match (number("offset"), number("length")) {
@@ -90,7 +90,7 @@ pub(super) struct FileSource {
 }
 
 impl FileSource {
-    /// Opens the first existing file among those that a path may mean.
+    /// Opens the first existing file among those to which a path may refer.
     pub(super) fn open(
         settings: &Settings,
         requested: &PortalPath,
@@ -110,13 +110,13 @@ impl FileSource {
                 opened => return opened,
             }
         }
-        // Names the path that the caller sent, not those that were tried.
+        // The error names the path that the caller sent, not the paths that were tried.
         let path = requested.to_string();
         Err(ToolError::NotFound { path })
     }
 
     fn open_one(portal: &Portal, path: &PortalPath) -> Result<Self, ToolError> {
-        // Checked before opening too, because opening a device can have side effects.
+        // Also checked before opening, because opening a device can have side effects.
         regular(&portal.look(path)?, path)?;
         let file = portal.read(path)?;
         let stat = regular(&file, path)?;
@@ -168,7 +168,7 @@ impl FileSource {
         self.answer(offset, &bytes, digest, copies)
     }
 
-    /// Reads exactly this part; a file that changes meanwhile is an error.
+    /// Reads exactly this part; fails if the file changes meanwhile.
     fn read(&self, offset: u64, length: u64) -> Result<Vec<u8>, ToolError> {
         let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
         let read = self.file.read_exact_at(&mut bytes, offset);
@@ -213,7 +213,7 @@ impl Reads {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the progress of a file; the first piece starts over.
+    /// Takes a file's progress out of the list; the first piece starts over.
     fn take(
         &self,
         requested: &PortalPath,
@@ -232,14 +232,14 @@ impl Reads {
             _ if offset == 0 => Ok(fresh(Some(Sha256::new()))),
             Some((_, known)) if known.identity != source.identity => Err(changed(&source.path)),
             Some((_, known)) if known.next == offset => Ok(known),
-            // Read from the middle: nothing to compare with, and no digest in the end.
+            // A read from the middle: there is nothing to compare with, and no digest at the end.
             Some(_) | None => Ok(fresh(None)),
         }
     }
 
     fn put(&self, requested: PortalPath, progress: ReadProgress) {
         let mut reads = self.lock();
-        // Another call may have put back the same file meanwhile.
+        // Another call may have put back progress for the same file meanwhile.
         reads.retain(|(path, _)| *path != requested);
         if reads.len() >= READS_MAX {
             reads.pop_front();
@@ -264,7 +264,7 @@ fn fstat_of(file: &impl AsFd, path: &PortalPath) -> Result<Stat, ToolError> {
     fstat(file).map_err(|refused| ToolError::system(format!("look at `{path}`"), refused))
 }
 
-/// Refuses anything but a regular file with one name: another name may lie outside the portal.
+/// Refuses anything but a regular file with one name: another name could be outside the portal.
 fn regular(file: &impl AsFd, path: &PortalPath) -> Result<Stat, ToolError> {
     let stat = fstat_of(file, path)?;
     let fault = match FileType::from_raw_mode(stat.st_mode) {

@@ -1,4 +1,4 @@
-//! Tests the portal from the outside: every fault of the forerunner's server with files, and races.
+//! Tests the portal from the outside: every file-related fault of the forerunner's server, and races.
 
 mod pieces;
 mod race;
@@ -89,7 +89,7 @@ fn a_negative_mode_is_no_way_to_setuid() {
             refused.starts_with("`mode` must be three octal digits"),
             "{refused}"
         );
-        // It is refused before it is written.
+        // The call is refused before anything is written.
         assert!(!bench.portal().join("f").exists(), "{bad}");
     }
     for (good, bits) in [("0600", 0o600), ("755", 0o755), ("000", 0)] {
@@ -345,7 +345,7 @@ fn calls_at_once_on_one_connection_do_not_disturb_each_other() {
         let path = format!("d{}/f{index}", index % 4);
         assert_eq!(bench.provide(&path).unwrap(), path.as_bytes());
     }
-    // Of many calls for one name, one succeeds, and its file is whole.
+    // Of many calls with the same name, one succeeds, and its file is complete.
     let same = |index: u8| {
         (
             "file_accept",

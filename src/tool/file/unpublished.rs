@@ -25,7 +25,7 @@ pub(super) struct Unpublished {
 }
 
 impl Unpublished {
-    /// Makes a new file with these permissions on the file system of `folder`.
+    /// Creates a new file with these permissions on the file system of `folder`.
     pub(super) fn create(folder: Dir, mode: Mode) -> Result<Self, Errno> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         match openat(&folder, ".", flags, mode) {
@@ -33,7 +33,7 @@ impl Unpublished {
                 file: file.into(),
                 name: None,
             }),
-            // FUSE and NFS have no unnamed files.
+            // FUSE and NFS do not support unnamed files.
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
                 Self::create_named(folder, PRIVATE)
             }
@@ -41,9 +41,9 @@ impl Unpublished {
         }
     }
 
-    /// Makes a new file with a temporary name.
+    /// Creates a new file with a temporary name.
     fn create_named(folder: Dir, mode: Mode) -> Result<Self, Errno> {
-        /// Maximum number of names that killed processes may have left behind.
+        /// Maximum number of names to try: killed processes may have left some behind.
         const TRIES: usize = 1000;
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let flags =
@@ -72,7 +72,7 @@ impl Unpublished {
     /// Sets the permissions, syncs the file to disk, and gives it its name in `folder`; `EXIST` if the name is taken.
     pub(super) fn publish(mut self, folder: &Dir, name: &str, mode: Mode) -> io::Result<()> {
         match permit(&self.file, mode) {
-            // A confined process may not change modes; it makes another file instead.
+            // A confined process may not change modes, so it creates another file instead.
             Err(Errno::PERM) => self = self.copy(folder.dir(".")?, mode)?,
             permitted => permitted?,
         }
@@ -103,7 +103,7 @@ impl Unpublished {
     /// Gives an unnamed file its name.
     fn link(&self, folder: &Dir, name: &str) -> Result<(), Errno> {
         match linkat(&self.file, "", folder, name, AtFlags::EMPTY_PATH) {
-            // Older kernels allow this to privileged processes only.
+            // Older kernels allow this only for privileged processes.
             Err(Errno::NOENT | Errno::PERM) => self.link_through_proc(folder, name),
             linked => linked,
         }
@@ -154,7 +154,7 @@ mod tests {
         fs::read_dir(path).unwrap().count()
     }
 
-    /// Creates a file in both ways, each with its number of entries: only the second has a name.
+    /// Creates a file in both ways, each with its number of folder entries: only the second file has a name.
     fn both(path: &Path) -> [(Unpublished, usize); 2] {
         let nameless = Unpublished::create(folder(path), PRIVATE).unwrap();
         assert!(

@@ -1,4 +1,4 @@
-//! Limits how much each consumer leaves in its folder of the portal, so that none can fill the disk.
+//! Limits how much each consumer may leave in its portal folder, so that none can fill the disk.
 //!
 //! Files handed in through this server are counted exactly; other changes count when the folder is measured again.
 
@@ -14,23 +14,23 @@ use rustix::io::Errno;
 use super::portal::Portal;
 use crate::tool::ToolError;
 
-/// Time for which a measurement holds.
+/// Time for which a measurement stays valid.
 const FRESH: Duration = Duration::from_secs(60);
-/// Minimum duration of a slow measurement. For a full folder it is not repeated at once: a caller that keeps asking
-/// would keep its provider busy.
+/// Minimum duration of a slow measurement, which is not repeated immediately if the folder is full: a caller that keeps
+/// asking would keep its provider busy.
 const LONG: Duration = Duration::from_millis(10);
-/// Time for which a slow measurement of a full folder holds, as a multiple of its duration.
+/// Time for which a slow measurement of a full folder stays valid, as a multiple of its duration.
 const LONG_FACTOR: u32 = 20;
-/// Unit in which a file or folder counts, in bytes; an empty one counts as one unit.
+/// Unit in which files and folders are counted, in bytes; an empty one counts as one unit.
 const BLOCK: u64 = 4096;
-/// Maximum depth of measured folders; a caller's paths are less deep.
+/// Maximum depth of measured folders; a caller's paths are shallower.
 const DEPTH_MAX: usize = 32;
 
-/// The usage of the portal by consumers, shared by all connections of a server.
+/// The consumers' portal usage, shared by all of a server's connections.
 #[derive(Debug, Clone, Default)]
 pub(in crate::tool) struct Usage(Arc<Mutex<HashMap<String, Arc<Share>>>>);
 
-/// One folder's share. Measuring a folder holds only its own lock, so that no other consumer waits.
+/// One folder's share. Measuring a folder holds only its own lock, so that no other consumer has to wait.
 #[derive(Debug, Default)]
 struct Share {
     measured: Mutex<Option<Measured>>,
@@ -47,7 +47,7 @@ struct Measured {
 }
 
 impl Measured {
-    /// Returns whether it still holds; a full folder is measured again earlier, because files may have been removed.
+    /// Returns whether it is still valid; a full folder is measured again sooner, because files may have been removed.
     fn holds(self, fits: bool) -> bool {
         let age = self.at.elapsed();
         let still_full = self.took >= LONG && age < self.took * LONG_FACTOR;
@@ -79,12 +79,12 @@ impl Usage {
 }
 
 impl QuotaReservation {
-    /// Grows the reservation to a file of `size` bytes.
+    /// Grows the reservation to fit a file of `size` bytes.
     pub(super) fn grow(&mut self, portal: &Portal, size: u64) -> Result<(), ToolError> {
         let wanted = blocks(size).saturating_sub(self.bytes);
         let share = &self.share;
         let measured = share.measured.lock();
-        // Held until the space is reserved, so that two files never take the same space.
+        // The lock is held until the space is reserved, so that two files never take the same space.
         let mut measured = measured.unwrap_or_else(PoisonError::into_inner);
         let fits = || share.total().saturating_add(wanted) <= self.limit;
         if !measured.is_some_and(|last| last.holds(fits())) {
@@ -119,7 +119,7 @@ impl QuotaReservation {
 
 impl Drop for QuotaReservation {
     fn drop(&mut self) {
-        // Takes no lock: it may run on the thread that serves.
+        // Takes no lock, because it may run on the serving thread.
         self.share.reserved.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
@@ -131,12 +131,12 @@ impl Share {
     }
 }
 
-/// Rounds a size up to whole blocks, at least one; in bytes.
+/// Rounds a size in bytes up to whole blocks, at least one.
 fn blocks(size: u64) -> u64 {
     size.div_ceil(BLOCK).max(1).saturating_mul(BLOCK)
 }
 
-/// Returns the bytes below a folder of the portal, in whole blocks.
+/// Returns the number of bytes below a portal folder, in whole blocks.
 fn measure(portal: &Portal, folder: &str) -> Result<u64, ToolError> {
     let Some(opened) = portal.list(folder)? else {
         return Ok(0);
@@ -205,7 +205,7 @@ mod tests {
         let of = |folder: &str| usage.reserve(folder.to_owned(), 2 * BLOCK);
         let mut alice = of("incoming/alice");
         alice.grow(&portal, 1).unwrap();
-        // Locked, as it is while her folder is measured.
+        // Locked, as it is while her folder is being measured.
         let share = Arc::clone(&alice.share);
         let measuring = share.measured.lock().unwrap();
         let mut bob = of("incoming/bob");

@@ -1,4 +1,4 @@
-//! Explains why gpg did not sign, from the codes that it reports, with the next step.
+//! Explains why gpg did not sign, based on the codes that it reports, and suggests the next step.
 
 use std::io;
 
@@ -21,14 +21,14 @@ pub enum GpgFault {
         /// The requested key; `None`: the default key.
         Option<String>,
     ),
-    /// The folder of keys is missing; gpg would report a missing key.
+    /// The key folder is missing; gpg would report a missing key.
     #[error(
         "`{variable}` names {what} on the provider, so gpg has no keys there; make that folder for the user that serves \
          (uid {}), or start the server with `GNUPGHOME` set to the folder of its keys",
         geteuid()
     )]
     NoHome {
-        /// The variable that names the folder; the path is not the caller's business.
+        /// The variable that names the folder; the path itself is withheld from the caller.
         variable: &'static str,
         /// The entry found instead.
         what: &'static str,
@@ -38,7 +38,7 @@ pub enum GpgFault {
     Unusable {
         /// Its fingerprint.
         key: String,
-        /// The reason why it cannot.
+        /// The reason why it cannot sign.
         why: UnfitKey,
     },
     /// The secret key is on a smartcard that does not sign.
@@ -60,7 +60,7 @@ pub enum GpgFault {
         "`gpg.conf` cannot be read on the provider: {0}; it may set the default key, so nothing is signed without it"
     )]
     Configuration(String),
-    /// Nothing can ask for the passphrase of the key.
+    /// Nothing can ask for the key's passphrase.
     #[error(
         "the key needs a passphrase, and no pinentry can ask for it on the provider; unlock the key there first, \
          install a graphical pinentry, or use a key without a passphrase"
@@ -75,7 +75,7 @@ pub enum GpgFault {
     /// The passphrase was wrong.
     #[error("wrong passphrase for the key on the provider")]
     Passphrase,
-    /// gpg-agent, which holds the keys, does not run and cannot be started.
+    /// gpg-agent, which holds the keys, is not running and cannot be started.
     #[error("gpg-agent cannot be started on the provider: {0}")]
     NoAgent(NoAgent),
     /// Another fault.
@@ -89,15 +89,15 @@ pub enum GpgFault {
 /// The reason why an existing key cannot sign.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnfitKey {
-    /// It, or its signing subkey, expired, at this time in seconds since 1970.
+    /// It or its signing subkey expired at this time, in seconds since 1970.
     Expired(Option<u64>),
     /// It is revoked.
     Revoked,
-    /// Its user disabled it.
+    /// Its user has disabled it.
     Disabled,
-    /// It was created in the future, at this time in seconds since 1970.
+    /// Its creation time is in the future, in seconds since 1970.
     Future(u64),
-    /// Neither it nor a subkey is for signing.
+    /// Neither it nor any subkey is meant for signing.
     NotForSigning,
     /// Its secret part is missing.
     Elsewhere,
@@ -153,7 +153,7 @@ pub enum CardFault {
         "and scdaemon, which talks to smartcards, is not installed on the provider; install it"
     )]
     NoDaemon,
-    /// It is inserted, but nothing can ask for its PIN.
+    /// The card is inserted, but nothing can ask for its PIN.
     #[error(
         "and no pinentry can ask for its PIN on the provider; unlock it there first, or install a graphical pinentry"
     )]
@@ -163,7 +163,7 @@ pub enum CardFault {
 /// The reason why gpg-agent cannot be started.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoAgent {
-    /// The path of its socket is too long.
+    /// Its socket path is too long.
     #[error(
         "the path of its socket has {bytes} bytes, and at most {SOCKET_MAX} are allowed; \
          move the folder of keys to a shorter path, or log in there once so that `/run/user/{}` exists",
@@ -173,13 +173,13 @@ pub enum NoAgent {
         /// Its length.
         bytes: usize,
     },
-    /// It cannot write to the folder of keys or of its socket; holds the system's error.
+    /// It cannot write to the key folder or its socket folder; holds the system error.
     #[error(
         "it cannot write to the folder of keys or of its socket ({0}); make both writable for the server's user (uid {uid})",
         uid = geteuid()
     )]
     ReadOnly(io::ErrorKind),
-    /// Its launcher does not answer.
+    /// Its launcher is not answering.
     #[error(
         "the service `{AGENT_UNIT}`, which starts it, does not answer ({0}); restart that there"
     )]
@@ -189,7 +189,7 @@ pub enum NoAgent {
     Other,
 }
 
-/// Maximum length of the path of a Unix socket, in bytes (`sun_path` of `unix(7)` without its final zero).
+/// Maximum length of a Unix socket path, in bytes (`sun_path` of `unix(7)` without its final zero).
 pub(super) const SOCKET_MAX: usize = 107;
 
 fn named(key: Option<&str>) -> String {
@@ -202,7 +202,7 @@ fn reason(text: Option<&str>) -> String {
 }
 
 impl GpgFault {
-    /// Returns the fault of gpg's home folder, if it has one.
+    /// Returns the fault in gpg's home folder, if there is one.
     pub(super) fn of_home(home: &GpgHome) -> Option<Self> {
         let what = match home.path.metadata() {
             Ok(entry) if entry.is_dir() => return None,
@@ -214,7 +214,7 @@ impl GpgFault {
         Some(Self::NoHome { variable, what })
     }
 
-    /// Maps a code of libgpg-error (its `err-codes.h`) to a fault of signing; `None` for any other.
+    /// Maps a libgpg-error code (from its `err-codes.h`) to a signing fault; `None` for any other code.
     pub(super) fn of_code(number: u32, key: Option<String>) -> Option<Self> {
         // Low 16 bits: the code; above them, the program that reported it.
         let fault = match number & 0xffff {
@@ -226,7 +226,7 @@ impl GpgFault {
             62 => Self::Unanswered,
             // GPG_ERR_NO_AGENT, GPG_ERR_AGENT
             77 | 78 => Self::NoAgent(NoAgent::Other),
-            // GPG_ERR_NO_PIN_ENTRY, GPG_ERR_PIN_ENTRY, and ENOTTY of pinentry-curses without a terminal
+            // GPG_ERR_NO_PIN_ENTRY, GPG_ERR_PIN_ENTRY, and ENOTTY from pinentry-curses without a terminal
             85 | 86 | 0x8066 => Self::NoPinentry,
             // GPG_ERR_CANCELED, GPG_ERR_FULLY_CANCELED
             99 | 198 => Self::Cancelled,
@@ -236,14 +236,14 @@ impl GpgFault {
     }
 }
 
-/// Formats seconds since 1970 as RFC 3339 in UTC; a time beyond the calendar as its number.
+/// Formats seconds since 1970 as RFC 3339 in UTC, or as a plain number if the time is beyond the calendar.
 pub(super) fn rfc3339(seconds: u64) -> String {
     let time = i64::try_from(seconds).ok();
     let time = time.and_then(|seconds| Timestamp::from_second(seconds).ok());
     time.map_or_else(|| seconds.to_string(), |time| time.to_string())
 }
 
-/// Returns the day of a time in seconds since 1970, in UTC.
+/// Returns the UTC date of a time in seconds since 1970.
 fn date(seconds: u64) -> String {
     let time = rfc3339(seconds);
     time.split('T').next().unwrap_or_default().to_owned()

@@ -1,11 +1,11 @@
-//! The launcher: a process beside the server that starts gpg-agent and keyboxd, the servers of GnuPG, when a call needs them.
+//! The launcher: a process next to the server that starts gpg-agent and keyboxd, GnuPG's servers, when needed.
 //!
-//! They outlive a server, because they remember passphrases, and may need what a server must not have, such as a card
+//! They outlive a server, because they remember passphrases, and may need access denied to a server, such as to a card
 //! reader. So they run without its limits, and outside its control group if a supervisor starts the launcher. A client
-//! writes one of the two names and a newline, and reads a newline once that server runs or cannot be started.
+//! writes one of the two names and a newline, and reads a newline once that server is running or cannot be started.
 //!
-//! A supervisor's launcher listens on a socket file. An unsupervised server starts its own before it is confined; that one listens on
-//! an abstract socket (`unix(7)`), written with a leading `@`, and ends with the server.
+//! A supervisor's launcher listens on a socket file. An unsupervised server starts its own before it is confined; that
+//! launcher listens on an abstract socket (`unix(7)`), written with a leading `@`, and ends with the server.
 
 use std::ffi::OsString;
 use std::fs::Permissions;
@@ -44,9 +44,9 @@ pub(in crate::tool) const GPGCONF: &str = "gpgconf";
 const DONE: &[u8] = b"\n";
 /// Maximum length of a line that the launcher reads, in bytes.
 const LINE_MAX: u64 = 16;
-/// Maximum time that the launcher waits for that line.
+/// Maximum time for which the launcher waits for that line.
 const LINE_WAIT: Duration = Duration::from_millis(500);
-/// Maximum number of connections at once.
+/// Maximum number of simultaneous connections.
 const WAITING_MAX: usize = 64;
 /// Maximum time that `gpgconf` may take.
 const GPGCONF_MAX: Duration = Duration::from_secs(10);
@@ -54,7 +54,7 @@ const GPGCONF_MAX: Duration = Duration::from_secs(10);
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// Interval between two attempts.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
-/// Maximum time of a launch: `gpgconf` gives each server 5 seconds, and another call may come first.
+/// Maximum duration of a launch: `gpgconf` allows each server 5 seconds, and another call may come first.
 const LAUNCH_MAX: Duration = Duration::from_secs(15);
 
 impl LauncherServer {
@@ -67,17 +67,17 @@ impl LauncherServer {
     }
 }
 
-/// Lets the launcher on this socket start a server.
+/// Asks the launcher on this socket to start a server.
 ///
 /// # Errors
 ///
-/// Nothing listens there, or it takes too long.
+/// Nothing is listening there, or the launch takes too long.
 pub(super) async fn launch(socket: &Path, server: LauncherServer) -> io::Result<()> {
     let began = Instant::now();
     let address = abstract_address(socket).unwrap_or_else(|| socket.to_owned());
     loop {
         match timeout(LAUNCH_MAX, request(&address, server)).await? {
-            // It may be restarting, or have refused one connection among many.
+            // The launcher may be restarting, or may have refused one of many connections.
             Err(_) if began.elapsed() < CONNECT_MAX => tokio::time::sleep(RETRY_INTERVAL).await,
             launched => return launched,
         }
@@ -91,12 +91,12 @@ async fn request(address: &Path, server: LauncherServer) -> io::Result<()> {
     stream.read_exact(&mut [0; DONE.len()]).await.map(drop)
 }
 
-/// Listens on this socket until it is killed, or its stdin is closed if the socket is abstract; starts the requested servers with the
-/// environment of this process.
+/// Listens on this socket until it is killed or, if the socket is abstract, its stdin is closed; starts the requested
+/// servers with the environment of this process.
 ///
 /// # Errors
 ///
-/// The socket cannot be made: its folder is missing or another user's.
+/// The socket cannot be created: its folder is missing or belongs to another user.
 pub(crate) async fn serve(socket: &Path) -> io::Result<()> {
     // The server holds the other end of stdin; once confined, it cannot signal this process.
     let (listener, mut server) = if let Some(address) = abstract_address(socket) {
@@ -126,11 +126,11 @@ pub(crate) async fn serve(socket: &Path) -> io::Result<()> {
             () = &mut server_ended => return Ok(()),
         };
         let Ok((stream, _)) = accepted else {
-            // Out of descriptors, for instance: the client is accepted later.
+            // No file descriptors are left, for instance: the client is accepted later.
             tokio::time::sleep(RETRY_INTERVAL).await;
             continue;
         };
-        // Anybody can connect to an abstract socket.
+        // Anyone can connect to an abstract socket.
         let peer = stream.peer_cred()?.uid();
         let is_ours = peer == geteuid().as_raw() || peer == 0;
         // A refused client tries again.
@@ -144,7 +144,7 @@ pub(crate) async fn serve(socket: &Path) -> io::Result<()> {
     }
 }
 
-/// Returns the kernel's form of the address of an abstract socket; `None` if it is a file.
+/// Returns the kernel's form of an abstract socket's address; `None` if the socket is a file.
 fn abstract_address(socket: &Path) -> Option<PathBuf> {
     let name = socket.as_os_str().as_bytes().strip_prefix(b"@")?;
     Some(OsString::from_vec([b"\0", name].concat()).into())
@@ -168,7 +168,7 @@ async fn answer(mut stream: UnixStream, one_at_a_time: &Mutex<()>) -> io::Result
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .kill_on_drop(true);
-    // The call itself finds out why a server does not run.
+    // The call itself finds out why a server is not running.
     timeout(GPGCONF_MAX, gpgconf.status()).await??;
     stream.write_all(DONE).await
 }

@@ -1,25 +1,25 @@
-//! Streams a signed OpenPGP message (RFC 9580 §5.4, §10.3): content first, signature last, so that the signature of
-//! content of any size is verified in constant memory while it is made.
+//! Streams a signed OpenPGP message (RFC 9580 §5.4, §10.3): content first, signature last, so that a signature over
+//! content of any size can be verified in constant memory while it is being made.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-/// The type of a signature of bytes, not of lines of text.
+/// The signature type for bytes, as opposed to lines of text.
 const BINARY: u8 = 0;
-/// Digest algorithm SHA-512 of OpenPGP.
+/// OpenPGP's number for the digest algorithm SHA-512.
 const SHA512: u8 = 10;
-/// Minimum length of a part of a packet of unknown length, as the exponent of a power of two; the standard requires 512 bytes.
+/// Minimum part length in a packet of unknown length, as an exponent of two; the standard requires 512 bytes.
 const PART_MIN: u32 = 13;
-/// Maximum length of a part, likewise.
+/// Maximum part length, likewise.
 const PART_MAX: u32 = 30;
-/// First byte of a packet that announces a signature after the content, of one that holds content, and of a signature.
+/// First bytes of three packets: the announcement of a signature after the content, the content, and the signature.
 const ONE_PASS: u8 = 0xc4;
 const LITERAL: u8 = 0xcb;
 const SIGNATURE: u8 = 0xc2;
 
 #[derive(Debug)]
 pub(super) struct Message {
-    /// Content that does not fill a part yet.
+    /// Content that does not yet fill a part.
     pending: Vec<u8>,
 }
 
@@ -53,8 +53,8 @@ impl Message {
         }
     }
 
-    /// Returns the rest of the message: the last content, and the signature from its ASCII armor; `None` unless that is the armor of
-    /// exactly one signature.
+    /// Returns the rest of the message: the last content, and the signature from its ASCII armor; `None` unless the
+    /// armor contains exactly one signature.
     pub(super) fn end(self, armored: &str) -> Option<Vec<u8>> {
         let signature = one_signature(armored)?;
         Some([long(self.pending.len())?, self.pending, signature].concat())
@@ -67,7 +67,7 @@ fn long(length: usize) -> Option<Vec<u8>> {
     Some([&[0xff], length.to_be_bytes().as_slice()].concat())
 }
 
-/// Returns the one signature packet in an ASCII armor, in the current packet format.
+/// Returns the only signature packet in ASCII armor, converted to the current packet format.
 fn one_signature(armored: &str) -> Option<Vec<u8>> {
     let body = armored
         .strip_prefix("-----BEGIN PGP SIGNATURE-----\n")?
@@ -81,7 +81,7 @@ fn one_signature(armored: &str) -> Option<Vec<u8>> {
     Some([&[SIGNATURE], long(contents.len())?.as_slice(), contents].concat())
 }
 
-/// Returns the contents of a signature packet in either format (RFC 9580 §4.2), if nothing follows it.
+/// Returns the contents of a signature packet in either format (RFC 9580 §4.2), if nothing follows the packet.
 fn contents(bytes: &[u8]) -> Option<&[u8]> {
     let (&tag, rest) = bytes.split_first()?;
     let (length, rest) = match tag {
@@ -101,7 +101,7 @@ fn contents(bytes: &[u8]) -> Option<&[u8]> {
     (rest.len() == length).then_some(rest)
 }
 
-/// Reads a number from the first bytes, and returns it with the rest.
+/// Reads a number from the first bytes, and returns it with the remaining bytes.
 fn big_endian(bytes: &[u8], count: usize) -> Option<(usize, &[u8])> {
     let (number, rest) = bytes.split_at_checked(count)?;
     let fold = |sum: usize, byte: &u8| sum.checked_mul(256)?.checked_add(usize::from(*byte));

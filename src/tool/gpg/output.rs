@@ -1,5 +1,5 @@
-//! Reads the output of gpg (`doc/DETAILS` of GnuPG): its listing of secret keys, its status lines, and as much of its stderr as is
-//! safe to pass on.
+//! Reads gpg's output (see GnuPG's `doc/DETAILS`): its listing of secret keys, its status lines, and as much of its
+//! stderr as is safe to pass on.
 
 use super::fault::{GpgFault, UnfitKey, rfc3339};
 
@@ -24,7 +24,7 @@ struct KeyPart {
     /// Seconds since 1970; `None`: never.
     expires: Option<u64>,
     for_signing: bool,
-    /// The place of its secret: `+` here, `#` nowhere, else the serial number of a smartcard.
+    /// The location of its secret: `+` for here, `#` for nowhere, otherwise the serial number of a smartcard.
     token: String,
 }
 
@@ -77,12 +77,12 @@ pub(super) fn read_keys(listing: &str) -> Vec<GpgKey> {
     keys
 }
 
-/// Chooses the first key that can sign, at this time in seconds since 1970; with `exactly`, by this subkey (a fingerprint or the end
-/// of one).
+/// Chooses the first key that can sign at this time, in seconds since 1970; with `exactly`, only with this subkey (a
+/// fingerprint or the end of one).
 ///
 /// # Errors
 ///
-/// `None` without keys; otherwise the fingerprint of the first, and the reason why it cannot sign.
+/// `None` if there are no keys; otherwise the first key's fingerprint, and the reason why that key cannot sign.
 pub(super) fn choose(
     keys: &[GpgKey],
     exactly: Option<&str>,
@@ -102,7 +102,7 @@ pub(super) fn choose(
 }
 
 impl GpgKey {
-    /// Returns the key or subkey with this fingerprint, or end of one.
+    /// Returns the key or subkey whose fingerprint is or ends with this ID.
     fn part(&self, id: &str) -> Option<&KeyPart> {
         let id = id.to_ascii_uppercase();
         self.parts().find(|part| part.fingerprint.ends_with(&id))
@@ -116,7 +116,7 @@ impl GpgKey {
         if self.disabled {
             return Err(UnfitKey::Disabled);
         }
-        // A fault of the primary key affects all its subkeys.
+        // A fault in the primary key affects all its subkeys.
         self.primary.check(now)?;
         let exact = exactly.map(|id| self.part(id).ok_or(UnfitKey::NotForSigning));
         let exact = exact.transpose()?;
@@ -125,7 +125,7 @@ impl GpgKey {
         let may_sign = |part: &&KeyPart| part.for_signing && exact.is_none_or(|it| it == *part);
         for part in self.parts().filter(may_sign) {
             match part.check(now).and_then(|()| part.secret()) {
-                // The last usable one is the newest, which gpg takes.
+                // The last usable one is the newest, which gpg uses.
                 Ok(token) => card = Some(token),
                 Err(fault) => why = fault,
             }
@@ -153,7 +153,7 @@ impl KeyPart {
         }
     }
 
-    /// Refuses a key that may not sign now.
+    /// Refuses a key that cannot sign now.
     fn check(&self, now: u64) -> Result<(), UnfitKey> {
         match self.validity {
             'r' => Err(UnfitKey::Revoked),
@@ -174,7 +174,7 @@ impl KeyPart {
     }
 }
 
-/// A good signature, by the parts of `VALIDSIG`.
+/// A good signature, described by the fields of `VALIDSIG`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct GoodSignature {
     public_key_algorithm: u8,
@@ -188,7 +188,7 @@ pub(super) struct GoodSignature {
 }
 
 impl GoodSignature {
-    /// Reads the status lines of a gpg that verified one message.
+    /// Reads the status lines of a gpg that has verified one message.
     ///
     /// # Errors
     ///
@@ -208,7 +208,7 @@ impl GoodSignature {
         Self::valid(line).ok_or("it is of an unknown form")
     }
 
-    /// Reads `FINGERPRINT DATE TIME EXPIRES VERSION RESERVED PK HASH CLASS KEY`; the class is that of bytes.
+    /// Reads `FINGERPRINT DATE TIME EXPIRES VERSION RESERVED PK HASH CLASS KEY`; the class must be that of bytes.
     fn valid(line: &str) -> Option<Self> {
         let fields: Vec<&str> = line.split(' ').collect();
         let [fingerprint, _, seconds, .., public_key, digest, class, key] =
@@ -226,7 +226,7 @@ impl GoodSignature {
         })
     }
 
-    /// Names the kinds of key and digest as RFC 9580 does, such as `EdDSA with SHA512`.
+    /// Names the key and digest algorithms as RFC 9580 does, such as `EdDSA with SHA512`.
     pub(super) fn algorithm(&self) -> String {
         let key = match self.public_key_algorithm {
             1 | 3 => "RSA",
@@ -252,13 +252,13 @@ impl GoodSignature {
         format!("{key} with {digest}")
     }
 
-    /// Returns the time of the signature: RFC 3339, UTC.
+    /// Returns the time of the signature, in RFC 3339 format and UTC.
     pub(super) fn time(&self) -> String {
         rfc3339(self.seconds)
     }
 }
 
-/// Returns why gpg did not sign, or did not list its keys, from its stderr.
+/// Determines from gpg's stderr why it did not sign or did not list its keys.
 pub(super) fn fault(stderr: &str, key: Option<String>) -> GpgFault {
     let failed = |keyword: &str| status(stderr).find_map(|line| line.strip_prefix(keyword));
     failed("FAILURE sign ")
@@ -268,7 +268,7 @@ pub(super) fn fault(stderr: &str, key: Option<String>) -> GpgFault {
         .unwrap_or_else(|| GpgFault::Failed(reason(stderr)))
 }
 
-/// Returns whether an error of the agent (`CODE WORDS`) says that scdaemon, which talks to smartcards, is missing.
+/// Returns whether an agent error (`CODE WORDS`) says that scdaemon, which talks to smartcards, is missing.
 pub(super) fn is_no_card_daemon(error: &str) -> bool {
     const NO_SCDAEMON: u32 = 119;
     let code = word(error).parse::<u32>();
@@ -279,14 +279,14 @@ fn word(line: &str) -> &str {
     line.split(' ').next().unwrap_or_default()
 }
 
-/// Returns the status lines without their mark.
+/// Returns the status lines without their prefix.
 fn status(stderr: &str) -> impl Iterator<Item = &str> {
     stderr
         .lines()
         .filter_map(|line| line.strip_prefix("[GNUPG:] "))
 }
 
-/// Returns the end of gpg's last own line (`gpg: signing failed: No pinentry`), unless it may name a path or is not plain.
+/// Returns the end of the last line from gpg itself (`gpg: signing failed: No pinentry`), if plain and without paths.
 fn reason(stderr: &str) -> Option<String> {
     let line = stderr
         .lines()
@@ -305,7 +305,7 @@ mod tests {
     const A: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
     const B: &str = "BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBB";
 
-    /// Returns gpg's listing of a key and a subkey: validity, creation, expiry, capabilities, token of each.
+    /// Returns gpg's listing of a key and a subkey: the validity, creation, expiry, capabilities and token of each.
     fn listed(key: [&str; 5], subkey: [&str; 5]) -> String {
         let record = |kind: &str, id: &str, [validity, created, expires, can, token]: [&str; 5]| {
             format!(
@@ -332,7 +332,7 @@ mod tests {
         let one = listed(good, encrypts);
         assert_eq!(chosen(&one, None), Ok(signer(None, None)));
         assert_eq!(chosen(&one, None).unwrap().user(), A);
-        // An offline key signs with its subkey; a key on a card is named by its card.
+        // An offline key signs with its subkey; a key on a card is identified by its card.
         let offline = ["u", "1600000000", "", "cSC", "#"];
         let subkey = ["u", "1600000000", "", "s", "D2760001"];
         let two = listed(offline, subkey);
@@ -473,7 +473,7 @@ mod tests {
                 "it covers something else",
             ),
             (&without("VALIDSIG "), "it is not one valid signature"),
-            // A signature of text, which ignores line endings and trailing spaces.
+            // A text signature, which ignores line endings and trailing spaces.
             (
                 &VERIFIED.replace("10 00", "10 01"),
                 "it is of an unknown form",

@@ -1,5 +1,5 @@
-//! Runs programs of GnuPG with some of the user's options: starts them, feeds them, waits for their end, and kills them
-//! when nobody waits for them any more.
+//! Runs GnuPG programs with some of the user's options: starts them, feeds them, waits for them to finish, and kills
+//! them when nobody is waiting for them any more.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -19,9 +19,9 @@ use super::fault::{GpgFault, NoAgent};
 use super::launcher::{self, GPGCONF, LauncherServer};
 use crate::tool::{Settings, ToolError, environment};
 
-/// Maximum output of a program that is read, in bytes: a signature, a public key, a listing of keys, status lines.
+/// Maximum program output that is read, in bytes: a signature, a public key, a key listing, status lines.
 const OUTPUT_MAX: u64 = 1024 * 1024;
-/// Options of every gpg. Of the user's options only those in [`Configuration`] apply.
+/// Options for every gpg. Of the user's options, only those in [`Configuration`] apply.
 const ALWAYS: [&str; 10] = [
     "--no-options",
     "--batch",
@@ -30,7 +30,7 @@ const ALWAYS: [&str; 10] = [
     // An agent that gpg starts would end with this process, and be confined like it.
     "--no-autostart",
     "--no-auto-check-trustdb",
-    // gpg writes nothing into the folder of keys, where the agent reads which programs to run.
+    // gpg writes nothing to the key folder, from which the agent reads which programs to run.
     "--lock-never",
     "--no-random-seed-file",
     "--trust-model",
@@ -38,7 +38,7 @@ const ALWAYS: [&str; 10] = [
 ];
 
 const GPG_CONF: &str = "gpg.conf";
-/// The file for all of GnuPG's programs, from 2.3.8 on.
+/// The configuration file for all GnuPG programs, since 2.3.8.
 const COMMON: &str = "common.conf";
 /// The byte order mark, which gpg skips.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
@@ -51,7 +51,7 @@ pub(super) struct GnuPg {
     pub(super) configuration: Configuration,
 }
 
-/// A running program. Dropping it kills its process group; the agent lives on.
+/// A running program. Dropping it kills its process group; the agent keeps running.
 #[derive(Debug)]
 pub(super) struct RunningGpg(Child);
 
@@ -63,7 +63,7 @@ pub(super) struct GpgEnd {
 }
 
 impl GnuPg {
-    /// Creates one without the user's options.
+    /// Creates a `GnuPg` without the user's options.
     pub(super) fn new(settings: Arc<Settings>) -> Self {
         Self {
             settings,
@@ -71,7 +71,7 @@ impl GnuPg {
         }
     }
 
-    /// Finds the folder of keys and reads the user's options, for a signature by this key.
+    /// Finds the key folder and reads the user's options, for signing with this key.
     pub(super) async fn find(
         settings: &Arc<Settings>,
         key: Option<&str>,
@@ -92,12 +92,12 @@ impl GnuPg {
     pub(super) async fn home(&self) -> Result<PathBuf, ToolError> {
         match &self.settings.gpg_home {
             Some(home) => Ok(home.folder()),
-            // gpg reads it from the system's list of users.
+            // gpg reads it from the system's user database.
             None => self.folder("homedir").await,
         }
     }
 
-    /// Returns a folder or socket of GnuPG, by its name in `gpgconf --list-dirs`.
+    /// Returns a GnuPG folder or socket by its name in `gpgconf --list-dirs`.
     pub(super) async fn folder(&self, name: &str) -> Result<PathBuf, ToolError> {
         let ended = self.ask(GPGCONF, &["--list-dirs", name]).await?;
         match ended.stdout.trim_end_matches('\n') {
@@ -109,7 +109,7 @@ impl GnuPg {
         }
     }
 
-    /// Starts one of GnuPG's servers, unless it runs already; success does not mean that it runs.
+    /// Starts one of GnuPG's servers unless it is already running; success does not mean that it is running.
     pub(super) async fn launch(&self, server: LauncherServer) -> Result<(), ToolError> {
         let Some(socket) = &self.settings.agent_launcher else {
             self.ask(GPGCONF, &["--launch", server.name()]).await?;
@@ -119,7 +119,7 @@ impl GnuPg {
         launched.map_err(|why| GpgFault::NoAgent(NoAgent::Launcher(why.to_string())).into())
     }
 
-    /// Sends the agent a command, if it runs, and returns the answer.
+    /// Sends the agent a command, if it is running, and returns the answer.
     pub(super) async fn agent(&self, question: &str) -> Result<GpgEnd, ToolError> {
         let arguments = ["--no-autostart", question, "/bye"];
         self.ask(&self.settings.gpg_connect_agent, &arguments).await
@@ -180,7 +180,7 @@ impl GnuPg {
 }
 
 impl RunningGpg {
-    /// Feeds content; returns false if the program no longer reads it.
+    /// Feeds content to the program; returns false if the program is no longer reading.
     pub(super) async fn feed(&mut self, data: &[u8]) -> bool {
         let Some(stdin) = &mut self.0.stdin else {
             return false;
@@ -189,7 +189,7 @@ impl RunningGpg {
         stdin.write_all(data).await.is_ok()
     }
 
-    /// Closes stdin, and waits for the program's end.
+    /// Closes stdin, and waits for the program to finish.
     pub(super) async fn end(mut self) -> Result<GpgEnd, ToolError> {
         self.0.stdin = None;
         let (stdout, stderr) = (self.0.stdout.take(), self.0.stderr.take());
@@ -205,15 +205,15 @@ impl RunningGpg {
 
 impl Drop for RunningGpg {
     fn drop(&mut self) {
-        // `None` once it has been waited for; then the number may belong to another process.
+        // `None` once the process has been waited for; then its ID may belong to another process.
         if let Some(group) = self.0.id().and_then(|id| Pid::from_raw(id.cast_signed())) {
-            // Fails if it has ended.
+            // Fails if it has already ended.
             let _ = kill_process_group(group, Signal::KILL);
         }
     }
 }
 
-/// Reads an output up to the limit; armor and status lines are UTF-8.
+/// Reads a program's output up to the limit; armor and status lines are UTF-8.
 async fn read(from: Option<impl AsyncRead + Unpin>) -> String {
     let mut bytes = Vec::new();
     if let Some(from) = from {
@@ -223,9 +223,9 @@ async fn read(from: Option<impl AsyncRead + Unpin>) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// The options of the user's `gpg.conf` that apply: the default key, and the places of keys.
+/// The options in the user's `gpg.conf` that apply: the default key, and the locations of keys.
 ///
-/// The others are ignored (`--no-options`): some send the signature elsewhere, sign with a second key, or take part of
+/// The others are ignored (`--no-options`): some send the signature elsewhere, sign with a second key, or treat part of
 /// the content as a passphrase.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Configuration {
@@ -233,12 +233,12 @@ pub(super) struct Configuration {
     pub(super) keyrings: Vec<OsString>,
     /// True if keyboxd keeps the public keys; with `--no-autostart`, gpg does not start it.
     pub(super) uses_keyboxd: bool,
-    /// Candidates for the default key, in the order in which they are tried: gpg takes the last existing one.
+    /// Candidates for the default key, in the order in which they are tried: gpg uses the last existing one.
     pub(super) default_keys: Vec<String>,
 }
 
 impl Configuration {
-    /// Returns the files of the keyrings, as gpg resolves them: those without a slash in the folder of keys.
+    /// Returns the keyring files, resolved as gpg does: those without a slash are in the key folder.
     pub(super) fn files(&self, home: &Path) -> Vec<PathBuf> {
         let user = env::var_os("HOME").map(PathBuf::from);
         let named = self.keyrings.iter().map(Path::new);
@@ -251,7 +251,7 @@ impl Configuration {
             .collect()
     }
 
-    /// Reads the files in a folder of keys; a missing file is an empty one.
+    /// Reads the configuration files in a key folder; a missing file counts as empty.
     pub(super) fn read(home: &Path) -> io::Result<Self> {
         let mut all = Self::of(&contents(&home.join(GPG_CONF))?)?;
         let common = contents(&home.join(COMMON))?;
@@ -260,7 +260,7 @@ impl Configuration {
         Ok(all)
     }
 
-    /// Reads lines as gpg does: an option's long name, white space, its value, maybe in quotes; `#` begins a comment.
+    /// Reads lines as gpg does: an option's long name, white space, its value, possibly quoted; `#` begins a comment.
     fn of(bytes: &[u8]) -> io::Result<Self> {
         let mut all = Self::default();
         let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
@@ -291,9 +291,9 @@ impl Configuration {
     }
 }
 
-/// Reads a file; empty if it is missing.
+/// Reads a file; returns no bytes if it is missing.
 fn contents(path: &Path) -> io::Result<Vec<u8>> {
-    // Does not wait for the writer of a pipe.
+    // Avoids waiting for a pipe's writer.
     let nonblock = OFlags::NONBLOCK.bits().cast_signed();
     let opened = File::options().read(true).custom_flags(nonblock).open(path);
     let file = match opened {
@@ -311,7 +311,7 @@ fn contents(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Returns whether a character is white space for C's `isspace`.
+/// Returns whether a character is white space according to C's `isspace`.
 const fn is_space(character: char) -> bool {
     character.is_ascii_whitespace() || character == '\u{b}'
 }

@@ -17,7 +17,7 @@ use super::process::{GnuPg, RunningGpg};
 use crate::catalogue::{SIGN_MAX, Signed};
 use crate::tool::{Settings, ToolError, ToolOutcome};
 
-/// A signature in progress: one gpg signs the content, another verifies it with the signature that follows it.
+/// A signature in progress: one gpg signs the content, and another verifies it with the signature that follows.
 #[derive(Debug)]
 pub(in crate::tool) struct Signing {
     gnupg: GnuPg,
@@ -29,12 +29,12 @@ pub(in crate::tool) struct Signing {
     message: Message,
     /// Length of the content so far, in bytes.
     pub(super) size: u64,
-    /// Permits of its caller: for a signature, and for one in pieces.
+    /// Its caller's permits: one for a signature, and one for a piecewise signature.
     _permits: Vec<OwnedSemaphorePermit>,
 }
 
 impl Signing {
-    /// Begins a signature by this key, which the catalogue has checked; without one, by the default key.
+    /// Begins a signature by this key, whose form the catalogue has checked, or else by the default key.
     pub(super) async fn begin(
         settings: &Arc<Settings>,
         key: Option<String>,
@@ -50,7 +50,7 @@ impl Signing {
                 "2",
                 "--armor",
                 "--no-textmode",
-                // Known before the first byte, so that the other gpg can follow.
+                // Must be known before the first byte, so that the other gpg can verify the stream.
                 "--digest-algo",
                 "SHA512",
                 "--local-user",
@@ -78,7 +78,7 @@ impl Signing {
         within(settings.gpg_wait, started).await?
     }
 
-    /// Feeds content to both; fails for good beyond the limit, or if gpg refuses.
+    /// Feeds content to both programs; fails permanently beyond the limit, or if gpg refuses.
     pub(super) async fn take(mut self, data: &[u8]) -> Result<Self, ToolError> {
         self.size = grown(self.size, data)?;
         let part = self.message.add(data);
@@ -88,7 +88,7 @@ impl Signing {
         if fed {
             return Ok(self);
         }
-        // It ended before it had read everything: its output gives the reason.
+        // gpg ended before it had read everything: its output states the reason.
         match self.finish().await {
             Ok(_) => Err(GpgFault::Failed(None).into()),
             Err(reason) => Err(reason),
@@ -133,7 +133,7 @@ impl Signing {
     }
 }
 
-/// Adds the length of more content, up to the limit of a signature.
+/// Adds the length of more content, up to the limit for a signature.
 fn grown(size: u64, more: &[u8]) -> Result<u64, ToolError> {
     let size = size.saturating_add(u64::try_from(more.len()).unwrap_or(u64::MAX));
     if size > SIGN_MAX {
@@ -144,7 +144,7 @@ fn grown(size: u64, more: &[u8]) -> Result<u64, ToolError> {
     Ok(size)
 }
 
-/// Waits for gpg, up to a limit.
+/// Waits for gpg, up to a time limit.
 async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, ToolError> {
     tokio::time::timeout(limit, work).await.map_err(|_| {
         ToolError::TimedOut(format!(
@@ -154,11 +154,11 @@ async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, 
     })
 }
 
-/// Starts gpg-agent, and keyboxd if it keeps the public keys, unless they run. They outlive this process, so that a
+/// Starts gpg-agent, and keyboxd if it keeps the public keys, unless they are running. They outlive this process, so a
 /// passphrase is asked for only once.
 async fn has_agent(gnupg: &GnuPg) -> Result<(), ToolError> {
     if gnupg.configuration.uses_keyboxd {
-        // gpg itself reports one that does not start.
+        // If keyboxd does not start, gpg itself reports that.
         gnupg.launch(LauncherServer::Keyboxd).await?;
     }
     if answers(gnupg).await? {
@@ -181,7 +181,7 @@ async fn has_agent(gnupg: &GnuPg) -> Result<(), ToolError> {
     Err(GpgFault::NoAgent(fault.unwrap_or(NoAgent::Other)).into())
 }
 
-/// Returns whether gpg-agent runs.
+/// Returns whether gpg-agent is running.
 async fn answers(gnupg: &GnuPg) -> Result<bool, ToolError> {
     let answered = gnupg.agent("GETINFO pid").await?;
     Ok(answered.stdout.lines().any(|line| line == "OK"))
@@ -189,7 +189,7 @@ async fn answers(gnupg: &GnuPg) -> Result<bool, ToolError> {
 
 /// Chooses the signer: the requested key, or the default one.
 async fn signer(gnupg: &GnuPg, key: Option<&str>) -> Result<Signer, ToolError> {
-    // As gpg does: the last existing one of the keys that the user names, else the first that can sign.
+    // As gpg does: the last existing one of the keys that the user names, otherwise the first key that can sign.
     let defaults = &gnupg.configuration.default_keys;
     if key.is_some() || defaults.is_empty() {
         return choose(gnupg, key).await;
@@ -225,7 +225,7 @@ async fn choose(gnupg: &GnuPg, named: Option<&str>) -> Result<Signer, ToolError>
     })
 }
 
-/// Returns the fault, or the one of the smartcard that holds the secret key.
+/// Returns the fault, or that of the smartcard that holds the secret key.
 async fn with_card(
     gnupg: &GnuPg,
     fault: GpgFault,

@@ -1,4 +1,4 @@
-//! Incus itself crashes and comes back: in the middle of a run, and under channels that are in use.
+//! Incus itself crashes and comes back: in the middle of a run, and while channels are in use.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,16 +11,16 @@ use crate::daemon;
 use crate::recorder::{Fate, Recorder};
 use crate::world::World;
 
-/// The time at which the crashed daemon starts again.
+/// When the crashed daemon restarts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Back {
-    /// At once, while the run continues.
+    /// Immediately, while the run continues.
     AtOnce,
     /// After the run has ended.
     Later,
 }
 
-/// Runs `anklume apply` with an Incus that crashes before its writing request `at`; returns the exit code and the stderr.
+/// Runs `anklume apply` with an Incus that crashes before write request `at`; returns the exit code and stderr.
 fn crashes(world: &World, at: usize, back: Back) -> (i32, String) {
     let crashed = Arc::new(AtomicBool::new(false));
     let once = Arc::clone(&crashed);
@@ -71,7 +71,7 @@ fn channels_in_use_do_not_notice_that_incus_crashes_and_comes_back() {
     let first = world.first(1, "dev");
     daemon::crash();
     living.call("sign", &copy);
-    // This works for a new channel too, because no bytes pass through the daemon.
+    // A new connection works too, because no bytes pass through the daemon.
     let socket = format!(
         "/proc/{first}/root/srv/anklume/mcp/{}.sock",
         world.machine(0, "signer")

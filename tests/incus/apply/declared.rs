@@ -1,4 +1,4 @@
-//! A machine can have many things besides services: all of them exist, and a second run finds them as declared.
+//! A machine can have many things besides services: all of them are created, and a second run finds them as declared.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -38,7 +38,7 @@ fn open(path: &Path, rights: u32) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(rights)).unwrap();
 }
 
-/// Runs `id -u` as an unprivileged user of the host.
+/// Runs this copy of `id` with `-u` as an unprivileged user on the host.
 fn as_nobody(program: &Path) -> std::io::Result<String> {
     let output = Command::new(program)
         .arg("-u")
@@ -51,7 +51,7 @@ fn as_nobody(program: &Path) -> std::io::Result<String> {
 #[test]
 fn what_is_declared_is_there_and_what_a_machine_leaves_on_the_host_makes_nobody_root() {
     let world = World::new(INFRA);
-    // Open, except for the folders that `apply` creates.
+    // Accessible to everybody, except for the folders that `apply` creates.
     open(world.folder.path(), 0o755);
     world.apply();
     world.is_settled();
@@ -98,7 +98,7 @@ fn what_is_declared_is_there_and_what_a_machine_leaves_on_the_host_makes_nobody_
         assert_eq!(kept_out, std::io::ErrorKind::PermissionDenied, "{share}");
     }
 
-    // If the host's users can reach the folder, `apply` reports it and does nothing.
+    // If other users on the host can reach the folder, `apply` reports it and does nothing.
     open(&folder.join("new"), 0o755);
     assert_eq!(as_nobody(&folder.join("new/docs/id")).unwrap(), "0\n");
     let (ran, closes) = (world.run(&["apply"]), "help: `chmod 0700 {folder}/new`");
@@ -114,7 +114,7 @@ fn a_machine_that_writes_a_share_gets_no_other_folder_of_the_host_by_one_within(
     let mut world = World::new(INFRA);
     open(world.folder.path(), 0o755);
     world.apply();
-    // A source in the machine's share is refused, both as written and where it is a link into the share, by its real path.
+    // A source in the machine's share is refused, whether it is named directly or through a link into the share.
     let inner = |source: &str| {
         let share = format!(
             "shared_volumes:\n  inner: {{source: \"{{folder}}/{source}\", path: /inner, consumers: {{{{a}}: ro}}}}"
@@ -123,7 +123,7 @@ fn a_machine_that_writes_a_share_gets_no_other_folder_of_the_host_by_one_within(
     };
     let link = world.folder.path().join("link");
     std::os::unix::fs::symlink(world.folder.path().join("new/docs/inner"), &link).unwrap();
-    // The machine's root redirects it to the host's root folder.
+    // Root in the machine makes the source a link to `/`.
     assert!(world.exec(0, "one", "ln -s / /shared/docs/inner").0);
     for (source, said) in [
         (

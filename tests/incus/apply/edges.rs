@@ -1,4 +1,4 @@
-//! The devices below anklume's folder equal the edges, on the right machines, whatever happened to the machines.
+//! The devices that use anklume's folder match the edges, on the right machines, whatever happened to the machines.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,13 +10,13 @@ use crate::world::World;
 /// Devices by `PROJECT/MACHINE DEVICE`, each with all its keys.
 type Devices = BTreeMap<String, BTreeMap<String, String>>;
 
-/// Returns whether a device uses a path of anklume.
+/// Returns whether a device uses one of anklume's paths.
 fn is_on_a_channel(keys: &BTreeMap<String, String>) -> bool {
     keys.values()
         .any(|value| value.contains("/var/lib/anklume/mcp/"))
 }
 
-/// Every device of any machine on Incus, in any project, that uses a path of anklume.
+/// Every device in Incus that uses one of anklume's paths, on any machine in any project.
 fn devices() -> Devices {
     let list = incus(["query", "/1.0/instances?recursion=1&all-projects=true"]);
     let list: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap();
@@ -61,7 +61,7 @@ fn declared(world: &World) -> Devices {
     found
 }
 
-/// Asserts that the devices on Incus are those of the file, key for key, and nothing more.
+/// Asserts that the devices in Incus are exactly those of the file, key for key.
 #[track_caller]
 fn are_as_declared(world: &World, count: usize) {
     let found = devices();
@@ -143,7 +143,7 @@ fn a_copy_loses_the_channel_and_the_original_gets_its_socket_back() {
         let (original, copy) = (world.machine(domain, name), world.machine(domain, "copy"));
         let copied = world.incus(domain, &["copy", &original, &copy]);
         assert!(copied.status.success(), "{copied:?}");
-        // The original machine has the address; without it, the copy starts and takes the socket.
+        // The original machine holds the address; without one, the copy starts and takes over the socket.
         world.incus(
             domain,
             &["config", "device", "unset", &copy, "eth0", "ipv4.address"],
@@ -166,7 +166,7 @@ fn a_copy_loses_the_channel_and_the_original_gets_its_socket_back() {
     are_as_declared(&world, 2);
     assert!(carries(&world));
     world.is_settled();
-    // The copies do not belong to anklume: `destroy` leaves them and everything that they use.
+    // The copies do not belong to anklume: `destroy` would keep them and everything that they use.
     for (domain, name) in [(0, "copy"), (1, "copy")] {
         let copy = world.machine(domain, name);
         succeeded(&world.incus(
@@ -201,13 +201,13 @@ fn a_left_over_socket_is_swept_and_a_strange_file_is_not(world: &World) {
     let strange = format!("/var/lib/anklume/mcp/t-apply-{}", std::process::id());
     drop(std::os::unix::net::UnixListener::bind(&left).unwrap());
     std::fs::write(&strange, "mine").unwrap();
-    // The first `apply` removes it: in this test, or in another.
+    // The first `apply` removes the socket, whether in this test or in another one.
     world.apply();
     assert!(!Path::new(&left).exists() && Path::new(&strange).exists());
     std::fs::remove_file(&strange).unwrap();
 }
 
-/// An edge comes back as soon as its consumer allows it.
+/// An edge works again as soon as its consumer allows it.
 fn a_machine_may_not_redirect_the_folder_of_its_sockets(world: &mut World) {
     assert!(
         world

@@ -1,4 +1,4 @@
-//! Obstacles are found before anything is changed, with a message that says what to do.
+//! Obstacles are reported before anything is changed, with a message that says what to do.
 
 use crate::project::incus;
 use crate::recorder::{Fate, Recorder};
@@ -6,7 +6,7 @@ use crate::world::World;
 
 use super::plan::SEED;
 
-/// Asserts that the run is refused with this first line and this help, without any writing request.
+/// Asserts that the run is refused with this first line and this help, without any write request.
 #[track_caller]
 fn is_refused(world: &World, args: &[&str], message: &str, help: &str) {
     let recorder = Recorder::new(|_, _| Fate::Pass);
@@ -132,7 +132,7 @@ fn another_infrastructure_of_the_same_names_or_another_machine_of_the_address() 
     is_refused(&world, &[], message, "`anklume destroy --machine {b}-dev`");
 }
 
-/// Creates a bridge; tries again, because Incus fails if another machine takes its interface away at the same time.
+/// Creates a bridge; retries, because Incus fails if another machine removes its interface at the same time.
 #[track_caller]
 fn network(name: &str, address: &str) {
     let create = ["network", "create", name, address, "ipv6.address=none"];

@@ -1,4 +1,4 @@
-//! Malicious users inside a machine: they cannot block anything, and neither the machine's root nor the host does their work.
+//! Malicious users inside a machine can block nothing, and make neither the machine's root nor the host work for them.
 
 use crate::recorder::{Fate, Recorder};
 use crate::world::{World, pair};
@@ -9,7 +9,7 @@ fn declared(run_as: &str) -> String {
     pair(&signer, "name: paste, tool: clipboard_get")
 }
 
-/// The user number of `user` in the tests' image.
+/// The user ID of `user` in the tests' image.
 const USER: &str = "1000";
 
 fn as_user(world: &World, command: &str) {
@@ -25,7 +25,7 @@ fn as_user(world: &World, command: &str) {
 fn who_serves_cannot_use_the_machine_s_root_against_others() {
     let mut world = World::new(&declared("user"));
     world.apply();
-    // A process and a file of root, and a server that claims to be that process.
+    // A process and a file that belong to root, and a server that claims to be that process.
     let (_, victim) = world.exec(
         0,
         "signer",
@@ -61,7 +61,7 @@ fn what_cannot_be_read_makes_nobody_root_and_holds_nobody_up() {
     let world = World::new(&declared("user"));
     world.apply();
     let signer = world.machine(0, "signer");
-    // A status that would never end.
+    // A status file that cannot be read to its end.
     as_user(
         &world,
         "rm /run/anklume/mcp/.status.json; mkfifo /run/anklume/mcp/.status.json",
@@ -70,9 +70,9 @@ fn what_cannot_be_read_makes_nobody_root_and_holds_nobody_up() {
     assert_eq!(plan, [format!("~ server on {signer}: no answer → running")]);
     world.apply();
     world.is_settled();
-    // If the serving user is unknown, nothing is served as root instead.
+    // If the server's user is unknown, nothing is served as root instead.
     assert!(world.exec(0, "signer", "echo '{' > /etc/anklume/machine").0);
-    // On a busy host, Incus loses the last output of a program that exits at once (lxd #11422).
+    // On a busy host, Incus loses the last output of a program that exits immediately (lxd #11422).
     let told = (0..20).any(|_| {
         let ran = world.run(&["mcp", "call", "-i", &signer, "clipboard_set", "content=x"]);
         assert_eq!(ran.status, 4, "{ran:?}");
@@ -99,7 +99,7 @@ fn what_cannot_be_read_makes_nobody_root_and_holds_nobody_up() {
 }
 
 /// Runs `anklume apply --format json`. Just before the pushed program starts, the machine's root replaces it with a
-/// script that gives this answer. Returns the exit code and the output of `apply`.
+/// script that prints this answer. Returns the exit code and the output of `apply`.
 fn answered_by_another(answer: &str) -> (i32, String) {
     let world = World::new(&declared("root"));
     world.apply();

@@ -1,4 +1,4 @@
-//! Files go into the machines once, through none of their links and mounts, and a newer version loses no call.
+//! Files are pushed into the machines once, never through their links or mounts, and an upgrade loses no call.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,7 +11,7 @@ use crate::world::World;
 fn a_machine_that_turned_a_path_into_a_link_or_a_mount_is_refused() {
     let world = World::new(SEED);
     world.apply();
-    // The way in which a machine alters itself, the expected finding, and how to undo it. The program itself is deleted, so
+    // How a machine alters itself, how to undo that, and the path that `apply` must report. The program is deleted, so
     // that it would have to be pushed.
     let link = |path: &str| {
         (
@@ -74,7 +74,7 @@ fn a_machine_that_turned_a_path_into_a_link_or_a_mount_is_refused() {
     world.is_settled();
 }
 
-/// Calls a service from the consumer; returns the exit code and the stdout.
+/// Calls a service from the consumer; returns the exit code and the output.
 fn call(world: &World, service: &str) -> (i32, String) {
     let dev = world.machine(1, "dev");
     let signer = world.machine(0, "signer");
@@ -99,13 +99,13 @@ fn call(world: &World, service: &str) -> (i32, String) {
     (output.status.code().unwrap(), text)
 }
 
-/// The server's process in the provider, as the provider sees it.
+/// The status of the provider's server, as the provider sees it.
 fn server(world: &World) -> serde_json::Value {
     let (_, status) = world.exec(0, "signer", "anklume mcp status --format json");
     serde_json::from_str(&status).unwrap()
 }
 
-/// Another file with the same meaning, in its own folder.
+/// A program that differs as a file but behaves the same, in its own folder.
 pub(crate) fn newer_version() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let newer = folder.path().join("anklume");
@@ -114,7 +114,7 @@ pub(crate) fn newer_version() -> (tempfile::TempDir, PathBuf) {
     (folder, newer)
 }
 
-/// Runs `anklume apply --format json` of another program.
+/// Runs `anklume apply --format json` with another program.
 pub(crate) fn apply_by(world: &World, program: &Path) -> std::process::Output {
     let run = world.anklume(&["apply", "--format", "json"]);
     let mut command = Command::new(program);
@@ -130,7 +130,7 @@ fn a_newer_version_takes_over_and_no_running_call_is_lost() {
     let world = World::new(SEED);
     world.apply();
     let before = server(&world);
-    // A slow call that signals when it has begun: the signing program is slow, and has no key.
+    // Make the call slow enough to be seen in progress: the signing program is slow, and has no key.
     let slow = "mkdir -p /root/.gnupg; printf '#!/bin/sh\\necho OK\\n' > /bin/gpg-connect-agent
         printf '#!/bin/sh\\nsleep 4\\nexit 2\\n' > /bin/gpg; chmod 755 /bin/gpg /bin/gpg-connect-agent";
     assert!(world.exec(0, "signer", slow).0);
@@ -232,7 +232,7 @@ fn who_serves_is_the_declared_user_also_for_the_operator() {
             .contains("there is no user `ghost` in this machine: make one (`useradd -m ghost`)"),
         "{answer:#}"
     );
-    // Nothing is served as another user meanwhile.
+    // Meanwhile, nothing is served as another user.
     let ran = world.run(&operator);
     assert_ne!(ran.status, 0, "{ran:?}");
 }
@@ -258,7 +258,7 @@ fn a_new_service_changes_the_policy_and_nothing_else() {
     assert_eq!(before["pid"], after["pid"]);
     assert_ne!(before["digest"], after["digest"]);
     world.is_settled();
-    // No machine offers a service any more: no server, no file, no channel.
+    // Once no machine offers a service, there is no server, no file and no channel.
     let served = "\n          - {name: sign, tool: gpg_sign, consumers: [{b}-dev]}";
     let none = SEED.replace(served, " []");
     assert_ne!(none, SEED);
@@ -372,7 +372,7 @@ fn a_proxy_of_a_consumer_has_no_rights_and_nobody_else_can_use_it() {
     let (code, words) = as_user("1001");
     assert_eq!(code, 4, "{words}");
     assert!(words.contains("ermission"), "{words}");
-    // On the host, another user may not connect either, even with the path.
+    // On the host, another user may not connect either, even if that user knows the path.
     let mut nobody = std::process::Command::new("setpriv");
     scrub(&mut nobody, std::path::Path::new("/"));
     let binary = tempfile::tempdir().unwrap();

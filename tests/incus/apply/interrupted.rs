@@ -1,4 +1,4 @@
-//! Whatever ends a run, the next one finishes; whatever fails, the rest continues.
+//! Whatever ends a run, the next one finishes the work; whatever fails, the rest continues.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -13,7 +13,7 @@ use crate::project::incus;
 use crate::recorder::{Fate, Recorder};
 use crate::world::World;
 
-/// One of each: a domain, two machines, a channel between them, a volume.
+/// A domain with two machines, a channel between them, and a volume.
 const SMALL: &str = r"
 domains:
   {a}:
@@ -32,7 +32,7 @@ domains:
 /// More runs than any test needs.
 const ENOUGH: usize = 100;
 
-/// Runs `anklume …` and kills it when its writing request `at` has reached Incus; returns whether it was killed.
+/// Runs `anklume …` and kills it when its write request `at` has reached Incus; returns whether it was killed.
 fn killed(world: &World, args: &[&str], at: usize) -> bool {
     let target = Arc::new(AtomicI32::new(0));
     let victim = Arc::clone(&target);
@@ -60,7 +60,7 @@ fn killed(world: &World, args: &[&str], at: usize) -> bool {
     let pid = i32::try_from(child.id()).unwrap();
     loop {
         if writes() >= at {
-            // The request is on its way to Incus, and its sender is gone before the answer.
+            // The request is on its way to Incus, but its sender is killed before the answer arrives.
             kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
             target.store(pid, Ordering::SeqCst);
             child.wait().unwrap();
@@ -75,7 +75,7 @@ fn killed(world: &World, args: &[&str], at: usize) -> bool {
     }
 }
 
-/// The running DNS servers for the networks of a world.
+/// The number of running DNS servers for a world's networks.
 fn name_servers(world: &World) -> usize {
     let mut found = 0;
     for process in std::fs::read_dir("/proc").unwrap() {
@@ -91,7 +91,7 @@ fn name_servers(world: &World) -> usize {
 #[test]
 fn killed_at_every_request_the_next_run_goes_on() {
     let world = World::new(SMALL);
-    // Each run is killed at its first writing request; the next one begins in the state that Incus is then in.
+    // Each run is killed at its first write request; the next one begins with the state that this leaves in Incus.
     let runs = (1..ENOUGH)
         .take_while(|_| killed(&world, &["apply"], 1))
         .count();
@@ -103,7 +103,7 @@ fn killed_at_every_request_the_next_run_goes_on() {
         .take_while(|_| killed(&world, &["destroy", "--yes", "--force"], 1))
         .count();
     assert!(runs > 5, "{runs}");
-    // Incus leaves one behind if a network is deleted twice at once.
+    // Incus leaves a DNS server behind if a network is deleted twice at the same time.
     assert_eq!(name_servers(&world), 0);
     let ran = world.run(&["destroy", "--yes"]);
     ran.answers("nothing to delete: nothing on Incus was made by anklume for this file\n");
@@ -140,7 +140,7 @@ fn asked_to_stop_it_ends_the_step_in_hand_and_asked_again_it_does_not() {
             kill_process(pid, *signal).unwrap();
             until(&|| said().contains("stopping once the running steps have ended"));
         }
-        // A run that does not wait for the answer ends without it.
+        // A run that does not wait for the answer exits without it.
         free.store(signals.len() == 1, Ordering::SeqCst);
         let status = child.wait().unwrap();
         free.store(true, Ordering::SeqCst);
@@ -148,7 +148,7 @@ fn asked_to_stop_it_ends_the_step_in_hand_and_asked_again_it_does_not() {
     };
     let (code, said, writes) = stopped_by(&[Signal::HUP]);
     assert_eq!(code, Some(130), "{said}");
-    // Two domains are created at once, so the other one's step may be in progress too.
+    // Two domains are created concurrently, so the other one's step may be in progress too.
     assert!((6..=8).contains(&writes), "{writes} {said}");
     let (_, after) = said
         .split_once("interrupt again to stop at once\n")
@@ -169,7 +169,7 @@ fn asked_to_stop_it_ends_the_step_in_hand_and_asked_again_it_does_not() {
     world.is_settled();
 }
 
-/// Kills a run after `first` writing requests, the next after `step` more, and so on, each in a new world. After each
+/// Kills a run after `first` write requests, the next after `step` more, and so on, each in a new world. After each
 /// kill, the next run must finish. Returns the number of requests after which the last run was killed.
 fn killed_after_each(text: &str, first: usize, step: usize) -> usize {
     let mut last = 0;
@@ -245,20 +245,20 @@ fn a_machine_that_has_just_failed_to_start_is_not_taken_for_running() {
     let dev = world.machine(1, "dev");
     let by_hand = |args: &[&str]| world.incus(1, args).status.success();
     assert!(by_hand(&["stop", "--force", &dev]));
-    // LXC starts it only if this command succeeds.
+    // LXC starts the machine only if this command succeeds.
     let folder = tempfile::tempdir().unwrap();
     let fixed = folder.path().join("fixed");
     let hook = format!("raw.lxc=lxc.hook.mount = /bin/test -e {}", fixed.display());
     assert!(by_hand(&["config", "set", &dev, &hook]));
     assert!(!by_hand(&["start", &dev]));
-    // For the next half second, Incus reports it as running.
+    // For the next half second, Incus reports the machine as running.
     std::fs::write(&fixed, "").unwrap();
     world.apply();
     world.is_settled();
     assert!(world.exec(1, "dev", "true").0);
 }
 
-/// Starts a stopped machine of `world` through an Incus that gives this answer to the first starts without doing anything.
+/// Starts a stopped machine through an Incus that gives this answer to the first `starts` attempts but does nothing.
 fn started_after(world: &World, starts: usize, code: u16, answer: &'static str) -> Ran {
     let dev = world.machine(1, "dev");
     assert!(world.incus(1, &["stop", "--force", &dev]).status.success());
@@ -368,7 +368,7 @@ fn mount(options: &[&str], folder: &std::path::Path) {
 #[test]
 fn an_incus_that_stops_in_the_middle_fails_the_rest_and_the_next_run_finishes() {
     let world = World::new(SEED);
-    // From its eighth writing request on, nothing answers any more.
+    // Incus's answers to the eighth write request and all later ones are lost.
     let recorder = Recorder::new(|number, _| if number < 8 { Fate::Pass } else { Fate::Lose });
     let ran = world
         .anklume(&["apply"])

@@ -1,4 +1,4 @@
-//! Domains cannot reach each other; inside one, and to its own gateway, everything works.
+//! Domains cannot reach each other; within a domain, and to its own gateway, everything works.
 
 use std::collections::BTreeMap;
 
@@ -32,7 +32,7 @@ domains:
       {a}-two: {ip: "{base}.1.11"}
 "#;
 
-/// Gives a machine the address that its gateway assigned to it.
+/// Gives a machine the address that its gateway assigns to it, and prints the address.
 const ASK: &str = r#"
 cat >/tmp/lease <<'X'
 #!/bin/sh
@@ -41,14 +41,14 @@ X
 chmod +x /tmp/lease; ip link set eth0 up; udhcpc -i eth0 -n -q -t 20 -T 1 -s /tmp/lease >/dev/null 2>&1; ip -4 addr show eth0 | grep -o 'inet [0-9.]*' | cut -d' ' -f2
 "#;
 
-/// A packet that a machine sends, and the counter that would count it if it arrived.
+/// A packet that a machine sends, and the counter that rises if it arrives.
 struct Packet {
-    /// The sending machine: number of its domain, and name.
+    /// The sending machine: its domain number and its name.
     from: (usize, &'static str),
     command: &'static str,
     /// The receiving machine.
     to: (usize, &'static str),
-    /// Its counter there, as named in `/proc/net/snmp` or `/proc/net/snmp6`.
+    /// The receiver's counter, as named in `/proc/net/snmp` or `/proc/net/snmp6`.
     counter: &'static str,
 }
 
@@ -104,7 +104,7 @@ const IPV4: [Packet; 8] = [
     ),
 ];
 
-/// The same over IPv6. They are sent separately, because both kinds of TCP use one counter.
+/// The same over IPv6. They are sent separately, because TCP has a single counter for both.
 const IPV6: [Packet; 6] = [
     Packet::new(
         (0, "one"),
@@ -178,7 +178,7 @@ fn counter(texts: &str, name: &str) -> u64 {
     }
 }
 
-/// Machine and counter, and a number of packets.
+/// The number of packets for each machine and counter.
 type Counts = BTreeMap<(&'static str, &'static str), u64>;
 
 fn received(world: &World, packets: &[Packet]) -> Counts {
@@ -249,7 +249,7 @@ fn domains_are_apart_and_each_works_inside() {
     for (domain, name) in [(0, "two"), (1, "far")] {
         assert!(reaches(domain, name, serve));
     }
-    // Inside a domain, and with its own gateway.
+    // Traffic works within a domain, and with its own gateway.
     let talk = format!("(echo hello; sleep 3) | timeout 20 nc -w 10 {two} 7000 | grep -q hello");
     assert!(reaches(0, "one", &ping(&two)));
     assert!(reaches(0, "one", &talk));
@@ -266,7 +266,7 @@ fn domains_are_apart_and_each_works_inside() {
     );
     assert!(host.is_ok(), "{host:?}");
 
-    // Root in a machine can add an address of the other domain, and IPv6 addresses with a default route.
+    // Root in a machine can add an address from the other domain, and IPv6 addresses with a default route.
     for (domain, name, own) in [(0, "one", "1"), (1, "far", "2")] {
         let set = format!(
             "echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad && ip -6 addr add fd00:{own}::10/64 dev eth0 && \
@@ -296,7 +296,7 @@ fn domains_are_apart_and_each_works_inside() {
     none_arrives(&world);
     assert_eq!(of_gateways(), 0);
 
-    // The same packets arrive once the protection of `apply` is removed.
+    // The same packets arrive once `apply`'s protection is removed.
     for (domain, own) in [("{a}", "1"), ("{b}", "2")] {
         let net = world.filled(&format!("net-{domain}"));
         succeeded(&incus(["network", "unset", &net, "security.acls"]));
@@ -330,7 +330,7 @@ fn domains_are_apart_and_each_works_inside() {
     all_arrive(&world);
     assert_eq!(of_gateways(), gateways.len());
 
-    // They no longer arrive once it is back.
+    // They no longer arrive once the protection is back.
     world.apply();
     world.is_settled();
     none_arrives(&world);
@@ -367,7 +367,7 @@ fn an_address_is_one_machine_s_also_against_another_file_and_may_pass_to_another
     let ping = world.filled("ping -c2 -W1 {base}.1.11 >/dev/null");
     assert!(world.exec(0, "one", &format!("{ASK}\n{ping}")).0);
     assert_eq!(heard(), before + 2);
-    // For a machine of another file with its own address, only the rules of the called domain keep it out.
+    // A machine from another file that uses its own address is kept out only by the rules of the domain that it calls.
     let honest = world.filled("ping -c2 -W1 {base}.1.11");
     assert!(!stranger.exec(0, "it", &honest).0);
     assert_eq!(heard(), before + 2, "a machine of another file gets in");
@@ -386,7 +386,7 @@ fn an_address_is_one_machine_s_also_against_another_file_and_may_pass_to_another
     let forged = "ip addr add {base}.1.10/32 dev eth0; ping -c2 -W1 -I {base}.1.10 {base}.1.11";
     assert!(!stranger.exec(0, "it", &world.filled(forged)).0);
     assert_eq!(heard(), before + 4, "a forged address arrives");
-    // It arrives if nothing checks the sender.
+    // The forged packet arrives if nothing checks its sender.
     let (it, eth0) = (stranger.machine(0, "it"), "eth0");
     let filter = [
         "config",

@@ -37,7 +37,7 @@ fn no_file_of_a_container_that_runs_is_asked_of_incus() {
         assert_eq!((status, asked), (0, Vec::new()), "{words:?}");
     }
 
-    // If Incus reports another first process afterwards, anklume discards what it read through the old one.
+    // If Incus then reports a different first process, anklume discards everything that it read through the old one.
     let before = Arc::new(AtomicUsize::new(0));
     let recorder = Recorder::new(move |_, line| {
         let of_signer = line.contains("signer/state?");
@@ -76,7 +76,7 @@ fn no_file_of_a_container_that_runs_is_asked_of_incus() {
         "{asked:#?}"
     );
 
-    // If the machine mounts something over a path that is checked, the host does not cross the mount but asks Incus.
+    // If the machine mounts something over a checked path, the host asks Incus instead of crossing the mount.
     assert!(world.exec(0, "signer", "mkdir -p /tmp/o && cp -a /opt/anklume/. /tmp/o/ && mount -o bind /tmp/o /opt/anklume").0);
     let recorder = Recorder::new(|_, _| Fate::Pass);
     let (_, _, asked) = files_asked_for(&world, &["apply", "--dry-run"], &recorder);

@@ -4,7 +4,7 @@ use crate::harness::Ran;
 use crate::recorder::{Fate, Recorder};
 use crate::world::World;
 
-/// Two domains, a service between them, a volume.
+/// Two domains, a service between them, and a volume.
 pub(super) const SEED: &str = r#"
 domains:
   {a}:
@@ -28,7 +28,7 @@ domains:
         storage_volumes: {data: {size: 10MiB, path: /data}}
 "#;
 
-/// Runs `anklume apply --dry-run --exit-code`, which sends Incus no writing request.
+/// Runs `anklume apply --dry-run --exit-code`, which must send Incus no write request.
 #[track_caller]
 fn dry_run(world: &World) -> Ran {
     let recorder = Recorder::new(|_, _| Fate::Pass);
@@ -73,7 +73,7 @@ fn what_is_declared_is_made_and_a_second_run_sends_no_writing_request() {
     let ran = world.apply();
     assert_eq!(ran.stdout, "done: 20 changes\n");
     world.is_settled();
-    // Counted on Incus's side, including programs in machines.
+    // Count write requests on Incus's side, including those that run programs in machines.
     let recorder = Recorder::new(|_, _| Fate::Pass);
     let socket = recorder.socket().to_str().unwrap().to_owned();
     let again = world.anklume(&["apply"]).env("INCUS_SOCKET", socket).run();

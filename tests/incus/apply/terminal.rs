@@ -25,12 +25,12 @@ fn on_a_terminal(world: &World, args: &[&str], answer: Option<(&str, &str)>) -> 
     let mut command = run.command();
     command.stdin(theirs()).stdout(theirs()).stderr(theirs());
     let mut child = command.spawn().unwrap();
-    // The command keeps the other end open while it runs.
+    // Close our copies of the other end; the running child keeps its own.
     drop(command);
     let mut ours = File::from(ours);
     let mut answer = answer;
     let (mut shown, mut chunk) = (Vec::new(), [0; 4096]);
-    // Reading fails once nobody has the other end of the terminal open.
+    // Reading fails once no process has the other end of the terminal open.
     while let Ok(count @ 1..) = ours.read(&mut chunk) {
         shown.extend_from_slice(chunk.get(..count).unwrap());
         if let Some((prompt, keys)) = answer

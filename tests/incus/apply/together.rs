@@ -1,4 +1,4 @@
-//! Concurrent changes: two runs at once, and a change next to a channel that is in use.
+//! Concurrent changes: two runs at the same time, and changes to other channels while one is in use.
 
 use std::process::Stdio;
 

@@ -1,4 +1,4 @@
-//! Faults in the files of the machines: program, server, services, supervision.
+//! Faults inside the machines: in the program, the server, the services or the supervision.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use super::{PAIR, Patient};
 use crate::debian::{Init, debian};
 use crate::processes::{kill, signal};
 
-/// Maximum time for a server to notice that one of its sockets, or all of its callers, are gone.
+/// Maximum time for a server to notice that one of its sockets is gone, or that all of its callers are.
 const BACK: Duration = Duration::from_secs(30);
 
 impl Patient {
@@ -44,7 +44,7 @@ fn a_server_that_does_not_answer_is_named_and_answers_again(patient: &Patient) {
     patient.recovers("server", "the server of {signer} does not answer");
     signal(patient.server(), Signal::STOP);
     patient.recovers("server", "the server of {signer} does not answer");
-    // A socket that somebody removed comes back by itself.
+    // A removed socket comes back by itself.
     patient.exec(0, "signer", "rm /run/anklume/mcp/*.sock");
     patient.comes_back("the socket does not come back");
 }
@@ -76,7 +76,7 @@ fn a_consumer_that_holds_all_its_connections_is_told_from_a_server_that_is_silen
 fn services_that_are_not_the_declared_ones_are_named_and_put_right(patient: &Patient) {
     let file = "/etc/anklume/services.json";
     let changed = "the services file of {signer} is not the declared one";
-    // One service more than declared, one less, an invalid policy, and none.
+    // A different tool, a different consumer, an invalid file, and no file.
     patient.exec(
         0,
         "signer",
@@ -157,12 +157,12 @@ fn rights_that_keep_the_caller_out_are_named_and_put_right() {
 fn what_a_consumer_says_is_only_its_word_and_a_new_channel_is_asked_until_it_answers(
     patient: &Patient,
 ) {
-    // All of anklume's files are in order, but the user that may call cannot reach them.
+    // All of anklume's files are in order, but the user who may call cannot reach them.
     patient.exec(1, "dev", "chmod 700 /");
     let (status, answer) = patient.examined();
     assert_eq!(status, 1, "{answer:#}");
     assert_eq!(answer["edges"][0]["broken"]["what"], "server", "{answer:#}");
-    // A channel that is created now does not answer, and every later run remembers this.
+    // A channel created now does not answer, and every later run remembers this.
     let dev = patient.dev();
     let removed = ["config", "device", "remove", &dev, &patient.device];
     patient.incus(1, &removed);
@@ -181,13 +181,13 @@ fn what_a_consumer_says_is_only_its_word_and_a_new_channel_is_asked_until_it_ans
     let signer = patient.signer();
     let again = format!("~ channel {dev} → {signer}: no answer yet → asked again");
     assert_eq!(patient.world.plan(), [again]);
-    // Count only the test calls themselves, which Incus may record as changes.
+    // Testing the channel again sends Incus no write request.
     assert_eq!(unanswered(), 0);
     patient.exec(1, "dev", "chmod 755 /");
     patient.is_mended();
 }
 
-/// A provider with a supervisor whose unit or script at this path is removed and changed.
+/// Tests a provider with a supervisor whose unit or script, at this path, is first removed and then changed.
 fn is_supervised(init: Init, file: &str) {
     let image = debian(init);
     let machine = format!("{{a}}-signer:\n        os_image: {image}");
@@ -232,7 +232,7 @@ fn a_script_of_openrc_that_is_missing_or_changed_is_named_and_put_right() {
 fn a_log_of_calls_that_was_written_anew_is_named_until_it_is_accepted() {
     let patient = Patient::new();
     let log = "/var/log/anklume/audit.jsonl";
-    // The log continues across a call and a new server.
+    // The log continues across a call and a server restart.
     let call = format!(
         "anklume mcp call -i {} push path=a data:='\"aGk=\"'",
         patient.signer()
@@ -251,7 +251,7 @@ fn a_log_of_calls_that_was_written_anew_is_named_until_it_is_accepted() {
             "is not as it was written, at 1 places",
         ),
         (format!("rm {log}"), "is gone: it had "),
-        // More than is ever read of one file.
+        // More than is ever read from one file.
         (
             format!("truncate -s 40M {log}"),
             "no longer shows its former line ",
@@ -271,7 +271,7 @@ fn a_log_of_calls_that_was_written_anew_is_named_until_it_is_accepted() {
             0o600
         );
         std::fs::remove_file(path).unwrap();
-        // A complete log again.
+        // Start a new, complete log.
         patient.exec(0, "signer", &format!("rm -f {log}; exit 0"));
         patient.exec(
             1,

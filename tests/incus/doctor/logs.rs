@@ -11,12 +11,12 @@ use crate::harness::{Anklume, copy_of_anklume, scrub, write_program};
 use crate::processes::kill;
 use crate::world::World;
 
-/// Size at which the doctor complains, in bytes.
+/// Size from which the doctor reports a log, in bytes.
 const LIMIT: u64 = 10 * 1024 * 1024;
 /// Size of a file system block, in bytes.
 const BLOCK: u64 = 512;
 
-/// Connects again and again from the consumer, until the provider's log on the host reaches this size.
+/// Connects repeatedly from the consumer until the provider's log on the host reaches this size.
 fn flood(patient: &Patient, log: &str, bytes: u64) {
     let entry = format!(
         "/proc/{}/root/srv/anklume/mcp/{}.sock",
@@ -25,7 +25,7 @@ fn flood(patient: &Patient, log: &str, bytes: u64) {
     );
     while std::fs::metadata(log).unwrap().len() < bytes {
         for _ in 0..500 {
-            // It does not matter whether the other end takes a byte.
+            // It does not matter whether the other end accepts the byte.
             let _ = UnixStream::connect(&entry).and_then(|mut stream| stream.write_all(b"x"));
         }
     }
@@ -42,7 +42,7 @@ fn a_log_that_a_consumer_floods_is_named_rotated_and_bounded() {
     );
     kill(patient.server());
     flood(&patient, &log, LIMIT + LIMIT / 10);
-    // The server is the first fault.
+    // The missing server is reported first.
     patient.ails("server", "does not answer");
     let start = "setsid /opt/anklume/anklume mcp serve --listen /run/anklume/mcp </dev/null >/dev/null 2>&1 & \
                  until [ -e /run/anklume/mcp/.status.json ]; do :; done";
@@ -60,7 +60,7 @@ fn a_log_that_a_consumer_floods_is_named_rotated_and_bounded() {
     let kept = std::fs::metadata(format!("{log}.1")).unwrap();
     assert_eq!((kept.len(), kept.mode() & 0o777), (1024 * 1024, 0o600));
 
-    // Does the work of the host's scheduler during the flood: the writer continues at the beginning of the file.
+    // Rotate the log as the host's scheduler would: the writer then continues at the beginning of the file.
     kill(patient.server());
     flood(&patient, &log, LIMIT + LIMIT / 10);
     let rotated = Anklume::new().args(["rotate-logs"]).run();
@@ -77,12 +77,12 @@ fn a_log_that_a_consumer_floods_is_named_rotated_and_bounded() {
 
 /// The content of the cron file.
 const CRON: &str = "/etc/cron.d/anklume";
-/// The note of the doctor if nothing rotates the logs.
+/// The doctor's note if nothing rotates the logs.
 const NOTHING: &str = "nothing rotates the logs of channels between two runs of `anklume apply`: ";
 
 #[test]
 fn the_host_s_cron_rotates_the_logs_by_a_program_that_is_root_s_alone() {
-    // root's scheduler gets no program that somebody else could change.
+    // The scheduler runs as root, so it must not run a program that somebody else could change.
     std::fs::create_dir("/etc/cron.d").unwrap();
     let open = tempfile::Builder::new().tempdir_in("/run/tmp").unwrap();
     let theirs = open.path().join("anklume");
@@ -138,7 +138,7 @@ fn the_host_s_cron_rotates_the_logs_by_a_program_that_is_root_s_alone() {
         "{ran:?}"
     );
 
-    // With a running cron, the doctor has nothing more to say.
+    // While cron is running, the doctor shows no such note.
     write_program(
         Path::new("/run/own/cron"),
         std::fs::read("/bin/sleep").unwrap(),

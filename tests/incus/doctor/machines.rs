@@ -17,7 +17,7 @@ fn a_machine_that_does_not_run_is_named_first(patient: &Patient) {
         patient.world.domains[0]
     );
     assert_eq!(patient.ails("machine", "{signer} is frozen"), resume);
-    // If both are stopped, the consumer comes first.
+    // If neither machine is running, the consumer is reported first.
     patient.incus(1, &["stop", "--force", &dev]);
     let start = format!("incus start {dev} --project {}", patient.world.domains[1]);
     assert_eq!(patient.ails("machine", "{dev} is stopped"), start);
@@ -26,7 +26,7 @@ fn a_machine_that_does_not_run_is_named_first(patient: &Patient) {
     patient.is_well();
 
     patient.incus(0, &["stop", "--force", &signer]);
-    // Nothing in the machine would start the server.
+    // Nothing in the machine would start the server, so the suggested fix is `apply`.
     patient.recovers("machine", "{signer} is stopped");
     patient.incus(1, &["pause", &dev]);
     assert!(
@@ -68,7 +68,7 @@ fn a_rebuilt_machine_gets_everything_back() {
     let patient = Patient::new();
     for (domain, name) in [(0, "signer"), (1, "dev")] {
         let machine = patient.world.machine(domain, name);
-        // Incus starts a machine that was running, but fails if the folder of its sockets is gone with the rest.
+        // Incus restarts a machine that was running, but fails if its socket folder is gone with the rest.
         let rebuild = ["rebuild", "bb", &machine, "--force"];
         assert_eq!(
             patient.world.incus(domain, &rebuild).status.success(),
@@ -89,7 +89,7 @@ fn a_rebuilt_machine_gets_everything_back() {
             patient.ails("machine", &format!("{machine} is {status}"));
         }
         let applied = patient.world.apply();
-        // The log is rightly lost: `apply` says so, and the host keeps its record of it.
+        // The log is lost, as expected: `apply` says so, and the host keeps its record of it.
         let (_, aside) = applied
             .stderr
             .split_once(
@@ -101,7 +101,7 @@ fn a_rebuilt_machine_gets_everything_back() {
         patient.is_well();
         patient.world.is_settled();
     }
-    // The next log is checked like the one before.
+    // The new log is checked like the previous one.
     patient.exec(0, "signer", "rm /var/log/anklume/audit.jsonl");
     patient.ails("audit", "the log of calls of {signer} is gone: it had ");
     let aside = |path: &std::fs::DirEntry| {

@@ -51,7 +51,7 @@ fn a_copy_with_a_device_of_the_channel_is_named_and_loses_it(patient: &Patient) 
             patient.world.machine(domain, "copy"),
         );
         patient.incus(domain, &["copy", &machine, &copy]);
-        // The original machine has the address; without it, the copy starts, and the copy of a provider takes the socket.
+        // The original machine holds the address; without one, the copy starts, and a provider's copy takes the socket.
         patient.incus(
             domain,
             &["config", "device", "unset", &copy, "eth0", "ipv4.address"],
@@ -65,7 +65,7 @@ fn a_copy_with_a_device_of_the_channel_is_named_and_loses_it(patient: &Patient) 
         patient.incus(domain, &["delete", "--force", &copy]);
         patient.is_well();
     }
-    // A profile belongs to somebody else: it remains an obstacle until they remove the device.
+    // A profile belongs to somebody else, so it remains an obstacle until they remove the device.
     let connect = format!("connect=unix:{}", patient.host_socket());
     let device = ["p", "proxy", "bind=instance", "listen=unix:/x", &connect];
     patient.incus(1, &["profile", "create", "mine"]);
@@ -87,7 +87,7 @@ fn a_copy_with_a_device_of_the_channel_is_named_and_loses_it(patient: &Patient) 
 }
 
 fn a_device_whose_process_is_gone_or_stopped_is_made_again(patient: &Patient) {
-    // A process in a machine cannot pose as one of the host's by its name.
+    // A process in a machine cannot use its command line to pose as one of the host's.
     let words = format!(
         "unix:{} unix:/run/anklume/mcp/{}.sock {}",
         patient.host_socket(),
@@ -104,7 +104,7 @@ fn a_device_whose_process_is_gone_or_stopped_is_made_again(patient: &Patient) {
         signal(patient.proxy(domain == 0), Signal::STOP);
         patient.recovers("process", &detail);
     }
-    // Both at once, in one run.
+    // One run fixes both processes.
     kill(patient.proxy(true));
     kill(patient.proxy(false));
     patient.recovers("process", "for the device {device} of {dev}");

@@ -11,7 +11,7 @@ use super::{names, text};
 
 /// The machines that a service may name.
 const CALLERS: [&str; 4] = ["alice", "bob", "carol", "c1"];
-/// Maximum number of services.
+/// The names of the services; a policy uses one or more of them, in this order.
 const SERVICES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
 /// Number of policies to try.
 const POLICIES: u32 = 24;

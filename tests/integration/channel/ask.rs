@@ -1,4 +1,4 @@
-//! `machine-ask`, which `apply` and `doctor` start inside a consumer: it prints one line, and stays until it is released.
+//! `machine-ask`, which `apply` and `doctor` start inside a consumer: it prints one line and runs until its stdin ends.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::Stdio;

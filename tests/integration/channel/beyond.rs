@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::peer::call;
 use super::world::{Listening, World};
 
-/// A caller that uses all of its allowed connections.
+/// A world whose caller may have only one connection, and its server.
 fn full() -> (World, Listening) {
     let world = World::new(&[
         "{name: copy, tool: clipboard_set, consumers: [alice], limits: {connections: 1}}",

@@ -1,4 +1,4 @@
-//! `mcp list` and `mcp call` inside a consumer: the name is a socket, and each outcome has its own exit code.
+//! `mcp list` and `mcp call` inside a consumer: a name selects a socket, and each outcome has its own exit code.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -60,7 +60,7 @@ fn a_name_is_a_socket_and_every_end_has_its_exit_code() {
         );
         assert!(ran.stderr.contains(&ask), "{}", ran.stderr);
     }
-    // A failure of the tool is not a refusal.
+    // A tool failure is not a refusal.
     let ran = mcp(&world, &["call", "-i", "vault", "copy"]);
     assert_eq!((ran.status, ran.stdout.as_str()), (1, ""), "{ran:?}");
     // A provider that does not exist, and one whose server is not running.
@@ -73,7 +73,7 @@ fn a_name_is_a_socket_and_every_end_has_its_exit_code() {
     ran.is(4, "", &message);
     server.signal("KILL");
     server.wait();
-    // Her worker exits a moment after the server.
+    // Alice's worker exits a moment after the server.
     until("nobody listens", || {
         UnixStream::connect(server.socket("alice")).is_err()
     });

@@ -89,7 +89,7 @@ fn typescript_2_that_asks_first() {
     uses_its_services(node("auto"), "2026-07-28");
 }
 
-/// Makes a client call before its provider is killed, while no server runs, and after another server has started.
+/// Makes a client call before its provider is killed, while no server is running, and after another one has started.
 fn outlives_its_provider(client: Option<Command>) {
     let Some(mut client) = client else { return };
     let world = World::new(&["{name: copy, tool: clipboard_set, consumers: [alice]}"]);
@@ -128,7 +128,7 @@ fn outlives_its_provider(client: Option<Command>) {
     let errors: Vec<&Value> = results.iter().map(|result| &result["error"]).collect();
     assert_eq!(errors, [false, true, false], "{told}");
     let why = results[1]["text"][0].as_str().unwrap();
-    // The call was sent before or after the disconnect was noticed.
+    // The call may have been sent before or after the disconnect was noticed.
     let causes = [
         "Cannot reach MCP server",
         "the provider closed the connection",

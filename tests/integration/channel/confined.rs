@@ -1,4 +1,4 @@
-//! The remaining rights of a server's processes: read from `/proc`, tried out from inside, and tried by a planted gpg.
+//! The remaining rights of a server's processes: read from `/proc`, tested from inside, and tested by a planted gpg.
 
 use std::fs;
 use std::io::Read as _;
@@ -28,7 +28,7 @@ fn line(process: u32, key: &str) -> String {
     value.unwrap().trim().to_owned()
 }
 
-/// No new privileges, filtered system calls, and no capabilities, now or by running a program.
+/// Asserts no new privileges, filtered system calls, and no capabilities, now or after running a program.
 #[track_caller]
 fn is_confined(process: u32) {
     let words = fs::read(format!("/proc/{process}/cmdline")).unwrap();
@@ -51,7 +51,7 @@ fn every_process_of_a_server_has_a_filter_and_no_capabilities_and_says_so() {
     is_confined(server.pid());
     is_confined(server.worker("alice").unwrap());
     is_confined(server.helper("alice", "clipboard").unwrap());
-    // She has no key here, and her own worker reads the portal.
+    // Alice has no key here, and her worker itself reads the portal.
     assert_eq!(server.helper("alice", "keys"), None);
     assert_eq!(server.helper("alice", "portal"), None);
     let status = world.run(&["mcp", "status", "--listen", &world.text("sockets")]);
@@ -172,7 +172,7 @@ fn a_consumer_s_processes_start_only_what_the_policy_grants_and_follow_it() {
     let mut alice = server.peer("alice");
     alice.lives();
     let worker = server.worker("alice").unwrap();
-    // A tool granted later, on the same connection: its process starts with the rights that it needs.
+    // The process of a tool that is granted later, on the same connection, starts with the rights that it needs.
     world.policy(&[COPY, "{name: take, tool: file_accept, consumers: [alice]}"]);
     let taken = json!({"path": "a", "data": "Y29udGVudA=="});
     until("it is granted", || {
@@ -182,13 +182,13 @@ fn a_consumer_s_processes_start_only_what_the_policy_grants_and_follow_it() {
     is_confined(server.helper("alice", "portal").unwrap());
     let file = world.path("portal/incoming/alice/a");
     assert_eq!(fs::read_to_string(file).unwrap(), "content");
-    // In pieces, with state that is kept between two calls.
+    // A piecewise transfer, whose state is kept between two calls.
     let piece = |offset: u64, last: bool| json!({"path": "b", "data": "Y29udGVudA==", "offset": offset, "final": last});
     text(&alice.call("take", &piece(0, false)));
     text(&alice.call("take", &piece(7, true)));
     let file = world.path("portal/incoming/alice/b");
     assert_eq!(fs::read_to_string(file).unwrap(), "contentcontent");
-    // With its own mode, from the first piece or from the last.
+    // A file with its own mode, set by the only piece or by the last one.
     let private = json!({"path": "c", "data": "Y29udGVudA==", "mode": "0600"});
     text(&alice.call("take", &private));
     let begins = json!({"path": "d", "data": "Y29udGVudA==", "offset": 0});
@@ -213,7 +213,7 @@ fn a_consumer_s_processes_start_only_what_the_policy_grants_and_follow_it() {
     server.end();
 }
 
-/// A gpg that attempts what a real one never needs, and reports the results in the place to which it may write.
+/// A gpg that attempts things that a real one never needs, and reports the successful attempts over a socket.
 const PLANTED: &str = r#"#!/usr/bin/python3
 import os, resource, socket, sys
 home, log, portal, secret, server, port, socket_path = "PLACES".split("|")
@@ -296,7 +296,7 @@ fn a_planted_gpg_reaches_the_keys_and_nothing_else_of_the_machine() {
     server.end();
 }
 
-/// Runs its arguments as on a kernel without system call filters (`seccomp(2)`, number 317 on this architecture).
+/// Runs its arguments as if on a kernel without system call filters (`seccomp(2)`, number 317 on this architecture).
 const WITHOUT_FILTERS: &str = r"
 import ctypes, os, struct, sys
 program = [(0x20, 0, 0, 0), (0x15, 0, 1, 317), (0x06, 0, 0, 0x00050000 | 38), (0x06, 0, 0, 0x7fff0000)]
@@ -309,7 +309,7 @@ assert libc.prctl(22, 2, ctypes.byref(Program(len(program), ctypes.addressof(cod
 os.execv(sys.argv[1], sys.argv[1:])
 ";
 
-/// The server of a world, on such a kernel.
+/// A world's server, on such a kernel.
 fn without_filters(world: &World) -> Command {
     let mut command = Command::new("python3");
     command.args(["-c", WITHOUT_FILTERS, ANKLUME]);
@@ -388,7 +388,7 @@ fn a_call_after_a_pause_finds_its_process_whenever_it_comes() {
     let world = World::new(&[COPY]);
     let server = world.listen();
     let mut alice = server.peer("alice");
-    // Around the moment at which an idle process exits.
+    // Call around the moment when an idle process exits.
     for millis in [2_990, 2_998, 3_000, 3_001, 3_002, 3_004, 3_010] {
         text(&alice.call("copy", &json!({"content": "text"})));
         std::thread::sleep(std::time::Duration::from_millis(millis));
@@ -416,7 +416,7 @@ fn calls_that_are_taken_back_keep_no_memory() {
             json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params});
         alice.send(cancelled.to_string());
     }
-    // Some of them ran before they were cancelled.
+    // Some of the calls ran before they were cancelled.
     alice.send(json!({"jsonrpc": "2.0", "id": "end", "method": "ping"}).to_string());
     while alice.receive()["id"] != "end" {}
     let peak = number_of(worker, "VmHWM:");

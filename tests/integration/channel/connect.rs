@@ -107,7 +107,7 @@ fn far_end<T: Send + 'static>(
 #[test]
 fn bytes_pass_as_they_are_both_ways() {
     let world = World::new(&[COPY]);
-    // Anything that a client may write: invalid JSON, arbitrary bytes, any line ends, redundant spaces.
+    // Anything that a client may write: invalid JSON, arbitrary bytes, any line endings, redundant spaces.
     let mut input = b"\xff\xfe\0 no json\r\n\n{ \"id\" : 1.50 , \"method\":\"a\"}\n".to_vec();
     input.extend(
         (0..=255_u8)
@@ -137,7 +137,7 @@ fn bytes_pass_as_they_are_both_ways() {
         let mut seen = vec![0; length];
         stream.read_exact(&mut seen).unwrap();
         stream.write_all(&answer).unwrap();
-        // The client did not half-close, so its end is the end of the connection.
+        // The client did not half-close, so the connection ends when the client does.
         let mut rest = Vec::new();
         stream.read_to_end(&mut rest).unwrap();
         (seen, rest)
@@ -164,7 +164,7 @@ fn it_ends_when_the_answers_are_out_and_not_before() {
     let mut connected = Connected::start(&world, &server.socket("alice"));
     connected.send((call("slow", "sign", &json!({"data": "aGVsbG8="})) + "\n").as_bytes());
     connected.send(PING);
-    // A last line without a newline, and then the end.
+    // A last line without a newline, and then the end of input.
     connected.send(call("last", "copy", &json!({"content": "last"})).as_bytes());
     connected.stdin = None;
     let mut ids = vec![];
@@ -220,7 +220,7 @@ fn an_answer_is_passed_on_though_the_provider_takes_no_more() {
     let said =
         "{\"jsonrpc\":\"2.0\",\"id\":1,\"error\":{\"code\":-32010,\"message\":\"overloaded\"}}\n";
     let (socket, serving) = far_end(&world, move |mut stream| {
-        // As a server does with a connection beyond the limit.
+        // Act as a server does on a connection beyond the limit.
         let mut first = vec![0; PING.len()];
         stream.read_exact(&mut first).unwrap();
         stream.shutdown(std::net::Shutdown::Read).unwrap();
@@ -247,10 +247,10 @@ fn a_provider_that_reads_nothing_is_met_by_the_time_out_once_the_client_is_gone(
     let args = ["mcp", "connect", "--timeout", "0.5", "--socket"];
     let args = [&args[..], &[socket.to_str().unwrap()]].concat();
     let silent = "error: Cannot reach MCP server: no answer within 0.5 s\n  = help: wait longer with `--timeout SECONDS`\n";
-    // More input than the buffers between the two hold, so its end is never read.
+    // More input than the buffers in between can hold, so its end is never read.
     let input = PING.repeat(40_000);
     world.run_with(&args, &input).is(4, "", silent);
-    // The same in a pipe whose writer goes away.
+    // The same with a full pipe that its writer then closes.
     let mut command = world.command(&args);
     let mut child = command
         .stdin(Stdio::piped())
@@ -331,7 +331,7 @@ fn a_provider_that_vanishes_ends_it_with_4() {
     let world = World::new(&[COPY, SIGN]).held_gpg().keyring(&keyring);
     let begin = "error: Cannot reach MCP server: ";
 
-    // In the middle of the last call.
+    // The provider is killed in the middle of the last call.
     let mut server = world.listen();
     let mut connected = Connected::start(&world, &server.socket("alice"));
     connected.send(PING);
@@ -404,7 +404,7 @@ fn it_outlives_its_provider_and_answers_what_was_in_flight() {
     assert_eq!(said["error"]["code"], -32000, "{said}");
     let why = said["error"]["message"].as_str().unwrap();
     assert!(why.starts_with("Cannot reach MCP server: "), "{why}");
-    // Another server takes over at the next message, and its list of tools may differ.
+    // Another server takes over at the next message, and its tool list may differ.
     let server = world.listen();
     connected.send(call("next", "copy", &json!({"content": "x"})).as_bytes());
     connected.send(b"\n");
@@ -449,7 +449,7 @@ fn a_dead_and_a_silent_socket_end_it_with_4_in_time() {
         "",
         &format!("{begin}no answer within 0.5 s\n  = help: wait longer with `--timeout SECONDS`\n"),
     );
-    // A limit for a hang, not a measurement.
+    // This limit detects a hang; it is not a measurement.
     assert!(since.elapsed() < PATIENCE / 2, "{:?}", since.elapsed());
     let nothing = world.run(&["mcp", "connect"]);
     nothing.is(2, "", "error: neither a provider nor a socket is named\n  = help: `anklume mcp connect PROVIDER`, or `anklume mcp connect --socket PATH`\n");
@@ -472,7 +472,7 @@ fn a_client_that_goes_away_ends_it_quietly() {
     server.peer("alice").lives();
 }
 
-/// Any stdout, in place of a closed one.
+/// A finished program's stdout, as a replacement for a closed one.
 fn unheard(world: &World) -> ChildStdout {
     let mut child = world
         .command(&["--version"])

@@ -1,4 +1,4 @@
-//! One caller floods, and another calls: counts the answers that the flood gets during one call of the other.
+//! One caller floods while another calls: counts the answers that the flood gets during one call by the other.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -9,14 +9,14 @@ use super::peer::{Peer, call};
 use super::text;
 use super::world::{Listening, World, until};
 
-/// Connections of the loud caller, from two threads.
+/// Number of the loud caller's connections, from two threads.
 const CONNECTIONS: usize = 192;
-/// Requests that it keeps in flight on each.
+/// Number of requests that it keeps in flight on each connection.
 const EACH: usize = 8;
-/// Calls of the quiet caller.
+/// Number of the quiet caller's calls.
 const CALLS: usize = 200;
 
-/// A provider of both callers; the loud one reaches none of its limits.
+/// A provider for both callers; the loud one reaches none of its limits.
 fn world() -> World {
     let unlimited = "{calls_per_minute: 1000000000, calls_per_minute_all: 1000000000, in_flight: 10000, in_flight_all: 10000}";
     World::new(&[
@@ -25,7 +25,7 @@ fn world() -> World {
     ])
 }
 
-/// Ends the flood when dropped, so that a call that fails does not wait for it.
+/// Ends the flood when dropped, so that a failed call does not wait for it.
 struct Ends<'a>(&'a AtomicBool);
 
 impl Drop for Ends<'_> {
@@ -34,7 +34,7 @@ impl Drop for Ends<'_> {
     }
 }
 
-/// Floods the server with calls of `name` by alice, checks each answer, and returns the median of alice's answers during each call of bob.
+/// Floods the server with alice's calls to `name`, checks each answer, and returns their median number per call by bob.
 fn answers_during_a_call(server: &Listening, name: &str, check: fn(&Value)) -> usize {
     let mut bob = server.peer("bob");
     text(&bob.call("copy", &json!({"content": "bob"})));
@@ -99,7 +99,7 @@ fn a_call_does_not_wait_behind_the_calls_of_another_caller() {
     let world = world();
     let server = world.listen();
     let between = answers_during_a_call(&server, "paste", |answer| assert_eq!(text(answer), "bob"));
-    // In a single queue, it would be all running calls: several on each connection.
+    // With a single queue, the number would include all running calls: several on each connection.
     assert!(between < CONNECTIONS / 2, "{between}");
     server.end();
     world.log_is_whole();
@@ -114,6 +114,6 @@ fn a_call_does_not_wait_behind_what_is_refused_to_another_caller() {
     });
     assert!(between < CONNECTIONS / 2, "{between}");
     server.end();
-    // Every call of both callers is logged or counted in the log.
+    // Every call by either caller is logged or counted in the log.
     world.log_is_whole();
 }

@@ -1,5 +1,5 @@
-//! A caller that makes its provider keep as much as possible: the provider keeps no more than that caller's memory, serves the
-//! other caller meanwhile, and keeps nothing afterwards.
+//! A caller makes its provider hold as much as possible: the provider holds no more than that caller's share of memory,
+//! serves the other caller meanwhile, and holds nothing afterwards.
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
@@ -14,15 +14,15 @@ const COPY: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob]}";
 const TAKE: &str = "{name: take, tool: file_accept, consumers: [alice]}";
 const GIVE: &str = "{name: give, tool: file_provide, consumers: [alice]}";
 
-/// Connections of the caller, as many as it may have.
+/// Number of the caller's connections: as many as it may have.
 const CONNECTIONS: usize = 256;
-/// Requests on a connection that reads none of the answers.
+/// Number of requests on a connection that reads none of the answers.
 const REQUESTS: u32 = 20;
-/// Limit in KiB of the memory that a caller may make its provider keep: its 64 MiB, and 32 MiB for what every process needs.
+/// Limit in KiB for the memory that a caller can make its provider hold: its 64 MiB, and 32 MiB for the processes.
 const MEMORY_KIB: u64 = (64 + 32) * 1024;
 /// Tolerance for memory, in KiB.
 const SLACK_KIB: u64 = 2 * 1024;
-/// Number of rounds; nothing is kept after any of them.
+/// Number of rounds; no memory is held after any of them.
 const ROUNDS: usize = 2;
 
 const PING: &str = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
@@ -35,7 +35,7 @@ fn memory_kib(server: &Listening) -> u64 {
         .sum()
 }
 
-/// The bytes that one connection sends, by its number, without ever reading an answer.
+/// The bytes that the connection with this number sends without ever reading an answer.
 fn attack(number: usize) -> String {
     let deep = json!({"content": 1, "more": vec![json!({"a": 0}); 1_500]});
     match number % 8 {
@@ -60,12 +60,12 @@ fn attack(number: usize) -> String {
             .collect(),
         // Lists.
         3 => (0..REQUESTS).map(|id| list(id) + "\n").collect(),
-        // An id that is a tree, in a line that is not valid.
+        // An id that is a tree, in an invalid line.
         4 => {
             let tree = "{\"\":0},".repeat(500_000);
             format!("{{\"jsonrpc\":\"2.0\",\"id\":[{tree}0],,}}\n")
         }
-        // A text that would be quoted with escapes.
+        // Text that would be quoted with escapes.
         5 => {
             let text = "\u{7f}".repeat(7 * 1024 * 1024);
             format!(
@@ -122,7 +122,7 @@ fn a_caller_that_takes_all_it_can_has_its_own_memory_and_no_more() {
                 (stream, attack(number).into_bytes())
             })
             .collect();
-        // Every connection is tried repeatedly, until none accepts any more.
+        // Try every connection repeatedly, until none accepts any more bytes.
         let mut idle = 0;
         while idle < 5 {
             let mut taken = 0;
@@ -136,7 +136,7 @@ fn a_caller_that_takes_all_it_can_has_its_own_memory_and_no_more() {
             idle = if taken == 0 { idle + 1 } else { 0 };
         }
         assert!(peak <= MEMORY_KIB, "{peak} KiB");
-        // Between two measurements too.
+        // The limit also holds between two measurements.
         let most = server
             .worker("alice")
             .map(|worker| number_of(worker, "VmHWM:"));
@@ -146,7 +146,7 @@ fn a_caller_that_takes_all_it_can_has_its_own_memory_and_no_more() {
             let answer = server.peer("alice").ask(PING);
             answer.get("result").is_some()
         });
-        // Her worker exits, and frees its memory.
+        // Alice's worker exits, and frees its memory.
         until("it is as it was", || {
             memory_kib(&server) <= before + SLACK_KIB && server.worker("alice").is_none()
         });

@@ -1,4 +1,4 @@
-//! A client keeps its side of the connection open until its last answer has arrived, because Incus's proxies do not support half-close.
+//! A client keeps its side open until its last answer has arrived, because Incus's proxies do not support half-close.
 
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::os::unix::net::UnixListener;
@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use super::peer::call;
 use super::world::World;
 
-/// Time for which the far end checks whether its client has closed its side before it answers; not a limit for anything.
+/// How long the provider watches, before each answer, for its client to close its side; this is not a limit.
 const LOOK: Duration = Duration::from_millis(300);
 
-/// A provider with one connection: answers each request that has an id, after it has checked for the end of its client's side.
+/// A provider with one connection: checks that its client's side is still open, then answers each request with an ID.
 fn provider(listener: UnixListener) -> JoinHandle<Vec<String>> {
     thread::spawn(move || {
         let (stream, _) = listener.accept().unwrap();

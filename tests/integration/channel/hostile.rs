@@ -1,4 +1,4 @@
-//! Malicious bytes on a consumer's socket: they get the standard error, and the connection and the server survive.
+//! Malicious bytes on a consumer's socket: the answer is the standard error, and connection and server survive.
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
@@ -37,7 +37,7 @@ fn a_line_over_the_limit_is_refused_in_flat_memory() {
     let expected =
         json!({"jsonrpc": "2.0", "id": "long", "error": {"code": -32600, "message": message}});
     assert_eq!(answer, expected);
-    // The limit, and the spare capacity of a growing buffer, whatever the length of the line.
+    // At most the limit plus the spare capacity of a growing buffer, however long the line is.
     let more = server.peak_kib() - before;
     assert!(more < 40 * 1024, "{more} KiB more");
     alice.lives();
@@ -62,7 +62,7 @@ fn a_services_own_message_limit_holds_for_its_callers_alone() {
     text(&server.peer("bob").call("other", &content));
 }
 
-/// A line, and the code and id of the error that answers it.
+/// Malformed lines, each with a name and the code and ID of the error that answers it.
 fn wrong_lines() -> Vec<(&'static str, Vec<u8>, i64, Option<u64>)> {
     let deep = |open: &str, close: &str| {
         let (open, close) = (open.repeat(10_000), close.repeat(10_000));
@@ -127,7 +127,7 @@ fn each_wrong_line_gets_its_standard_error_and_the_connection_lives() {
         alice.lives();
     }
     assert_eq!(world.clipboard(), None);
-    // Messages without an answer get none, and change nothing.
+    // Messages that require no answer get none, and change nothing.
     let silent = [
         r#"{"jsonrpc":"2.0","id":77,"result":{}}"#,
         r#"{"jsonrpc":"2.0","id":"x","error":{"code":1,"message":"x"}}"#,
@@ -142,7 +142,7 @@ fn each_wrong_line_gets_its_standard_error_and_the_connection_lives() {
         alice.lives();
     }
     assert_eq!(world.clipboard(), None);
-    // The tool refuses wrong arguments, in a result.
+    // The tool rejects wrong arguments with a result, not with a protocol error.
     let wrong = [
         json!({"content": 1}),
         json!({"content": null}),
@@ -175,7 +175,7 @@ fn an_id_that_is_free_again_can_be_used_again_at_once() {
 fn streams_that_are_no_json_at_all_end_without_harm() {
     let world = World::new(&[COPY]);
     let server = world.listen();
-    // A noise generator that gives the same bytes in every run.
+    // A noise generator that produces the same bytes in every run.
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut noise = || {
         state ^= state << 13;

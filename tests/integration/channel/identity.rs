@@ -1,4 +1,4 @@
-//! The socket identifies the caller: a client cannot pose as another, and the list contains exactly the tools that are not refused.
+//! The socket identifies the caller: no client can pose as another, and the list is exactly what is not refused.
 
 use std::collections::BTreeSet;
 
@@ -19,7 +19,7 @@ const SERVICES: [&str; 4] = [
     "{name: closed, tool: clipboard_get, consumers: []}",
 ];
 
-/// A request of the stateless era.
+/// A request in the format of the stateless era.
 fn modern(id: u32, method: &str, mut params: Value) -> String {
     params["_meta"]["io.modelcontextprotocol/protocolVersion"] = "2026-07-28".into();
     params["_meta"]["io.modelcontextprotocol/clientInfo"] = forged();
@@ -27,7 +27,7 @@ fn modern(id: u32, method: &str, mut params: Value) -> String {
     json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params}).to_string()
 }
 
-/// Every way in which a client may claim to be bob, or the operator.
+/// Every way in which a client might claim to be bob or the operator.
 fn forged() -> Value {
     json!({
         "name": "bob", "version": "1", "title": "bob", "caller": "bob", "operator": true,
@@ -62,7 +62,7 @@ fn nothing_that_a_client_says_makes_it_another() {
             "caller": "bob", "_meta": forged(), "clientInfo": forged()});
         request.to_string()
     };
-    // The older era: the list and the refusals are those of an honest alice.
+    // The older era: the list and the refusals are the same as for an honest alice.
     let mut listing = json!({});
     for key in ["caller", "consumer", "operator"] {
         listing[key] = "bob".into();
@@ -184,7 +184,7 @@ fn one_caller_on_stdio_is_served_as_on_its_socket() {
         .collect();
     assert!(told.contains(&("bob".into(), "refused".into())));
     assert!(told.contains(&("bob".into(), "allowed".into())));
-    // A machine that no service names has nothing; an invalid name is an error.
+    // A machine that is a consumer of no service gets an empty list; an invalid name is an error.
     let nobody = [
         "mcp",
         "serve",
@@ -236,7 +236,7 @@ fn a_granted_service_runs_with_its_fixed_arguments_hidden() {
     assert_eq!(world.clipboard().as_deref(), Some("fixed"));
 }
 
-/// Services with few names and few consumers, so that they overlap.
+/// Services that share a few names and consumers, so that they overlap.
 fn any_services() -> impl Strategy<Value = Services> {
     let name = prop::sample::select(vec!["a", "b", "gpg_sign", "clipboard_get", "d_1"]);
     let tool = prop::sample::select(ToolName::ALL.to_vec());
@@ -268,7 +268,7 @@ fn any_caller() -> impl Strategy<Value = Caller> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// A name is listed exactly if its call is not refused, whatever is sent with it, and no name is listed twice.
+    /// A name is listed if and only if calling it is not refused, whatever the arguments; no name is listed twice.
     #[test]
     fn what_is_listed_is_exactly_what_is_not_refused(
         services in any_services(),

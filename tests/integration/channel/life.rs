@@ -1,4 +1,4 @@
-//! The life of a server: ready, one per folder, shut down, killed and restarted.
+//! The life cycle of a server: readiness, one server per folder, shutdown, kill and restart.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -20,7 +20,7 @@ use crate::serve::server::Keyring;
 const COPY: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob]}";
 const SIGN: &str = "{name: sign, tool: gpg_sign, consumers: [alice]}";
 
-/// The files in the folder of the sockets.
+/// The sockets in the socket folder.
 fn sockets(world: &World) -> Vec<String> {
     let entries = fs::read_dir(world.path("sockets")).unwrap();
     let mut sockets: Vec<String> = entries
@@ -58,7 +58,7 @@ fn readiness_is_told_when_the_sockets_are_there() {
     let length = socket.recv(&mut said).unwrap();
     let said = std::str::from_utf8(&said[..length]).unwrap();
     assert_eq!(said.trim_end(), "READY=1");
-    // A consumer can connect at this very moment.
+    // A consumer can connect as soon as the server is ready.
     server.peer("alice").lives();
     server.end();
 }
@@ -109,7 +109,7 @@ fn a_second_signal_makes_a_stdio_server_end_answer_and_log_a_hanging_call() {
         let kill = [signal.to_owned(), server.id().to_string()];
         assert!(Command::new("kill").args(kill).status().unwrap().success());
     }
-    // gpg would continue for a minute.
+    // Otherwise, gpg would keep running for a minute.
     assert_eq!(wait(&mut server), 0);
     let mut said = String::new();
     let mut stdout = server.stdout.take().unwrap();
@@ -143,7 +143,7 @@ fn a_file_where_a_socket_belongs_stays_and_is_told() {
          = help: move it away: a server removes only sockets\n"
     );
     fs::remove_file(world.path("sockets/alice.sock")).unwrap();
-    // The same under a running server.
+    // The same while a server is running.
     let server = world.listen();
     fs::remove_file(server.socket("alice")).unwrap();
     fs::write(server.socket("alice"), "somebody's").unwrap();
@@ -165,7 +165,7 @@ fn a_status_that_may_not_be_seen_is_not_taken_for_no_server() {
     let world = World::new(&[COPY]);
     let server = world.listen();
     let program = world.path("anklume");
-    // The other user may not have access to the build folder.
+    // The other user might not have access to the build folder.
     crate::harness::copy_of_anklume(&program);
     let folder = fs::Permissions::from_mode(0o755);
     fs::set_permissions(world.path(""), folder).unwrap();
@@ -192,7 +192,7 @@ fn told_to_end_a_server_answers_what_runs_and_leaves_no_socket() {
         alice.send(call("runs", "sign", &json!({"data": "aGVsbG8="})));
         until("it runs", || world.gpg_waits());
         server.signal(signal);
-        // It accepts no new connection and no new call.
+        // It accepts no new connections and no new calls.
         for peer in idle {
             peer.gets_closed();
         }
@@ -234,11 +234,11 @@ fn a_killed_servers_sockets_are_taken_over_and_the_log_stays_whole() {
     assert_eq!(server.wait(), -1);
     alice.gets_closed();
     assert_eq!(sockets(&world), ["alice.sock", "bob.sock"]);
-    // The client reports it, and leaves it to its user to find out whether the call was executed.
+    // A client reports that it cannot reach the server.
     let socket = server.socket("alice");
     let ran = world.run(&["mcp", "list", "--socket", socket.to_str().unwrap()]);
     assert_eq!(ran.status, 4, "{ran:?}");
-    // The server no longer serves alice, so her socket goes.
+    // The new server does not serve alice, so it removes her socket.
     world.policy(&["{name: copy, tool: clipboard_set, consumers: [bob, carol]}"]);
     let server = world.listen();
     assert_eq!(sockets(&world), ["bob.sock", "carol.sock"]);
@@ -270,7 +270,7 @@ fn killed_in_the_middle_of_many_calls_the_chain_goes_on() {
         server.signal("KILL");
         assert_eq!(server.wait(), -1);
     }
-    // The server removes the incomplete last line that a crash left, and reports it.
+    // The server removes an incomplete last line left behind by a crash, and logs that.
     let mut log = fs::OpenOptions::new()
         .append(true)
         .open(world.path("log/audit.jsonl"))
@@ -299,7 +299,7 @@ fn a_folder_that_is_not_ours_alone_is_refused() {
 
 #[test]
 fn a_folder_that_holds_anything_else_is_refused_and_left_as_it_is() {
-    /// The file created under each name.
+    /// A name, and the function that creates something with that name.
     type Put<'a> = (&'a str, &'a dyn Fn(&Path));
 
     let world = World::new(&[COPY]);
@@ -342,7 +342,7 @@ fn in_a_folder_that_is_a_servers_only_what_is_a_servers_is_cleared() {
     let world = World::new(&[COPY]);
     world.listen().end();
     world.write("sockets/kept.txt", "kept");
-    // Files left by a killed server of this folder, and somebody else's files.
+    // Files that a killed server left in this folder, and somebody else's files.
     for name in ["S.gpg-agent", "carol.sock", ".new"] {
         drop(UnixListener::bind(world.path("sockets").join(name)).unwrap());
     }

@@ -10,7 +10,7 @@ use super::world::{World, until};
 use crate::harness::have_program;
 use crate::serve::server::Keyring;
 
-/// The error of a call that reached this limit.
+/// Asserts that the answer is the error for this limit.
 #[track_caller]
 fn met(answer: &Value, limit: &str) {
     assert_eq!(
@@ -20,7 +20,7 @@ fn met(answer: &Value, limit: &str) {
     );
 }
 
-/// Returns whether a process has this word in its command line.
+/// Returns whether any process has this word in its command line.
 fn runs(word: &str) -> bool {
     fs::read_dir("/proc").unwrap().any(|process| {
         // Most entries are not processes, and processes may exit during the search.
@@ -139,7 +139,7 @@ fn signatures_that_wait_for_more_are_few_for_each_caller() {
         refused["result"]["content"][0]["text"],
         "16 signatures in pieces are under way for this caller, over all its connections; finish one first"
     );
-    // Another caller has its own slots, and a free slot can be used again.
+    // Another caller has its own slots, and a freed slot can be used again.
     text(&server.peer("bob").call("sign", &first));
     let last = json!({"data": "bG8=", "offset": 3, "final": true});
     let signed = waiting[0].call("sign", &last);
@@ -191,7 +191,7 @@ fn arguments_that_no_tool_takes_wait_for_nothing() {
         alice.send(call(number, "sign", &json!({"data": "aGVsbG8="})));
     }
     until("gpg runs", || world.gpg_waits());
-    // A good call waits for one of them to end; a bad one gets its error at once.
+    // A valid call waits for one of them to finish; an invalid one gets its error immediately.
     alice.send(call("good", "copy", &json!({"content": "a"})));
     alice.send(call("bad", "copy", &json!({"content": 1})));
     let answer = alice.receive();

@@ -14,7 +14,7 @@ use super::world::{PATIENCE, World, until};
 use crate::harness::have_program;
 use crate::serve::server::Keyring;
 
-/// Code of the error "overloaded".
+/// Code of the "overloaded" error.
 const OVERLOADED: i64 = -32010;
 
 #[test]
@@ -61,7 +61,7 @@ fn of_128_calls_in_flight_from_8_callers_every_answer_finds_its_request() {
             .map(|caller| (caller.as_str(), scope.spawn(|| talk(caller))))
             .collect();
         all_sent.wait();
-        // Nothing has been answered yet, so 128 are in flight.
+        // Nothing has been answered yet, so 128 calls are in flight.
         until("the calls run", || world.gpg_waits());
         world.write("go", "");
         threads
@@ -125,7 +125,7 @@ fn a_burst_over_the_limit_is_overloaded_and_every_call_is_in_the_log() {
     ids.sort_unstable();
     assert_eq!(ids, (0..300).collect::<Vec<_>>());
     assert!(done >= 100 && overloaded > 0, "{done} {overloaded}");
-    // bob neither caused this nor suffers from it.
+    // bob did not cause this, and is not affected by it.
     text(&server.peer("bob").call("copy", &json!({"content": "bob"})));
     server.end();
 
@@ -222,7 +222,7 @@ fn connections_over_the_limit_are_overloaded_and_the_others_live() {
     let args = ["mcp", "list", "--socket", socket.to_str().unwrap()];
     assert_eq!(world.run(&args).status, 5);
     server.peer("bob").lives();
-    // A freed slot is used again.
+    // A freed slot can be used again.
     drop(open.pop());
     until("a place is free", || world.run(&args).status == 0);
     for peer in &mut open {
@@ -238,7 +238,7 @@ fn connections_far_over_the_limit_wait_until_it_is_their_turn_to_be_told() {
     let server = world.listen();
     let mut first = server.peer("alice");
     first.lives();
-    // More silent connections than the server turns away at once.
+    // More silent connections than the server turns away at the same time.
     let silent: Vec<Peer> = (0..40).map(|_| server.peer("alice")).collect();
     let socket = server.socket("alice");
     let args = ["mcp", "list", "--socket", socket.to_str().unwrap()];
@@ -256,7 +256,7 @@ fn long_messages_of_many_connections_wait_for_each_other_and_are_all_answered() 
         "{name: take, tool: file_accept, consumers: [alice]}",
     ]);
     let server = world.listen();
-    // More than fits in memory at once, none of it finished: the lines that have begun do not prevent the others from finishing.
+    // More unfinished lines than fit in memory at once: those already begun do not keep the others from finishing.
     let data = "A".repeat(8 * 1024 * 1024);
     let senders: Vec<Peer> = (0..24).map(|_| server.peer("alice")).collect();
     let mut quick = server.peer("alice");
@@ -288,12 +288,12 @@ fn a_slow_reader_and_a_slow_writer_disturb_nobody() {
     let mut carol = server.peer("carol");
     let mut bob = server.peer("bob");
     bob.lives();
-    // 60 unread answers of 1.4 MB.
+    // 60 unread answers of 1.4 MB each.
     let asked: Vec<String> = (0..60)
         .map(|id| call(id, "give", &json!({"path": "big"})))
         .collect();
     alice.send(asked.join("\n"));
-    // One call, byte by byte, with a call of bob after each of many bytes.
+    // One call, sent byte by byte, with a call by bob after every fourth byte.
     let line = call("slow", "copy", &json!({"content": "slowly"})) + "\n";
     for (number, byte) in line.bytes().enumerate() {
         carol.write(&[byte]);
@@ -306,7 +306,7 @@ fn a_slow_reader_and_a_slow_writer_disturb_nobody() {
     text(&answer);
     let peak = server.peak_kib();
     assert!(peak < 128 * 1024, "{peak} KiB");
-    // Nothing was lost for a caller that reads late.
+    // A caller that reads late loses nothing.
     let mut ids: Vec<u64> = (0..60)
         .map(|_| {
             let answer = alice.receive();
@@ -331,7 +331,7 @@ fn one_caller_that_floods_does_not_stop_another() {
     let mut writer = flood.try_clone().unwrap();
     let writing = thread::spawn(move || {
         let line = call(1, "copy", &json!({"content": "x"})) + "\n";
-        // Until the server closes the connection.
+        // Until the connection is closed.
         while writer.write_all(line.as_bytes()).is_ok() {}
     });
     let mut reader = flood.try_clone().unwrap();

@@ -1,4 +1,4 @@
-//! The log of calls: it has a line for each call, can be shown and verified, and reveals changes.
+//! The audit log: it has a line for each call, can be shown and verified, and reveals tampering.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -35,7 +35,7 @@ pub(super) fn six_lines() -> World {
     world
 }
 
-/// The text of `audit show`, with everything replaced that differs from run to run.
+/// The output of `audit show`, with everything that differs between runs replaced.
 fn steady(text: &str) -> String {
     let steady = |line: &str| {
         let (time, rest) = line.split_at(20);
@@ -146,7 +146,7 @@ fn a_line_holds_what_the_design_says() {
     let file: Value =
         serde_json::from_slice(&fs::read(world.path("services.json")).unwrap()).unwrap();
     assert_eq!(line["policy"], file["digest"]);
-    // Equal arguments have an equal digest, and the digest is keyed, so it is not the plain hash of guessable text.
+    // Equal arguments have equal digests; a digest is keyed, so it is not the plain hash of guessable text.
     assert_eq!(log[2]["arguments"], log[3]["arguments"]);
     assert_ne!(log[1]["arguments"], log[2]["arguments"]);
     for file in ["audit.jsonl", "audit.key"] {
@@ -214,7 +214,7 @@ fn no_name_and_no_id_forges_or_breaks_a_line() {
     assert!(shown.stdout.chars().all(safe), "{:?}", shown.stdout);
 }
 
-/// Text that an attacker might want to be taken for log lines.
+/// Text that an attacker might try to pass off as log lines.
 fn lines_like(caller: &str) -> String {
     format!(
         "x\n{{\"seq\":2,\"time\":\"2026-01-01T00:00:00Z\",\"event\":\"call\",\"caller\":\"{caller}\"}}\n"
@@ -302,7 +302,7 @@ fn a_flood_of_refusals_is_counted_and_takes_nobody_elses_share() {
 fn on_stdio_the_refusals_that_were_counted_are_in_the_log_at_the_end() {
     let calls: Vec<String> = (0..100).map(|id| call(id, "nowhere", &json!({}))).collect();
     let bob = ["--caller", "bob", "--services", "services.json"];
-    // A machine may have any valid name, and is not mistaken for the operator.
+    // A machine may even be called `operator`, and is not mistaken for the operator.
     let machine = ["--caller", "operator", "--services", "services.json"];
     let callers = [
         ("bob", &bob[..]),
@@ -411,7 +411,7 @@ fn a_log_that_has_grown_goes_on_in_a_new_file_in_one_chain() {
         &format!("whole: {lines} line(s) from number 1 on, head {head} (number {lines})\n"),
         "",
     );
-    // Its old file is missing.
+    // The old file is missing.
     let oldest = hash(&lines_of(&old)[0]);
     fs::remove_file(&old).unwrap();
     let file = path.display();
@@ -421,7 +421,7 @@ fn a_log_that_has_grown_goes_on_in_a_new_file_in_one_chain() {
         &format!("{file}:1: {before} line(s) before it were removed\nNOT intact: {found} line(s) from number {first} on, head {head} (number {lines})\n"),
         "",
     );
-    // The line of a recorded head may have been removed with it.
+    // The line with a recorded head may have been removed with that file.
     let ran = world.run(&["audit", "verify", "--head", &oldest]);
     let missing = format!(
         "\nthe line with the given head is missing: it is older than number {first}, where the log begins now, or the end was cut, or the log was written anew\n"

@@ -19,7 +19,7 @@ fn page() -> String {
     String::from_utf8(fs::read(path).unwrap()).unwrap()
 }
 
-/// The blocks in that language.
+/// The page's code blocks in this language.
 fn blocks(language: &str) -> Vec<String> {
     let page = page();
     let begin = format!("```{language}\n");
@@ -55,7 +55,7 @@ fn its_limits_are_the_servers() {
     ];
     let expected: Vec<_> = Limits::KEYS.into_iter().zip(defaults).collect();
     assert_eq!(rows, expected);
-    // Line breaks of the page do not matter.
+    // Line breaks in the page do not matter.
     let page = page.split_whitespace().collect::<Vec<_>>().join(" ");
     let most = format!("at most {MESSAGE_BYTES_MAX}");
     assert!(page.contains(&most), "{most}");

@@ -1,4 +1,4 @@
-//! A client without any library: writes bytes to a socket, and reads lines from it.
+//! A client that uses no library: it writes bytes to a socket, and reads lines from it.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -76,7 +76,7 @@ impl Peer {
         self.ask(call(1, name, arguments))
     }
 
-    /// Requests the list.
+    /// Requests the tool list.
     #[track_caller]
     pub(super) fn list(&mut self) -> Value {
         self.ask(r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#)
@@ -114,7 +114,7 @@ impl Peer {
         );
     }
 
-    /// Half-closes the connection: no more requests come.
+    /// Half-closes the connection: no more requests follow.
     #[track_caller]
     pub(super) fn ends(&mut self) {
         self.writer.shutdown(std::net::Shutdown::Write).unwrap();

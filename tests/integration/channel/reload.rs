@@ -1,4 +1,4 @@
-//! A services file that changes under a running server takes effect at the next call on an open connection.
+//! A services file that changes under a running server takes effect at the next call, even on an open connection.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ const BOTH: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob]}";
 const ALICE: &str = "{name: copy, tool: clipboard_set, consumers: [alice]}";
 const PASTE: &str = "{name: paste, tool: clipboard_get, consumers: [alice]}";
 
-/// A connection of alice that has already made a successful call.
+/// A connection by alice, who has already made a successful call on it.
 #[track_caller]
 fn calls(server: &Listening) -> Peer {
     let mut alice = server.peer("alice");
@@ -42,7 +42,7 @@ fn a_grant_that_is_gone_is_refused_at_the_next_call_of_a_live_connection() {
         change(&world, &less);
         is_refused(&mut alice);
         assert_eq!(names(&alice.list()), ["paste"]);
-        // Granted again, and revoked again: each takes effect at the next call, however quickly they follow.
+        // Granted and revoked again: each change takes effect at the next call, however quickly it follows the last.
         let more = world.export(&[ALICE, PASTE]);
         for _ in 0..20 {
             change(&world, &more);
@@ -132,7 +132,7 @@ fn a_broken_file_keeps_the_last_good_policy_loudly() {
     let good = fs::read(world.path("services.json")).unwrap();
     let digest = world.logged("start")[0]["policy"].clone();
     let file = "services.json";
-    // It grants more but has the digest of the previous file, so somebody edited it by hand.
+    // It grants more but has the digest of the previous file, as if somebody had edited it by hand.
     let text_of = String::from_utf8(world.export(&[BOTH])).unwrap();
     let widened = text_of.replace(&digest_of(text_of.as_bytes()), digest.as_str().unwrap());
     let cases: [(&str, Vec<u8>, String); 4] = [

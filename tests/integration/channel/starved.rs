@@ -1,4 +1,4 @@
-//! A server without enough threads, files or disk space: it keeps serving, reports the problem, and recovers.
+//! A server that runs out of threads or files, or cannot change a socket: it serves on, reports this, and recovers.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -25,14 +25,14 @@ const SERVE: [&str; 6] = [
     "services.json",
 ];
 
-/// The output of `mcp status`, as JSON.
+/// The result of `mcp status`, and its output parsed as JSON.
 fn status(world: &World) -> (Ended, Value) {
     let ran = world.run(&["mcp", "status", "--listen", "sockets", "--format", "json"]);
     let said = serde_json::from_str(&ran.stdout).unwrap();
     (ran, said)
 }
 
-/// Sets the limit of open files of a server, and returns its hard limit.
+/// Sets a server's soft limit on open files, and returns the previous one.
 fn files(server: &Listening, most: u64) -> u64 {
     let pid = Pid::from_raw(server.pid().try_into().unwrap());
     let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
@@ -44,13 +44,13 @@ fn files(server: &Listening, most: u64) -> u64 {
     before.current.unwrap()
 }
 
-/// The number of files that it has open.
+/// The number of files that the server has open.
 fn open_files(server: &Listening) -> u64 {
     let folder = format!("/proc/{}/fd", server.pid());
     fs::read_dir(folder).unwrap().count() as u64
 }
 
-/// Another user without any processes, because root may start as many as possible.
+/// A user without any processes, because the limit does not apply to root.
 const NOBODY_ELSE: u32 = 23_456;
 
 /// A server that may have at most `most` threads and processes.
@@ -62,7 +62,7 @@ fn with_threads(world: &World, most: u32) -> Command {
     }
     let program = world.path("anklume");
     if !program.exists() {
-        // That user may not have access to the build folder.
+        // That user might not have access to the build folder.
         crate::harness::copy_of_anklume(&program);
     }
     let mut limited = Command::new("prlimit");
@@ -73,7 +73,7 @@ fn with_threads(world: &World, most: u32) -> Command {
     limited
 }
 
-/// Raises the limit; a process of the same user may do this.
+/// Raises the limit, as any process of the same user may.
 fn with_more_threads(server: &Listening) {
     let mut prlimit = Command::new("prlimit");
     prlimit.uid(NOBODY_ELSE).gid(NOBODY_ELSE);
@@ -81,7 +81,7 @@ fn with_more_threads(server: &Listening) {
     assert!(prlimit.status().unwrap().success());
 }
 
-/// bob waits until a process can be started for him, and the others are served meanwhile.
+/// bob waits until a process can be started for him; the others are served in the meantime.
 fn bob_waits(world: &World, server: &Listening, why: &str, there_is_room_again: impl FnOnce()) {
     world.write("portal/outgoing/all/a", "content");
     let mut alice = server.peer("alice");
@@ -107,7 +107,7 @@ fn without_a_process_for_a_new_consumer_it_serves_the_others_on() {
         return;
     }
     let world = World::new(&[BOTH]);
-    // Its own thread, the launcher of gpg-agent, and for alice a thread, her worker, and a thread of the worker.
+    // Its own thread, the gpg-agent launcher and, for alice, a thread, her worker, and a thread in the worker.
     let server = world.listen_by(with_threads(&world, 5));
     bob_waits(
         &world,
@@ -158,7 +158,7 @@ fn a_policy_that_could_not_be_read_once_is_read_again() {
 fn what_cannot_be_done_for_one_consumer_is_done_for_the_others_and_told() {
     let world = World::new(&[ALICE]);
     let server = world.listen();
-    // In the place of bob's socket: a folder that a socket cannot replace.
+    // Where bob's socket belongs, there is a folder that a socket cannot replace.
     fs::create_dir_all(world.path("sockets/bob.sock").join("full")).unwrap();
     world.policy(&["{name: copy, tool: clipboard_set, consumers: [bob, carol]}"]);
     until("carol is served", || server.socket("carol").exists());
@@ -212,7 +212,7 @@ fn a_socket_that_somebody_took_away_comes_back() {
     until("it is back", || server.socket("alice").exists());
     server.peer("alice").lives();
     before.lives();
-    // Both connections belong to her, and end with her.
+    // The older connection is still hers: it closes once she is no longer a consumer.
     world.policy(&["{name: paste, tool: clipboard_get, consumers: [carol]}"]);
     before.gets_closed();
     until("it is gone", || !server.socket("alice").exists());

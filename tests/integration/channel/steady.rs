@@ -1,4 +1,4 @@
-//! A server that has run for a long time holds no more than a new one.
+//! A server that has been running for a long time holds no more resources than a new one.
 
 use std::time::{Duration, Instant};
 
@@ -7,9 +7,9 @@ use serde_json::json;
 use super::world::{Listening, World, number_of, until};
 use super::{names, text};
 
-/// Number of connections that come and go.
+/// Number of connections that are opened and closed.
 const CONNECTIONS: usize = 5_000;
-/// Number of them that are open at once.
+/// Number of connections that are open at the same time.
 const AT_ONCE: usize = 50;
 /// Number of new services files.
 const RELOADS: usize = 200;
@@ -48,7 +48,7 @@ impl Held {
         }
     }
 
-    /// Its resources once they no longer change.
+    /// The server's resources once they no longer change.
     fn at_rest(server: &Listening) -> Self {
         let mut last = Self::by(server);
         let mut since = Instant::now();
@@ -64,10 +64,10 @@ impl Held {
     }
 }
 
-/// Longer than an idle thread of the runtime lives, which is 10 s.
+/// Longer than the 10 s for which the runtime keeps an idle thread.
 const REST: Duration = Duration::from_secs(12);
 
-/// Makes connections of one consumer; each lists and calls once.
+/// Opens connections for one consumer; each requests the list, and one of each batch makes a call.
 fn connect(server: &Listening, connections: usize) {
     for _ in 0..connections / AT_ONCE {
         let mut peers: Vec<_> = (0..AT_ONCE).map(|_| server.peer("alice")).collect();
@@ -78,7 +78,7 @@ fn connect(server: &Listening, connections: usize) {
     }
 }
 
-/// Sets new policies, each in force before the next.
+/// Puts new policies in force, one after another.
 fn reload(world: &World, server: &Listening, reloads: usize) {
     let mut peer = server.peer("alice");
     let [one, two] = [world.export(&[COPY]), world.export(&[COPY, PASTE])];
@@ -97,7 +97,7 @@ fn reload(world: &World, server: &Listening, reloads: usize) {
 fn descriptors_threads_and_memory_do_not_grow_over_5000_connections_and_200_reloads() {
     let world = World::new(&[COPY]);
     let server = world.listen();
-    // By now, everything that is created at the first use exists.
+    // First, create everything that is created on first use.
     connect(&server, 4 * AT_ONCE);
     reload(&world, &server, 10);
     let before = Held::at_rest(&server);

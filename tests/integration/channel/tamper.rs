@@ -1,4 +1,4 @@
-//! Changes to the log after the fact: `audit verify` finds each and names the line.
+//! Later changes to the log: `audit verify` finds each of them and names the line.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,7 +14,7 @@ use super::log::six_lines;
 use super::world::{Ended, World, ended, lines_of};
 use crate::harness::{have, scrub, within};
 
-/// The output of `audit verify` for these lines.
+/// Runs `audit verify` on these lines.
 fn verify(world: &World, lines: &[String], more: &[&str]) -> Ended {
     world.write("copy.jsonl", lines.join("\n") + "\n");
     world.run(&[&["audit", "verify", "--file", "copy.jsonl"], more].concat())
@@ -100,7 +100,7 @@ fn what_is_done_to_the_log_is_found_and_the_line_is_named() {
         "copy.jsonl:1: lines before it were removed: the log cannot begin here\n",
     );
 
-    // A log without its end is still a valid chain; only a recorded head reveals the change.
+    // A truncated log is still a valid chain; only a recorded head reveals the change.
     verify(&world, &whole[..4], &[]).is(0, &good(4), "");
     let cut = verify(&world, &whole[..4], &["--head", &head]);
     let end = hash(&whole[3]);
@@ -135,7 +135,7 @@ fn a_log_that_may_not_be_looked_at_is_not_called_missing() {
     }
     let world = six_lines();
     let program = world.path("anklume");
-    // The other user may not have access to the build folder.
+    // The other user might not have access to the build folder.
     crate::harness::copy_of_anklume(&program);
     let folder = fs::Permissions::from_mode(0o755);
     fs::set_permissions(world.path(""), folder).unwrap();
@@ -172,7 +172,7 @@ fn a_last_line_whose_end_is_missing_is_found() {
 /// Memory limit in KiB for a command that reads an untrusted file.
 const MEMORY: u32 = 96 * 1024;
 
-/// Runs a command in the world with this memory limit.
+/// Runs a command in the world's folder with this memory limit.
 fn within_memory(world: &World, kib: u32, args: &[&str]) -> Ended {
     let mut command = within(kib);
     command.args(args).current_dir(world.path(""));

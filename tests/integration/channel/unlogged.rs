@@ -49,7 +49,7 @@ fn a_log_that_goes_away_refuses_calls_until_it_is_back() {
     let mut alice = server.peer("alice");
     text(&alice.call("copy", &json!({"content": "seen"})));
     let (log, kept) = (world.path("log/audit.jsonl"), world.path("log/kept"));
-    // The folder exists, but a folder is in the place of the log.
+    // The log's folder exists, but another folder has replaced the log itself.
     fs::rename(&log, &kept).unwrap();
     fs::create_dir(&log).unwrap();
     is_refused_unseen(&alice.call("copy", &json!({"content": "unseen"})));
@@ -63,14 +63,14 @@ fn a_log_that_goes_away_refuses_calls_until_it_is_back() {
         let told = format!("\nNOT logged, no call runs: {why}\n");
         status.status == 1 && status.stdout.contains(&told)
     });
-    // At once, because the server keeps looking for the log.
+    // Swapped atomically, because the server keeps looking for the log.
     rustix::fs::renameat_with(CWD, &kept, CWD, &log, RenameFlags::EXCHANGE).unwrap();
     fs::remove_dir(&kept).unwrap();
     until("it is told although nobody calls", || {
         world.run(&["mcp", "status", "--listen", "sockets"]).status == 0
     });
     text(&alice.call("copy", &json!({"content": "seen again"})));
-    // The folder is also gone.
+    // Now the log's folder is gone as well.
     fs::rename(world.path("log"), world.path("away")).unwrap();
     is_refused_unseen(&alice.call("copy", &json!({"content": "unseen"})));
     is_refused_unseen(&alice.call("nowhere", &json!({})));
@@ -149,7 +149,7 @@ impl Disk {
         have("the right to mount a small disk", mounted).then_some(Self { path })
     }
 
-    /// Leaves no byte free.
+    /// Fills the disk completely.
     fn fill(&self) {
         let mut file = fs::File::create(self.path.join("filler")).unwrap();
         let block = [0; 4096];
@@ -206,7 +206,7 @@ fn when_the_disk_fills_up_every_call_that_ran_is_in_the_log() {
     text(&alice.call("copy", &json!({"content": "first"})));
     disk.fill();
     let (mut ran, mut refused) = (1, 0);
-    // The lines of running calls have reserved space; once it is used up, no further call runs.
+    // Each running call reserves space for its line; once the disk has no more, no further call runs.
     for batch in 0..100 {
         let calls: Vec<String> = (0..50)
             .map(|id| call(id, "copy", &json!({"content": format!("{batch} {id}")})))
@@ -290,7 +290,7 @@ fn a_log_that_is_rotated_takes_the_room_of_running_calls_along_or_stays() {
     log.append(event()).unwrap();
     log.reserve(10).unwrap();
     disk.fill();
-    // Enough for the first lines of a new file, but not for ten.
+    // Enough for the first lines of a new file, but not for all ten.
     disk.leave(8 * 1024);
     for _ in 0..10 {
         log.append(event()).unwrap();

@@ -1,4 +1,4 @@
-//! Calls that run while the log becomes unavailable: each is logged, and no answer is sent before its line is written.
+//! Calls running when the log disappears: each is logged later; its result is withheld unless the machine allows it.
 
 use std::fs;
 use std::process::{Child, Stdio};
@@ -14,14 +14,14 @@ use crate::serve::server::Keyring;
 const SIGN: &str = "{name: sign, tool: gpg_sign, consumers: [alice]}";
 const COPY: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob]}";
 
-/// A world whose gpg waits for a signal.
+/// A world in which gpg waits for the file `go`.
 fn held(keyring: &Keyring, mcp: &'static str) -> World {
     World::with_mcp(&[SIGN, COPY], mcp)
         .held_gpg()
         .keyring(keyring)
 }
 
-/// A running call to sign.
+/// Starts a signing call by alice, and returns her connection.
 fn signs(world: &World, server: &Listening) -> super::peer::Peer {
     let mut alice = server.peer("alice");
     alice.send(call("signs", "sign", &json!({"data": "aGVsbG8="})));
@@ -39,7 +39,7 @@ fn comes(world: &World) {
     fs::rename(world.path("away"), world.path("log")).unwrap();
 }
 
-/// The line of the call to sign.
+/// The log line of the signing call.
 fn line(world: &World) -> Option<Value> {
     let mut calls = world.logged("call").into_iter();
     calls.find(|line| line["service"] == "sign")
@@ -73,7 +73,7 @@ fn a_call_that_ran_while_the_log_was_away_has_its_line_when_it_is_back() {
     goes(&world);
     world.write("go", "");
     assert_eq!(alice.receive()["error"], kept_back());
-    // Nothing runs as long as a line is still to be written.
+    // No call runs while a line has yet to be written.
     let mut bob = server.peer("bob");
     assert_eq!(
         bob.call("copy", &json!({"content": "x"}))["error"],
@@ -91,7 +91,7 @@ fn a_call_that_ran_while_the_log_was_away_has_its_line_when_it_is_back() {
     text(&bob.call("copy", &json!({"content": "x"})));
     drop((alice, bob));
     server.end();
-    // Calls that were refused meanwhile are reported as well.
+    // Calls that were refused in the meantime are reported as well.
     let counted = world.logged("counted");
     let told: Vec<_> = ["caller", "service", "decision", "reason", "count"]
         .map(|member| counted[0][member].clone())
@@ -180,7 +180,7 @@ fn a_server_that_ends_without_a_log_says_on_stderr_what_is_not_in_it() {
     );
 }
 
-/// A client that makes a call; the test does not wait for its end.
+/// Starts a client that makes a call, without waiting for it to finish.
 fn begin(world: &World, args: &[&str]) -> Child {
     let mut command = world.command(args);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -1,4 +1,4 @@
-//! A worker for each consumer: it dies alone, it exits with its server, and it costs little.
+//! A worker for each consumer: its death affects nobody else, it exits with its server, and it uses little memory.
 
 use std::fs;
 
@@ -13,14 +13,14 @@ use crate::serve::server::Keyring;
 const COPY: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob]}";
 const SIGN: &str = "{name: sign, tool: gpg_sign, consumers: [alice], limits: {in_flight_all: 1}}";
 
-/// Limit in KiB of the private memory of a worker that currently serves no connection.
+/// Limit in KiB on the private memory of a worker that has nothing to do.
 const IDLE_KIB: u64 = 3 * 1024;
 
 fn is_there(process: u32) -> bool {
     fs::exists(format!("/proc/{process}")).unwrap()
 }
 
-/// A connection of alice, and the worker that serves her.
+/// A connection by alice, and the process ID of the worker that serves her.
 fn alice(server: &Listening) -> (Peer, u32) {
     let mut alice = server.peer("alice");
     alice.lives();
@@ -35,7 +35,7 @@ fn a_process_is_started_for_who_connects() {
     let (alice, first) = alice(&server);
     assert_eq!(server.worker("bob"), None);
     drop(alice);
-    // When nobody has been connected for a while, it exits, and the next connection starts another.
+    // When nobody has been connected for a while, the worker exits; the next connection starts another.
     until("it has ended", || server.worker("alice").is_none());
     server.peer("alice").lives();
     let second = server.worker("alice").unwrap();
@@ -68,7 +68,7 @@ fn a_process_that_is_killed_takes_nobody_elses_connection_and_its_calls_are_in_t
         (&lost["caller"], &lost["outcome"]),
         (&json!("alice"), &json!("cancelled"))
     );
-    // She is served again, and the only slot of the service is free.
+    // alice is served again, and the service's only slot is free.
     world.write("go", "");
     let (mut peer, again) = alice(&server);
     assert_ne!(again, worker);
@@ -111,7 +111,7 @@ fn a_process_sees_the_services_of_its_own_consumer_alone() {
     ]);
     let server = world.listen();
     let (mut peer, worker) = alice(&server);
-    // Not one of her services, although the log knows its name.
+    // This is not one of her services, but the log shows why the call was refused and which tool it meant.
     let answer = peer.call("secret", &json!({}));
     assert_eq!(answer["error"]["message"], "Unknown tool: secret");
     let lines = world.logged("call");

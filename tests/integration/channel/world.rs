@@ -64,12 +64,12 @@ impl Ended {
 }
 
 impl World {
-    /// A provider of these services, each an `infra.yml` map on one line.
+    /// A provider of these services, each written as an `infra.yml` map on one line.
     pub(super) fn new(services: &[&str]) -> Self {
         Self::with_mcp(services, "{}")
     }
 
-    /// The same with its own `mcp:` in `infra.yml`.
+    /// The same, with this `mcp:` map in `infra.yml`.
     pub(super) fn with_mcp(services: &[&str], mcp: &'static str) -> Self {
         let world = Self {
             folder: tempfile::tempdir().unwrap(),
@@ -96,7 +96,7 @@ impl World {
         self.folder.path().join(name)
     }
 
-    /// The same as text.
+    /// The same, as a string.
     pub(super) fn text(&self, name: &str) -> String {
         self.path(name).to_str().unwrap().to_owned()
     }
@@ -108,7 +108,7 @@ impl World {
         fs::write(path, content).unwrap();
     }
 
-    /// Creates a keyring for the test.
+    /// Makes gpg use this keyring.
     pub(super) fn keyring(self, keyring: &Keyring) -> Self {
         self.env("GNUPGHOME", keyring.path().to_str().unwrap())
     }
@@ -116,7 +116,7 @@ impl World {
     /// Makes gpg wait for a file `go` before it begins to sign.
     pub(super) fn held_gpg(self) -> Self {
         let (go, world) = (self.text("go"), self.text(""));
-        // Limited, so that it does not outlive its test for long.
+        // Limited, so that it does not long outlive its test.
         let wait = format!(
             "case \"$*\" in *--detach-sign*)\ni=0\n\
              while [ ! -e '{go}' ] && [ -e '{world}' ] && [ $i -lt 600 ]; do sleep 0.1; i=$((i+1)); done;; esac"
@@ -124,7 +124,7 @@ impl World {
         self.gpg_after(&wait)
     }
 
-    /// Returns whether such a gpg waits, judged from outside because it writes nothing.
+    /// Returns whether such a gpg is waiting, judged from the process list because it writes nothing.
     pub(super) fn gpg_waits(&self) -> bool {
         let gpg = self.text("bin/gpg").into_bytes();
         let processes = fs::read_dir("/proc").unwrap();
@@ -154,7 +154,7 @@ impl World {
         self.env("PATH", format!("{bin}:{path}"))
     }
 
-    /// The services file of these services, as `policy export` prints it.
+    /// The services file for these services, as `policy export` prints it.
     pub(super) fn export(&self, services: &[&str]) -> Vec<u8> {
         let listed: Vec<String> = services
             .iter()
@@ -182,13 +182,13 @@ impl World {
         self.policy_bytes(&self.export(services));
     }
 
-    /// The same with arbitrary bytes.
+    /// The same, with arbitrary bytes.
     pub(super) fn policy_bytes(&self, bytes: &[u8]) {
         self.write("services.new", bytes);
         fs::rename(self.path("services.new"), self.path("services.json")).unwrap();
     }
 
-    /// A run of the binary in this folder, ready to start.
+    /// A command that runs the binary in this folder.
     pub(super) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(ANKLUME);
         command.args(args).current_dir(self.folder.path());
@@ -203,7 +203,7 @@ impl World {
         command
     }
 
-    /// Gives another command that runs anklume the same arguments, folder and environment.
+    /// Sets the same arguments, folder and environment on another command that runs anklume.
     pub(super) fn through(&self, command: &mut Command, args: &[&str]) {
         let own = self.command(args);
         command.args(own.get_args());
@@ -216,13 +216,13 @@ impl World {
         }
     }
 
-    /// Runs it to its end, with nothing on stdin.
+    /// Runs the binary until it exits, with empty stdin.
     #[track_caller]
     pub(super) fn run(&self, args: &[&str]) -> Ended {
         self.run_with(args, b"")
     }
 
-    /// Runs it to its end; stdin ends after `input`.
+    /// Runs the binary until it exits, with `input` on stdin.
     #[track_caller]
     pub(super) fn run_with(&self, args: &[&str], input: &[u8]) -> Ended {
         let mut command = self.command(args);
@@ -230,7 +230,7 @@ impl World {
         ended(command)
     }
 
-    /// Starts `mcp serve --listen` and waits until it serves.
+    /// Starts `mcp serve --listen` and waits until it is serving.
     #[track_caller]
     pub(super) fn listen(&self) -> Listening {
         let args = ["mcp", "serve", "--listen", "sockets"];
@@ -238,7 +238,7 @@ impl World {
         self.listen_by(self.command(&args))
     }
 
-    /// The same with a custom command.
+    /// The same, with a custom command.
     #[track_caller]
     pub(super) fn listen_by(&self, mut command: Command) -> Listening {
         let mut listening = self.begin(&mut command);
@@ -255,7 +255,7 @@ impl World {
         listening
     }
 
-    /// Starts a server without waiting.
+    /// Starts a server without waiting until it is serving.
     pub(super) fn begin(&self, command: &mut Command) -> Listening {
         let stderr = tempfile::NamedTempFile::new_in(self.folder.path()).unwrap();
         let child = command
@@ -279,7 +279,7 @@ impl World {
             .collect()
     }
 
-    /// The log lines of one event.
+    /// The log lines for one kind of event.
     #[track_caller]
     pub(super) fn logged(&self, event: &str) -> Vec<Value> {
         let mut lines = self.log();
@@ -304,7 +304,7 @@ impl World {
     }
 }
 
-/// A server of a world; dropping it kills it.
+/// A server in a world; dropping this value kills it.
 pub(super) struct Listening {
     child: Child,
     sockets: PathBuf,
@@ -312,12 +312,12 @@ pub(super) struct Listening {
 }
 
 impl Listening {
-    /// The socket of a consumer.
+    /// A consumer's socket.
     pub(super) fn socket(&self, consumer: &str) -> PathBuf {
         self.sockets.join(format!("{consumer}.sock"))
     }
 
-    /// A connection of a consumer.
+    /// Connects as a consumer.
     #[track_caller]
     pub(super) fn peer(&self, consumer: &str) -> Peer {
         Peer::connect(&self.socket(consumer))
@@ -342,7 +342,7 @@ impl Listening {
         assert!(status.success());
     }
 
-    /// The worker of a consumer, if it runs.
+    /// The process ID of a consumer's worker, if it is running.
     pub(super) fn worker(&self, consumer: &str) -> Option<u32> {
         let words = ["mcp-worker", consumer].map(str::as_bytes);
         let mut all = self.workers().into_iter();
@@ -360,7 +360,7 @@ impl Listening {
         processes
     }
 
-    /// The helper of a consumer for one resource, if it runs.
+    /// The process ID of a consumer's helper for one resource, if it is running.
     pub(super) fn helper(&self, consumer: &str, resource: &str) -> Option<u32> {
         let words = ["mcp-helper", consumer, resource].map(str::as_bytes);
         let mut all = self.workers().into_iter();
@@ -375,7 +375,7 @@ impl Listening {
         let own = self.pid();
         let threads = fs::read_dir(format!("/proc/{own}/task")).unwrap();
         let children = threads.map(|thread| {
-            // A thread that has just exited has none.
+            // A thread that has just exited has no children.
             fs::read_to_string(thread.unwrap().path().join("children")).unwrap_or_default()
         });
         let children: Vec<String> = children.collect();
@@ -392,19 +392,19 @@ impl Listening {
             .collect()
     }
 
-    /// Peak memory of all of them so far, in KiB.
+    /// The peak memory of the server and its workers so far, in KiB.
     pub(super) fn peak_kib(&self) -> u64 {
         let processes = self.processes().into_iter();
         processes.map(|process| number_of(process, "VmHWM:")).sum()
     }
 
-    /// Waits for it to exit; returns the exit code, or -1 for a signal.
+    /// Waits for the server to exit; returns its exit code, or -1 if a signal killed it.
     #[track_caller]
     pub(super) fn wait(&mut self) -> i32 {
         wait(&mut self.child)
     }
 
-    /// Shuts it down in an orderly way.
+    /// Shuts the server down cleanly.
     #[track_caller]
     pub(super) fn end(mut self) {
         self.signal("TERM");
@@ -412,13 +412,13 @@ impl Listening {
     }
 }
 
-/// The command line of a process; right after its start, it is still that of its server.
+/// A process's command line; right after the process starts, this is still its server's.
 fn words_of(process: u32) -> Vec<Vec<u8>> {
     let words = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
     words.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
 }
 
-/// Sends a process a signal.
+/// Sends a signal to a process.
 #[track_caller]
 pub(super) fn signal(process: u32, name: &str) {
     let kill = Command::new("kill")
@@ -459,7 +459,7 @@ pub(super) fn wait(child: &mut Child) -> i32 {
     }
 }
 
-/// Runs a command to its end, with any stdin.
+/// Runs a command until it exits; its stdin is left as set.
 #[track_caller]
 pub(super) fn ended(mut command: Command) -> Ended {
     let (stdout, stderr) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());

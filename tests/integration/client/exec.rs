@@ -69,7 +69,7 @@ fn what_incus_says_of_the_program_is_understood() {
     let ran = with_incus(&server, script).args(args).run();
     let begin = "error: Cannot reach MCP server: `/opt/anklume/anklume` exists in machine `box` but cannot run there; its last output:\n  | Error: Command not found\n  = help: install this program there: `incus file push -p --mode 0755 --uid 0 --gid 0 ";
     assert!(ran.status == 4 && ran.stderr.starts_with(begin), "{ran:?}");
-    // The program's own exit code has no meaning.
+    // The program's own exit code 127 has no special meaning.
     let ran = with_incus(&server, "exit 127").args(args).run();
     let message =
         "error: Cannot reach MCP server: the server ended without an answer (exit code 127)\n";

@@ -1,4 +1,4 @@
-//! Whatever a server sends, the terminal is unharmed, and the client exits in time, within its memory limit, with one clear error.
+//! Whatever a server sends, the terminal is unharmed, and the client exits in time, in little memory, with one error.
 
 use super::{against, against_with};
 
@@ -32,7 +32,7 @@ fn a_server_that_never_answers_ends_in_a_time_out() {
     }
     let call = ["mcp", "call", "x", "--timeout", "0.5"];
     is_unreachable("mute", &call, &message);
-    // Long enough for the answers that do come, even on a busy machine.
+    // Long enough for the answers that do arrive, even on a busy machine.
     let message = format!("no answer within 8 s\n  = help: {DONE}; {WAIT}");
     let call = ["mcp", "call", "x", "--timeout", "8"];
     is_unreachable("mute_later", &call, &message);
@@ -44,7 +44,7 @@ fn a_server_that_goes_away_is_one_error_however_it_goes() {
         "no server listens behind the socket: it was closed without an answer\n  = help: {ASK}"
     );
     is_unreachable("gone", &LIST, &message);
-    // A server does run there.
+    // Here, a server is in fact running.
     let closed = "the connection was closed before the answer\n  = help: ";
     let ask = "ask the operator";
     is_unreachable("gone_later", &LIST, &format!("{closed}{ask}"));

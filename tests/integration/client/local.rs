@@ -12,7 +12,7 @@ use crate::harness::{Anklume, have_program, scrub};
 /// More than fits in one call.
 const LARGE: usize = 9 * 1024 * 1024 + 1;
 
-/// One piece of bytes without a pattern.
+/// This many bytes, in a sequence that repeats only every 251 bytes.
 fn bytes(count: usize) -> Vec<u8> {
     (0_u8..=250).cycle().take(count).collect()
 }
@@ -78,7 +78,7 @@ fn files_of_any_size_go_in_and_come_out() {
         let ran = mcp(&["file_provide", &path]).run();
         assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
         assert!(ran.stdout == STANDARD.encode(&content), "{path}");
-        // Nothing is overwritten, not even in pieces.
+        // An existing file is never overwritten, not even piece by piece.
         let ran = mcp(&["file_accept", &path, "data=@f"]).file("f", "other");
         let ran = ran.run();
         assert_eq!((ran.status, ran.stdout.as_str()), (1, ""), "{ran:?}");
@@ -90,7 +90,7 @@ fn files_of_any_size_go_in_and_come_out() {
     let ran = mcp(&["file_accept", "-"]).stdin(object).run();
     assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
     assert!(std::fs::read(portal.path().join("object")).unwrap() == bytes(LARGE));
-    // A caller that chooses a piece gets that piece.
+    // A caller that asks for one piece gets only that piece.
     let words = ["file_provide", "path=large", "offset=1", "length=3"];
     mcp(&words).run().answers(&STANDARD.encode([1, 2, 3]));
 }
@@ -136,7 +136,7 @@ fn a_folder_of_keys_that_is_not_there_is_said_to_be_that() {
     }
 }
 
-/// A temporary keyring with one key; dropping it ends its agent.
+/// A temporary keyring with one key; dropping it stops its agent.
 struct Keyring(tempfile::TempDir);
 
 impl Keyring {

@@ -10,14 +10,14 @@ const SERVERS: &str = concat!(
     "/tests/integration/client/servers.py"
 );
 
-/// A running server; dropping it ends it.
+/// A running server; dropping this value kills it.
 pub(super) struct Server {
     child: Child,
     folder: tempfile::TempDir,
 }
 
 impl Server {
-    /// Starts a server of this kind, and waits until it listens.
+    /// Starts a server of this kind, and waits until it is listening.
     pub(super) fn start(kind: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut child = Command::new("python3")
@@ -35,12 +35,12 @@ impl Server {
         Self { child, folder }
     }
 
-    /// Its socket.
+    /// The path of the server's socket.
     pub(super) fn socket(&self) -> String {
         self.folder.path().join("far.sock").to_str().unwrap().into()
     }
 
-    /// The folder of its socket.
+    /// The folder that contains the socket.
     pub(super) fn folder(&self) -> PathBuf {
         self.folder.path().to_owned()
     }

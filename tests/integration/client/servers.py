@@ -1,6 +1,6 @@
-"""Servers that misbehave in ways that no good server does, each behind a Unix socket: servers.py KIND SOCKET.
+"""Test servers, most of which misbehave, each behind a Unix socket: servers.py KIND SOCKET.
 
-Prints `ready` once it listens. Each connection has its own thread; the process exits when its stdin ends.
+Prints `ready` once it is listening. Each connection has its own thread; the process exits when its stdin ends.
 """
 
 import base64
@@ -37,7 +37,7 @@ FETCH = {
 
 
 def written(value):
-    # JSON allows this character unescaped, and with escapes a long text would be six times as long.
+    # JSON allows this character unescaped; with escapes, a long string would be six times as long.
     return json.dumps(value).encode().replace(rb"\u007f", b"\x7f") + b"\n"
 
 
@@ -74,7 +74,7 @@ class Connection:
         self.result(request, GREETING)
 
     def serve(self, tools, call):
-        """Acts as a good server with these tools."""
+        """Acts as a well-behaved server with these tools."""
         self.greet()
         while True:
             request = self.request()
@@ -227,7 +227,7 @@ def deep(c):
     c.result(c.request(), {"tools": [], "x": nested})
 
 
-# Each is displayed as six characters.
+# Each character is displayed as six.
 LONG = "\x7f" * (15 * 1024 * 1024)
 
 
@@ -260,7 +260,7 @@ def long_list(c):
 
 
 def long_asides(c):
-    """Sends many messages that are not the answer before each answer."""
+    """Sends several messages that are not the answer before each answer."""
     c.greet()
     while True:
         request = c.request()
@@ -297,7 +297,7 @@ def pages(c):
 
 
 def asks(c):
-    """Sends requests to its client before it answers, and expects the replies."""
+    """Sends requests to its client before it answers, and waits for the replies."""
     c.greet()
     request = c.request()
     c.say(id="p", method="ping")
@@ -420,7 +420,7 @@ def handle(stream):
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
     finally:
-        # Unread data makes the far end see a reset.
+        # If data is still unread, the peer sees a reset.
         stream.close()
 
 

@@ -1,4 +1,4 @@
-//! A good server behind a socket: checks the output, its format and the exit code.
+//! A well-behaved server behind a socket: checks the output, its format and the exit code.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -317,7 +317,7 @@ fn a_socket_without_a_server_says_so() {
                 "no provider serves this machine; the operator declares services in infra.yml",
             ),
         );
-    // Given as a relative path without a folder.
+    // A relative path without a folder.
     let ran = Anklume::new()
         .file("near.sock", "")
         .args(["mcp", "list", "--socket", "naer.sock"])

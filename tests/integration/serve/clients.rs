@@ -10,7 +10,7 @@ use super::TOOLS;
 use super::server::Keyring;
 use crate::harness::{ANKLUME, have, have_program, scrub};
 
-/// A file or folder of this project.
+/// A file or folder in this project.
 fn project(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
@@ -24,7 +24,7 @@ pub(crate) fn python(way: &str) -> Option<Command> {
     }
     let mut command = Command::new(program);
     scrub(&mut command, &project("target"));
-    // A warning of the client about the server is an error.
+    // A warning from the client about the server is an error.
     command
         .args(["-W", "error"])
         .arg(project("tests/clients/client.py"))

@@ -1,4 +1,4 @@
-//! Large, many, slow, sudden: the effect of a peer on a server, and the privacy of the tools' contents.
+//! Large, numerous, slow and cut-off messages: their effect on a server, and the privacy of what the tools handle.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -13,7 +13,7 @@ use crate::harness::{Anklume, have_program, write_program};
 /// Memory limit in KiB for a server, whatever its peer does.
 const MEMORY_KIB: u64 = 64 * 1024;
 
-/// Returns a larger number for `make test-long`.
+/// Returns whether this is a long run (`make test-long`).
 fn long() -> bool {
     std::env::var_os("ANKLUME_TEST_LONG").is_some()
 }
@@ -23,14 +23,14 @@ fn call(id: impl Into<Value>, tool: &str, arguments: &Value) -> Value {
     json!({"jsonrpc": "2.0", "id": id.into(), "method": "tools/call", "params": params})
 }
 
-/// `mcp serve` with its own portal and runtime folder, both below the folder of the run.
+/// `mcp serve` with its own portal and runtime folder, both below the run's folder.
 fn serving() -> Anklume {
     let anklume = Anklume::new()
         .args(["mcp", "serve"])
         .file("portal/.keep", "")
         .file("runtime/.keep", "");
     let folder = anklume.path();
-    // Only the user may read the contents of the clipboard.
+    // Only the user may read the clipboard's contents.
     let private = std::fs::Permissions::from_mode(0o700);
     std::fs::set_permissions(folder.join("runtime"), private).unwrap();
     anklume
@@ -53,7 +53,7 @@ fn with_gpg(before: &str, keyring: &Keyring) -> Anklume {
         .env("GNUPGHOME", keyring.path().to_str().unwrap())
 }
 
-/// Waits until a condition holds; only a hang fails here, not a slow machine.
+/// Waits until a condition holds; only a hang makes this fail, not a slow machine.
 #[track_caller]
 fn wait_until(what: &str, holds: impl Fn() -> bool) {
     let start = Instant::now();
@@ -106,7 +106,7 @@ fn a_flood_of_calls_is_answered_one_for_one_and_costs_no_memory() {
     let mut stdin = server.take_stdin();
     let flood = std::thread::spawn(move || {
         for id in 0..calls {
-            // Half of them reach a tool, the other half only the policy.
+            // Half of the calls reach a tool; the policy refuses the other half.
             let tool = if id.is_multiple_of(2) {
                 "clipboard_get"
             } else {
@@ -175,7 +175,7 @@ fn answers_that_nobody_reads_cost_no_memory_and_none_is_lost() {
             .unwrap();
         }
     });
-    // Time for a server without back-pressure to fill its memory.
+    // This gives a server without back-pressure time to fill its memory.
     std::thread::sleep(Duration::from_secs(1));
     assert!(!writing.is_finished(), "the requests were all read");
     let peak = peak_kib(child.id());
@@ -215,7 +215,7 @@ fn a_slow_gpg_is_waited_for_though_the_requests_have_ended_and_tells_that_it_run
     let mut server = Server::start(with_gpg("sleep 7", &keyring));
     let mut asked = call("slow", "gpg_sign", &json!({"data": "aGVsbG8="}));
     asked["params"]["_meta"] = json!({"progressToken": 5});
-    // Without a newline, and with nothing after it.
+    // The request has no newline, and nothing follows it.
     server.write(asked.to_string().as_bytes());
     server.close_stdin();
     let mut reports = 0;
@@ -235,7 +235,7 @@ fn a_slow_gpg_is_waited_for_though_the_requests_have_ended_and_tells_that_it_run
     server.ends_quietly();
 }
 
-/// Returns whether a process runs; a zombie does not.
+/// Returns whether a process is running; a zombie is not.
 fn runs(process: &str) -> bool {
     std::fs::read_to_string(format!("/proc/{process}/status"))
         .is_ok_and(|status| !status.contains("State:\tZ"))
@@ -281,7 +281,7 @@ fn a_signal_lets_the_running_calls_end_first() {
         std::fs::write(folder.join("go"), "").unwrap();
         let answer = server.receive();
         assert_eq!(answer["result"]["isError"], false, "{answer}");
-        // Its stdin is still open.
+        // The server's stdin is still open.
         let ended = server.wait();
         assert_eq!((ended.status, ended.stderr.as_str()), (0, ""), "{signal}");
     }
@@ -329,7 +329,7 @@ fn when_nobody_reads_any_more_the_server_ends_and_says_nothing() {
         .spawn()
         .unwrap();
     drop(child.stdout.take());
-    // Kept open, so the server does not exit because stdin ended.
+    // Kept open, so that the end of stdin is not the reason for the server to exit.
     let mut stdin = child.stdin.take().unwrap();
     writeln!(stdin, r#"{{"jsonrpc":"2.0","id":1,"method":"ping"}}"#).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));

@@ -22,13 +22,13 @@ fn pong(id: impl Into<Value>) -> Value {
     json!({"jsonrpc": "2.0", "id": id.into(), "result": {}})
 }
 
-/// Holds a conversation on one connection, which must still work at its end.
+/// Holds a conversation on one connection, which must still work afterwards.
 #[track_caller]
 fn converse(exchanges: Vec<Exchange>) {
     let mut server = Server::new();
     for (line, expected) in exchanges {
         server.send(&line);
-        // A line without an answer is followed by a line with one.
+        // After a line that gets no answer, send one that does.
         let expected = expected.unwrap_or_else(|| {
             server.send(r#"{"jsonrpc":"2.0","id":"after","method":"ping"}"#);
             pong("after")
@@ -51,7 +51,7 @@ fn silence(line: impl AsRef<[u8]>) -> Exchange {
     (line.as_ref().to_vec(), None)
 }
 
-/// Lines that are refused with the same code, each with the id and the message of its answer.
+/// Asserts that these lines are refused with this code, each with the ID and the message of its answer.
 #[track_caller]
 fn refuses<const N: usize>(code: i32, cases: [(&[u8], Value, &str); N]) {
     let exchanges = cases.map(|(line, id, message)| exchange(line, error(id, code, message)));
@@ -89,7 +89,7 @@ fn what_is_not_json_is_answered_under_the_id_that_can_be_read() {
                 null,
                 "not JSON: trailing characters at line 1 column 3",
             ),
-            // A text that JavaScript cut inside an emoji; with the id first, and last.
+            // A string that JavaScript cut inside an emoji, once with the ID first and once with the ID last.
             (
                 br#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"clipboard_set","arguments":{"content":"\ud83c"}}}"#,
                 json!(1),
@@ -100,7 +100,7 @@ fn what_is_not_json_is_answered_under_the_id_that_can_be_read() {
                 json!("x"),
                 "not JSON: unexpected end of hex escape at line 1 column 64",
             ),
-            // The form in which Python writes NaN and infinity.
+            // The way Python writes NaN and infinity.
             (
                 br#"{"params":{"arguments":{"offset":NaN}},"jsonrpc":"2.0","id":7}"#,
                 json!(7),
@@ -283,7 +283,7 @@ fn only_what_is_served_is_found() {
         exchange(asked.to_string(), error(3, -32601, &message))
     });
     converse(exchanges.to_vec());
-    // Escaped and shortened.
+    // In the answer, the method is escaped and shortened.
     let long = format!("a\u{7}{}", "b".repeat(200));
     let asked = json!({"jsonrpc": "2.0", "id": 3, "method": long});
     let message = format!("method not found: a\\u{{7}}{}…", "b".repeat(98));
@@ -394,7 +394,7 @@ fn initialize(version: &str) -> String {
     .to_string()
 }
 
-/// A request of the stateless era.
+/// A request in the format of the stateless era.
 fn modern(id: u32, method: &str, params: Value) -> String {
     let mut params = params;
     params["_meta"] = json!({
@@ -407,7 +407,7 @@ fn modern(id: u32, method: &str, params: Value) -> String {
 #[test]
 fn every_version_with_a_handshake_is_agreed_on_and_others_get_the_newest() {
     let mut server = Server::new();
-    // Several on one connection: each `initialize` is answered.
+    // Several handshakes on one connection: each `initialize` is answered.
     for (asked, agreed) in [
         ("2024-11-05", "2024-11-05"),
         ("2025-03-26", "2025-03-26"),
@@ -480,7 +480,7 @@ fn the_stateless_era_is_served_with_a_list_that_nobody_shares() {
         assert_eq!(refused, error(5, -32601, &message));
     }
 
-    // After this era was used, a server must not guess the rules for a request without `_meta`.
+    // Once this era has been used, a server must not guess the rules for a request without `_meta`.
     let bare = server.ask(r#"{"jsonrpc":"2.0","id":6,"method":"tools/list"}"#);
     assert_eq!(bare["error"]["code"], -32602);
     server.ends_quietly();

@@ -21,10 +21,10 @@ pub(super) struct Server {
     folder: Anklume,
 }
 
-/// The result of a server.
+/// How a server ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Ended {
-    /// Exit code; -1 for a signal.
+    /// The exit code; -1 if a signal ended the server.
     pub(super) status: i32,
     /// Lines of stdout that the test did not read.
     pub(super) rest: Vec<String>,
@@ -33,7 +33,7 @@ pub(super) struct Ended {
 }
 
 impl Server {
-    /// Starts the command of `anklume`: `mcp serve`, possibly with more arguments.
+    /// Starts a server with this command: `mcp serve`, possibly with more arguments.
     pub(super) fn start(anklume: Anklume) -> Self {
         let mut child = anklume
             .command()
@@ -65,7 +65,7 @@ impl Server {
         Self::start(Anklume::new().args(["mcp", "serve"]))
     }
 
-    /// The folder in which it runs.
+    /// The server's working folder.
     pub(super) fn path(&self) -> std::path::PathBuf {
         self.folder.path()
     }
@@ -108,7 +108,7 @@ impl Server {
         self.receive()
     }
 
-    /// A writer for its requests, for use in another thread.
+    /// The writer for requests, for use in another thread.
     pub(super) fn take_stdin(&mut self) -> ChildStdin {
         self.stdin.take().unwrap()
     }
@@ -181,13 +181,13 @@ impl Server {
     }
 }
 
-/// A temporary GnuPG home with one key without a passphrase; dropping it ends its agent.
+/// A temporary GnuPG home with one key, which has no passphrase; dropping it stops its agent.
 pub(crate) struct Keyring {
     folder: tempfile::TempDir,
 }
 
 impl Keyring {
-    /// Creates a key.
+    /// Creates the home and the key.
     pub(crate) fn new() -> Self {
         let keyring = Self {
             folder: tempfile::tempdir().unwrap(),
@@ -206,7 +206,7 @@ impl Keyring {
         keyring
     }
 
-    /// The home.
+    /// The path of the GnuPG home.
     pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }

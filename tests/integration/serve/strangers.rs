@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use crate::harness::{ANKLUME, have, have_program, python, scrub};
 
-/// A program of the packages in `target/node`, run by node.
+/// A program from a package in `target/node`, run by node.
 fn node_program(package: &str, file: &str) -> Option<(&'static str, PathBuf)> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("target/node/node_modules")
@@ -27,7 +27,7 @@ fn said(client: &mut Command, folder: &Path) -> String {
     said
 }
 
-/// Makes a client set the clipboard and read it again, each time with a new server, and list a tool.
+/// Makes a client list the tools, set the clipboard and read it again, each time with a new server.
 fn shares_a_clipboard(client: impl Fn(&[String], Call<'_>) -> Command) {
     let folder = tempfile::tempdir().unwrap();
     // Some clients do not pass the environment on to the programs that they start.
@@ -51,7 +51,7 @@ fn shares_a_clipboard(client: impl Fn(&[String], Call<'_>) -> Command) {
     );
 }
 
-/// The task of a client.
+/// What a client is asked to do.
 enum Call<'a> {
     List,
     Set(&'a str),
@@ -159,8 +159,8 @@ const CONFORMS: [&str; 5] = [
     "tools-list",
     "server-sse-multiple-streams",
 ];
-/// Those that must fail because anklume does not support their features: logging, completion, resources, prompts, questions to
-/// the client, and the suite's own tools.
+/// The scenarios that must fail because anklume lacks their features: logging, completion, resources, prompts,
+/// questions to the client, and the suite's own tools.
 const DOES_NOT: [&str; 25] = [
     "completion-complete",
     "elicitation-sep1034-defaults",

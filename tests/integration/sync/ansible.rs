@@ -1,4 +1,4 @@
-//! The real Ansible and PyYAML read the files of `sync`, and get the declared values.
+//! The real Ansible and PyYAML read the files that `sync` writes, and get the declared values.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -10,7 +10,7 @@ use super::yaml::NASTY;
 use crate::harness::python;
 use crate::harness::{Anklume, scrub};
 
-/// Other tests cover texts that YAML cannot hold, or that infra.yml refuses in a description.
+/// Unusual texts; other tests cover those that YAML cannot hold or that infra.yml refuses in a description.
 fn texts() -> Vec<&'static str> {
     // Ansible itself interprets braces as templates.
     let plain = NASTY
@@ -19,7 +19,7 @@ fn texts() -> Vec<&'static str> {
     plain.copied().collect()
 }
 
-/// One machine for each unusual text, which is its description, a value of its configuration and one of its roles.
+/// One machine for each unusual text, which is its description, a value in its configuration and one of its roles.
 fn declaration() -> (String, Map<String, Value>) {
     let mut text = "project_name: demo\ndomains:\n".to_owned();
     let mut expected = Map::new();

@@ -1,4 +1,4 @@
-//! A run that is killed in the middle: each file is completely old or completely new, and the next run finishes.
+//! A run that is killed midway: each file is completely old or completely new, and the next run finishes the job.
 
 use std::collections::BTreeMap;
 use std::process::Stdio;
@@ -9,7 +9,7 @@ use crate::harness::Anklume;
 /// Files by name.
 type Tree = BTreeMap<String, Vec<u8>>;
 
-/// Enough machines that a run takes long enough to be interrupted.
+/// Enough machines for a run to last long enough to be interrupted.
 const MACHINES: usize = 400;
 
 fn infra(base: &str) -> String {
@@ -23,7 +23,7 @@ fn infra(base: &str) -> String {
     text
 }
 
-/// A folder that was synced from this file.
+/// A folder that was synced with this base subnet, and its files.
 fn synced(base: &str) -> (tempfile::TempDir, Tree) {
     let ran = Anklume::new()
         .infra(&infra(base))

@@ -3,7 +3,7 @@
 use super::{HEAD, QUICK_START, TAIL};
 use crate::harness::{Anklume, Ran};
 
-/// The files of [`QUICK_START`]. The names and UIDs of channels come from a SHA-256 over the project and both ends.
+/// The files for [`QUICK_START`]. Channel names and UIDs are derived from a SHA-256 hash of the project and both ends.
 const QUICK_START_FILES: [(&str, &str); 5] = [
     (
         "group_vars/all.yml",
@@ -147,7 +147,7 @@ network_policies:
   - {from: work, to: host, ports: [22], protocol: tcp}
 ";
 
-/// The files of [`EVERYTHING`].
+/// The files for [`EVERYTHING`].
 const EVERYTHING_FILES: [(&str, &str); 5] = [
     (
         "group_vars/all.yml",

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use super::{ONE, QUICK_START, tree};
 use crate::harness::Anklume;
 
-/// Returns a larger number with `ANKLUME_TEST_LONG`.
+/// Returns `many` if `ANKLUME_TEST_LONG` is set, and `few` otherwise.
 fn rounds(few: usize, many: usize) -> usize {
     if std::env::var_os("ANKLUME_TEST_LONG").is_some() {
         many
@@ -100,7 +100,7 @@ fn the_text_of_an_editor_is_not_lost() {
                     round = on.load(Ordering::SeqCst);
                     continue;
                 }
-                // The text of a run may be visible briefly, before the run sees that the file has changed.
+                // A run's text may be visible briefly, before the run notices that the file has changed.
                 let last = format!("\nmine: {number}\n");
                 let text = (0..1_000_000)
                     .map(|_| std::fs::read_to_string(&file).unwrap())

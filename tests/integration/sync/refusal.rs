@@ -1,4 +1,4 @@
-//! Obstacles to writing: links, folders, permissions, full disks. Nothing is followed, and no work is left half done.
+//! Obstacles to writing: links, folders, permissions, full disks. No link is followed, and no work is left half done.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt as _;
@@ -120,7 +120,7 @@ fn a_folder_that_may_not_be_written_is_named_and_left() {
     let run = Anklume::new().infra(ONE).args(["sync"]);
     let folder = run.path();
     std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o555)).unwrap();
-    // The other user may not have access to the build folder.
+    // The other user might not have access to the build folder.
     let place = tempfile::tempdir().unwrap();
     std::fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755)).unwrap();
     copy_of_anklume(&place.path().join("anklume"));
@@ -128,7 +128,7 @@ fn a_folder_that_may_not_be_written_is_named_and_left() {
     command.args(["sync"]).current_dir(&folder);
     scrub(&mut command, &folder);
     if folder.metadata().unwrap().uid() == 0 {
-        // Root may write anywhere.
+        // Root can write anywhere.
         command.uid(65534).gid(65534);
     }
     let output = command.output().unwrap();

@@ -1,4 +1,4 @@
-//! Tests the output and other actions of `sync`: `--check`, `--dry-run`, orphans, JSON.
+//! Tests the output and the other modes of `sync`: `--check`, `--dry-run`, orphans, JSON.
 
 use std::process::Command;
 
@@ -11,7 +11,7 @@ fn json_of(ran: &Ran) -> Value {
     serde_json::from_str(&ran.stdout).unwrap()
 }
 
-/// A tree of [`QUICK_START`] in a folder, with `extra` in its `pro` domain.
+/// A folder synced from [`QUICK_START`], with `extra` in its `pro` domain.
 fn quick_start(extra: &str) -> Ran {
     let infra = QUICK_START.replace("subnet_id: 2", &format!("subnet_id: 2\n    {extra}"));
     let ran = Anklume::new().infra(&infra).args(["sync"]).run();

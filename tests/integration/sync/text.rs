@@ -1,4 +1,4 @@
-//! The user's own text around the managed block: it survives whatever it contains, or the run refuses and names the place.
+//! The user's own text around the managed block survives, whatever it contains, or the run refuses and says where.
 
 use super::{FILES_OF_ONE, HEAD, ONE, QUICK_START, again, tree};
 use crate::harness::Anklume;

@@ -1,4 +1,4 @@
-//! The YAML that `sync` writes, against PyYAML and serde_yaml: both read the same values.
+//! Checks the YAML that `sync` writes with PyYAML and serde_yaml: both read back the same values.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};

@@ -94,7 +94,7 @@ impl Desk {
             .unwrap();
         xclip.stdin.take().unwrap().write_all(bytes).unwrap();
         assert!(xclip.wait().unwrap().success());
-        // xclip goes to the background before it owns the clipboard.
+        // xclip moves to the background before it owns the clipboard.
         eventually("it is on the clipboard", || self.pasted() == bytes);
     }
 
@@ -104,7 +104,7 @@ impl Desk {
         xclip
     }
 
-    /// The processes of a program on this display.
+    /// The processes on this display with this word in their command line.
     fn processes(&self, word: &str) -> Vec<u32> {
         let display = format!("DISPLAY={}", self.name).into_bytes();
         let mine = |process: &u32| {
@@ -148,7 +148,7 @@ fn server_on(display: &str) -> Server {
 #[test]
 fn what_is_set_outlives_the_server_and_other_programs_paste_it() {
     let Some(desk) = Desk::new() else { return };
-    // The connection and its runtime are gone after each call.
+    // After each call, the connection and its runtime no longer exist.
     for text in [
         "bonjour",
         "héllo \u{1f600}",
@@ -277,7 +277,7 @@ fn a_program_that_holds_the_clipboard_and_does_not_answer_is_given_up() {
         "the display, or the program that owns its clipboard, did not answer within 0 s"
     );
     eventually("the process that asked is gone", || desk.holders() == 0);
-    // It can be replaced anyway.
+    // The content of the stopped program can be replaced anyway.
     desk.server.settings.display_wait = Duration::from_secs(5);
     desk.set("y");
     assert_eq!(desk.get().unwrap(), "y");

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{Server, eventually, runs, script};
 use crate::harness::have_program;
 
-/// A server with its own GnuPG home; dropping it ends the agent.
+/// A server with its own GnuPG home; dropping it stops the agent.
 struct Vault {
     server: Server,
     home: PathBuf,
@@ -47,14 +47,14 @@ impl Vault {
         Self { server, home }
     }
 
-    /// A vault with one key without a passphrase.
+    /// A vault with one key, which has no passphrase.
     fn with_key() -> Self {
         let vault = Self::new();
         vault.make_key("signer@example.org", "", "never");
         vault
     }
 
-    /// Creates a key years in the past, and returns its fingerprint.
+    /// Creates a key dated years in the past, and returns its fingerprint.
     fn make_key(&self, address: &str, passphrase: &str, expires: &str) -> String {
         let how = ["--pinentry-mode", "loopback", "--passphrase", passphrase];
         let when = ["--faked-system-time", "20200101T000000"];
@@ -75,7 +75,7 @@ impl Vault {
         line.split(':').nth(9).unwrap().to_owned()
     }
 
-    /// Sets the agent's pinentry to a script, or without one to a program that does not exist.
+    /// Sets the agent's pinentry to this script or, for `None`, to a program that does not exist.
     fn pinentry(&self, text: Option<&str>) {
         let path = self.server.folder.path().join("pinentry");
         if let Some(text) = text {
@@ -96,7 +96,7 @@ impl Vault {
             .call("gpg_sign", json!({"data": STANDARD.encode(bytes)}))
     }
 
-    /// Verifies with only the data that the caller got.
+    /// Verifies an outcome with nothing but the data that the caller received.
     fn verify(&self, outcome: &ToolOutcome, bytes: &[u8]) {
         let folder = self.server.folder.path();
         let home = folder.join("other");
@@ -344,7 +344,7 @@ fn pieces_make_one_signature() {
         piece(999_999, b"x", true).unwrap_err(),
         "the next piece of `gpg_sign` begins at offset 1000000, not 999999"
     );
-    // A bad piece loses no data.
+    // A bad piece does not lose the data that was sent before it.
     let bad = json!({"data": "!!!", "offset": 1_000_000});
     assert!(
         connection
@@ -436,7 +436,7 @@ fn errors_hold_nothing_of_the_server() {
     );
 }
 
-/// GnuPG programs as scripts: a gpg with this behaviour, and an agent that runs.
+/// Replaces GnuPG programs with scripts: a gpg with this behaviour, and an agent that is running.
 fn fake(server: &mut Server, gpg: &str) {
     let folder = server.folder.path();
     let program = |name: &str, text: &str| {

@@ -1,4 +1,4 @@
-//! Tests the clipboard tools with a real Wayland compositor (sway, without a screen), and wl-clipboard as the other program.
+//! Tests the clipboard tools with a real Wayland compositor (headless sway), and wl-clipboard as the other program.
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -74,7 +74,7 @@ impl Compositor {
         let mut server = Server::new();
         server.settings.program = ANKLUME.into();
         server.settings.display = Some(Display {
-            // The variable may be a path, or a name in XDG_RUNTIME_DIR.
+            // The variable may hold a path, or a name in XDG_RUNTIME_DIR.
             wayland: Some(socket.clone().into()),
             x11: None,
         });

@@ -1,19 +1,19 @@
-//! Tests that `mcp connect` waits for exactly the answers that this server gives.
+//! Tests that `mcp connect` waits for exactly the answers that this server sends.
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::mcp::relay::{Relay, RelayEnd};
 
-/// Timeout that only a hang reaches.
+/// A timeout that only a hang can reach.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Creates a server whose tools end at once.
+/// Creates a server whose tools finish immediately.
 fn prompt() -> Server {
     server(|_, _| Box::pin(async { Ok(outcome("done")) }))
 }
 
-/// Returns the server's answers to an input that ends.
+/// Returns the server's answers to a finite input.
 async fn answers(input: &[u8]) -> Vec<u8> {
     let (near, far) = tokio::io::duplex(1 << 20);
     let (far_reader, far_writer) = tokio::io::split(far);
@@ -30,7 +30,7 @@ async fn answers(input: &[u8]) -> Vec<u8> {
     all
 }
 
-/// Relays an input that ends to the server; returns the relay's end and output.
+/// Relays a finite input to the server; returns how the relay ended, and its output.
 async fn relayed(input: &[u8]) -> (RelayEnd, Vec<u8>) {
     let (near, far) = tokio::io::duplex(4096);
     let (far_reader, far_writer) = tokio::io::split(far);
@@ -47,7 +47,7 @@ async fn relayed(input: &[u8]) -> (RelayEnd, Vec<u8>) {
     (ended.unwrap(), output)
 }
 
-/// Counts lines, because the order of the answers to two requests with one id is undefined.
+/// Counts lines, because the order of the answers to two requests with the same id is undefined.
 fn lines_of(bytes: &[u8]) -> usize {
     bytes.split_inclusive(|byte| *byte == b'\n').count()
 }
@@ -93,7 +93,7 @@ fn every_answer_of_the_server_is_out_before_the_relay_ends_and_none_is_waited_fo
         .build()
         .unwrap();
     let config = ProptestConfig {
-        // Each failing attempt waits for the timeout.
+        // Each failing attempt takes as long as the timeout.
         max_shrink_iters: 64,
         failure_persistence: None,
         ..ProptestConfig::default()

@@ -1,4 +1,4 @@
-//! Tests files in pieces: whole or missing, private to a connection, few at once.
+//! Tests piecewise transfers of files: complete or absent, private to a connection, limited in number.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -205,7 +205,7 @@ fn pieces_out_carry_the_digest_of_the_whole_with_the_last() {
         }
     }
     assert_eq!(read, whole);
-    // A read from the middle gives the bytes, but no digest.
+    // A read from the middle returns the bytes, but no digest.
     let middle = bench.read_piece("f", 249_999, 10).unwrap();
     assert_eq!(STANDARD.decode(middle.text).unwrap(), whole[249_999..]);
     assert_eq!(middle.structured.get("sha256"), None);

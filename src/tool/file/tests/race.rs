@@ -1,5 +1,5 @@
-//! Tests the race that the forerunner lost: a folder of the portal alternates with a link while files are handed
-//! over. 50,000 calls of each tool by default; `ANKLUME_TEST_LONG=1` makes ten times as many.
+//! Tests the race that the forerunner lost: a folder in the portal alternates with a link while files are handed
+//! over. 50,000 calls to each tool by default; `ANKLUME_TEST_LONG=1` makes ten times as many.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -17,7 +17,7 @@ use crate::tool::file::accept::{Upload, UploadOptions, UploadPiece};
 use crate::tool::file::provide::FileSource;
 use crate::tool::{Copies, Settings};
 
-/// Returns the number of calls of each tool.
+/// Returns the number of calls to each tool.
 fn calls() -> u64 {
     if std::env::var_os("ANKLUME_TEST_LONG").is_some() {
         500_000
@@ -26,7 +26,7 @@ fn calls() -> u64 {
     }
 }
 
-/// A portal whose folder `d` is constantly exchanged with a link that leads out.
+/// A portal whose folder `d` is constantly exchanged with a link that leads out of the portal.
 struct Field {
     root: tempfile::TempDir,
     portal: PathBuf,
@@ -46,7 +46,7 @@ impl Drop for Over<'_> {
 
 impl Field {
     fn new() -> Self {
-        // In memory if possible: the race is for names, not for the disk.
+        // In memory if possible: the race is about names, not the disk.
         let memory = Path::new("/dev/shm");
         let root = if memory.is_dir() {
             tempfile::tempdir_in(memory)
@@ -81,7 +81,7 @@ impl Field {
         }
     }
 
-    /// Runs calls during the exchange; returns the numbers of those that succeeded and were refused.
+    /// Runs calls during the exchange; returns how many succeeded and how many were refused.
     fn run(&self, call: impl Fn(u64) -> bool) -> (u64, u64) {
         thread::scope(|scope| {
             scope.spawn(|| self.exchange());
@@ -94,7 +94,7 @@ impl Field {
         })
     }
 
-    /// Checks that calls and exchange raced: both outcomes occurred, with more than 1000 exchanges.
+    /// Checks that the calls and the exchange raced: both outcomes occurred, with more than 1000 exchanges.
     fn was_raced(&self, (done, refused): (u64, u64)) {
         let exchanges = self.exchanges.load(Ordering::Relaxed);
         assert!(done > 0 && refused > 0, "done {done}, refused {refused}");
@@ -150,7 +150,7 @@ fn file_accept_never_writes_outside_the_portal() {
     field.was_raced(raced);
 }
 
-/// Frees the names for the next round, in the folder itself, at whichever path it is.
+/// Frees the names for the next round in the folder itself, whichever path it currently has.
 fn empty(folder: &OwnedFd) {
     for index in 0..100 {
         let _ = unlinkat(folder, format!("f{index}"), AtFlags::empty());

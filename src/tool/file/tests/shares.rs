@@ -18,7 +18,7 @@ fn a_consumer_hands_in_to_its_own_folder_and_fetches_from_its_own_and_the_common
         fs::read(bench.portal().join("incoming/work-dev/r/f.txt")).unwrap(),
         b"hi"
     );
-    // Incoming files are not handed out again; other files do not exist for the consumer.
+    // Incoming files are not handed out again; to the consumer, other files do not exist.
     fs::write(bench.portal().join("top"), "top").unwrap();
     for (folder, text) in [
         ("all", "for all"),
@@ -49,7 +49,7 @@ fn a_consumer_hands_in_to_its_own_folder_and_fetches_from_its_own_and_the_common
             format!("no file `{hidden}` in the portal")
         );
     }
-    // The first existing entry counts, even if it may not be given.
+    // The first existing entry counts, even if it may not be handed out.
     symlink("../all/all", bench.portal().join("outgoing/work-dev/all")).unwrap();
     assert!(bench.provide("all").unwrap_err().contains("symbolic link"));
 }
@@ -64,7 +64,7 @@ fn a_consumer_cannot_fill_the_disk() {
          remove files from it on the provider"
     );
     assert!(!bench.portal().join("incoming/work-dev/b").exists());
-    // The pieces of a file count until the transfer is given up.
+    // A file's pieces count until the transfer is abandoned.
     bench.piece("p", 0, &vec![0; 24 * 1024], json!({})).unwrap();
     assert!(
         bench
@@ -81,7 +81,7 @@ fn a_consumer_cannot_fill_the_disk() {
         assert!(made < 10);
     }
     assert!(made > 0);
-    // Files that the user takes out make room.
+    // Files that the user removes make room for others.
     fs::remove_file(bench.portal().join("incoming/work-dev/a")).unwrap();
     bench.accept("f", &vec![0; 50 * 1024]).unwrap();
     // The shares of others are unaffected, and the operator has no limit.

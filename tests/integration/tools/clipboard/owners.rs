@@ -1,4 +1,4 @@
-//! All kinds of programs that own the clipboard: those that offer text provide it; otherwise the result is an empty text.
+//! All kinds of clipboard owners: those that offer text provide it; with any other, the result is an empty text.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, Command, Stdio};
@@ -10,7 +10,7 @@ use super::{Desk, eventually};
 use crate::harness::{have_program, python};
 
 impl Desk {
-    /// Makes a program put a text on the clipboard, with the text on stdin and these arguments.
+    /// Makes a program put text on the clipboard; the program gets the text on stdin, and these arguments.
     fn put(&self, program: &str, arguments: &[&str], text: &[u8]) {
         let mut child = Command::new(program)
             .args(arguments)
@@ -41,7 +41,7 @@ impl Desk {
     }
 }
 
-/// It exits with its test.
+/// A running owner; dropping this value kills it.
 struct Owner(Child);
 
 impl Drop for Owner {
@@ -69,7 +69,7 @@ fn whatever_type_a_program_offers_is_read_as_that() {
             &["-i", "-selection", "clipboard", "-t", kind],
             "data é".as_bytes(),
         );
-        // The program goes to the background before it owns the clipboard.
+        // The program moves to the background before it owns the clipboard.
         eventually(kind, || desk.get() == Ok(expected.to_owned()));
     }
 }
@@ -111,7 +111,7 @@ fn owners_that_do_as_they_like_give_their_text_or_the_cause() {
         (&["old"], Ok("old")),
         (&["second"], Ok("second")),
         (&["image"], Ok("")),
-        // The mark may be among the types that the tool does not read.
+        // In a list this long, the mark may be among the types that the tool does not read.
         (&["many", "10000"], Err(password)),
         (&["many", "100"], Ok("first of many")),
         (

@@ -8,13 +8,13 @@ use serde_json::json;
 use super::{Vault, gpg, make_home};
 use crate::harness::have_program;
 
-/// The error of this vault's key when it should sign.
+/// The error when this key of the vault is asked to sign.
 fn refused(vault: &Vault, key: &str) -> String {
     let arguments = json!({"data": "aGk=", "key_id": key});
     vault.server.call("gpg_sign", arguments).unwrap_err()
 }
 
-/// The file of the secret key, of which the vault has only one.
+/// The file of the vault's only secret key.
 fn secret_file(home: &Path) -> std::path::PathBuf {
     let mut files = fs::read_dir(home.join("private-keys-v1.d")).unwrap();
     files.next().unwrap().unwrap().path()
@@ -164,7 +164,7 @@ fn a_secret_that_is_elsewhere_is_said_to_be_there() {
     let secret = fs::read_to_string(&file).unwrap();
     let (_, public) = secret.split_once("(q").unwrap();
     let public = public.split('#').nth(1).unwrap();
-    // A note of a key on a smartcard, as gpg-agent writes it: the public part, and the card's number.
+    // A stub for a key on a smartcard, as gpg-agent writes it: the public part, and the card's number.
     let serial = "D2760001240103040006112233440000";
     let note = format!(
         "Key: (shadowed-private-key (ecc (curve Ed25519)(flags eddsa)(q #{}#)(shadowed t1-v1 (#{serial}# OPENPGP.1))))\n",
@@ -202,7 +202,7 @@ fn why_no_agent_can_be_started_is_said() {
     make_home(&long);
     vault.server.settings.gpg_home.as_mut().unwrap().path = long.clone();
     let said = vault.sign(b"hi").unwrap_err();
-    // In the folder of a login session, the path of the socket is short, wherever the keys are.
+    // In a login session's folder, the socket path is short, wherever the keys are.
     let login = Path::new("/run/user").join(uid.to_string()).exists();
     let bytes = long.join("S.gpg-agent").as_os_str().len();
     let expected = if login {
@@ -243,7 +243,7 @@ fn a_folder_of_keys_that_is_not_there_or_not_readable_is_no_empty_one() {
     assert!(said.starts_with("no secret key; "), "{said}");
 }
 
-/// The launcher of a vault's agent; dropping it ends the launcher.
+/// The launcher for a vault's agent; dropping this value kills it.
 struct Launcher(std::process::Child);
 
 impl Drop for Launcher {
@@ -286,7 +286,7 @@ fn a_launcher_starts_the_agent_and_nobody_else_does() {
         let mut stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
         std::io::Write::write_all(&mut stream, nonsense.as_bytes()).unwrap();
     }
-    // Ends the agent.
+    // This stops the agent.
     vault.pinentry(None);
     vault.sign(b"hi").unwrap();
     drop(silent);

@@ -1,5 +1,5 @@
-//! A result with `complete` is one good signature over all the content by the requested key, whatever the user's configuration
-//! says, and whatever gpg does.
+//! A result with `complete` is one good signature by the requested key over all the content, whatever the user's
+//! configuration says and whatever gpg does.
 
 use std::fs;
 use std::path::Path;
@@ -26,7 +26,7 @@ impl Vault {
         fs::write(self.home.join("gpg.conf"), text).unwrap();
     }
 
-    /// Replaces gpg for signing with a script, in which `$@` are the arguments.
+    /// Replaces gpg with a script when it signs; in the script, `$@` holds the arguments.
     fn signing(&mut self, text: &str) {
         let program = self.server.folder.path().join("gpg");
         let text = format!("case \"$*\" in *--detach-sign*) {text} ;; *) exec gpg \"$@\" ;; esac");
@@ -91,7 +91,7 @@ fn the_default_key_is_the_one_that_the_user_names() {
         signer(&format!("default-key {two}\ndefault-key {one}")),
         Ok(one.clone())
     );
-    // The last available one.
+    // The last available default key signs.
     assert_eq!(
         signer(&format!("default-key {two}\ndefault-key none@example.org")),
         Ok(two.clone())
@@ -108,7 +108,7 @@ fn the_default_key_is_the_one_that_the_user_names() {
         why.starts_with(&format!("the secret key `{old}` cannot sign: it expired")),
         "{why}"
     );
-    // A key that the call names does not depend on a default.
+    // A call that names a key does not depend on a default key.
     let outcome = vault
         .server
         .call("gpg_sign", json!({"data": "aGk=", "key_id": two}));
@@ -187,7 +187,7 @@ fn a_signature_that_is_not_good_is_not_handed_out() {
             "{signs}"
         );
     }
-    // The same program when it does what it was asked to do.
+    // The same program, now doing what it is asked to do.
     vault.signing("exec gpg \"$@\"");
     let outcome = vault.sign(b"hi").unwrap();
     vault.verify(&outcome, b"hi");
@@ -285,7 +285,7 @@ fn a_subkey_signs_and_the_one_that_is_named_with_its_mark() {
     assert!(parts[1..].contains(&outcome.structured["fingerprint"].as_str().unwrap()));
 }
 
-/// Lines for `gpg.conf`: each option of gpg, with values that people and programs write.
+/// Lines for `gpg.conf`: every gpg option, with values that people and programs write.
 fn any_configuration(one: &str, two: &str, folder: &Path) -> impl Strategy<Value = String> + use<> {
     let dumped = gpg(folder, &["--dump-options"]);
     let options: Vec<String> = String::from_utf8(dumped.stdout)
