@@ -21,15 +21,15 @@ use crate::survey::survey;
 use executor::{carry_out, in_parallel};
 use outcome::{RunReport, StepOutcome};
 
-/// Watches a run.
+/// Observes a run.
 pub(crate) trait RunObserver {
-    /// A running step, as it is displayed.
+    /// The displayed form of a running step.
     type Step;
 
     /// Called when a step begins.
     fn started(&self, action: &Action) -> Self::Step;
 
-    /// Called when a step is over, whatever its outcome.
+    /// Called when a step ends, whatever its outcome.
     fn finished(&self, step: Self::Step);
 
     /// Called with the outcome of an action.
@@ -60,7 +60,7 @@ pub(crate) async fn survey_and_plan(
     Ok((plan, state))
 }
 
-/// Carries out the plan, stage by stage: a failure holds up only what depends on it.
+/// Carries out the plan, stage by stage: a failure blocks only what depends on it.
 pub(crate) async fn execute(
     session: &Session,
     plan: &Plan,
@@ -92,14 +92,14 @@ pub(crate) async fn execute(
     report
 }
 
-/// Makes, fills and connects the machines of these domains; a failed one skips its remaining stages.
+/// Creates, sets up and connects the machines in these domains; a machine that fails skips its remaining stages.
 async fn prepare_machines(
     session: &Session,
     domains: &[&DomainPlan],
     report: &mut RunReport,
     observer: &impl RunObserver,
 ) {
-    /// Each stage ends for all machines before the next one begins.
+    /// Each stage finishes for all machines before the next one begins.
     const STAGES: [fn(&MachinePlan) -> &[Action]; 3] = [
         |machine| &machine.make,
         // The program and the policy come before the devices.
@@ -124,7 +124,7 @@ async fn prepare_machines(
     }
 }
 
-/// Deletes machines in parallel, then everything that they used; skips the rest if a machine could not be deleted.
+/// Deletes the machines in parallel, then everything they used; skips the rest if a machine could not be deleted.
 pub(crate) async fn destroy(
     session: &Session,
     deletions: &Deletions,

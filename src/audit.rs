@@ -1,7 +1,7 @@
-//! Records every call: one JSON line each, in a chain of hashes.
+//! Records every call: one JSON line each, in a hash chain.
 //!
 //! The log holds no contents: arguments appear as a keyed digest, payloads as sizes. Several processes may
-//! write one log: each takes the file's lock and rereads its end.
+//! write to one log: each locks the file and rereads its end.
 
 pub mod chain;
 pub mod flood;
@@ -23,7 +23,7 @@ pub use store::{AuditError, KEEP, LOG, Log, ROTATE_AT, files, may_have_dropped, 
 
 /// Maximum length of a name in a line, in bytes as written; a longer one is cut.
 const NAME_MAX: usize = 128;
-/// Maximum length of a reason in a line, in bytes as written: a services file must not make lines endless.
+/// Maximum length of a reason in a line, in bytes as written: a services file must not make lines arbitrarily long.
 const REASON_MAX: usize = 1024;
 
 /// An event in the log.
@@ -48,13 +48,13 @@ pub enum Event {
     Reload {
         /// Digest of the policy in force.
         policy: Foreign,
-        /// The reason why the file was refused; the old policy stays in force.
+        /// The reason the file was refused; the old policy stays in force.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         refused: Option<Foreign>,
     },
     /// A call.
     Call(Box<Call>),
-    /// Calls that did not run, beyond those that get a line of their own.
+    /// Calls that did not run and have no line of their own.
     Counted {
         /// The caller.
         caller: Foreign,
@@ -69,7 +69,7 @@ pub enum Event {
     },
     /// The log continues in a new file.
     Rotated {
-        /// Bytes of the previous file.
+        /// Size of the previous file, in bytes.
         bytes: u64,
     },
     /// The last line was incomplete (a crash, a full disk) and was removed.
@@ -79,12 +79,12 @@ pub enum Event {
     },
 }
 
-/// A call, as it is logged.
+/// A logged call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Call {
     /// The request's id on its connection, as JSON text.
     pub id: Foreign,
-    /// The caller, known from the channel.
+    /// The caller, identified by the channel.
     pub caller: Foreign,
     /// The name that was called.
     pub service: Foreign,
@@ -93,19 +93,19 @@ pub struct Call {
     pub tool: Option<Foreign>,
     /// The decision.
     pub decision: Verdict,
-    /// The reason, in words for the operator.
+    /// The reason, worded for the operator.
     pub reason: Foreign,
-    /// Digest of the policy that decided.
+    /// Digest of the policy behind the decision.
     pub policy: Foreign,
     /// The outcome.
     pub outcome: Outcome,
-    /// Bytes of the request.
+    /// Size of the request, in bytes.
     pub bytes_in: u64,
-    /// Bytes of the answer's text.
+    /// Size of the answer's text, in bytes.
     pub bytes_out: u64,
     /// Microseconds from the request to the answer.
     pub duration_us: u64,
-    /// SHA-256 of the arguments, sealed with the machine's key ([`SealKey::seal`]); in hexadecimal.
+    /// SHA-256 of the arguments, sealed with the machine's key ([`SealKey::seal`]), in hexadecimal.
     pub arguments: Foreign,
 }
 
@@ -113,16 +113,16 @@ pub struct Call {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// The call could run.
+    /// The call was allowed to run.
     Allowed,
-    /// It could not.
+    /// The call was not allowed to run.
     Refused,
-    /// It could run, but the server was overloaded.
+    /// The call was allowed, but the server was overloaded.
     Overloaded,
 }
 
 impl Verdict {
-    /// Returns the word in the log.
+    /// Returns the word used in the log.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -161,7 +161,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// The machine's key for digests of arguments: equal arguments can be found again, contents cannot be guessed.
+/// The machine's key for argument digests: equal arguments can be recognized, but contents cannot be guessed.
 #[derive(Clone)]
 pub struct SealKey([u8; 32]);
 
@@ -172,14 +172,14 @@ impl fmt::Debug for SealKey {
 }
 
 impl SealKey {
-    /// Seals the digest of a call's arguments ([`digest_of`]): guesses cannot be compared with it without the key.
+    /// Seals the digest of a call's arguments ([`digest_of`]): without the key, a guess cannot be checked against it.
     #[must_use]
     pub fn seal(&self, digest: &str) -> String {
         let sealed = Hmac::<Sha256>::new_from_slice(&self.0).map(|mut mac| {
             mac.update(digest.as_bytes());
             hex(&mac.finalize().into_bytes())
         });
-        // HMAC takes a key of any length.
+        // HMAC accepts a key of any length.
         sealed.unwrap_or_default()
     }
 }
@@ -189,18 +189,18 @@ impl SealKey {
 pub fn digest_of(arguments: &Map<String, Value>) -> String {
     let sorted: BTreeMap<&String, &Value> = arguments.iter().collect();
     let mut digester = Digester::default();
-    // As JSON: unambiguous, and written piece by piece, because arguments may be large. This cannot fail.
+    // As JSON, which is unambiguous, and incrementally, because arguments may be large. This cannot fail.
     let _ = serde_json::to_writer(&mut digester, &sorted);
     digester.end()
 }
 
-/// Cuts a name from a caller to the maximum length in a line; escapes count as written.
+/// Shortens a caller-supplied name to the maximum length in a line; escapes count as written.
 #[must_use]
 pub fn bounded(name: &str) -> Foreign {
     cut(name, NAME_MAX).into()
 }
 
-/// Cuts a reason likewise, because it may quote foreign text.
+/// Shortens a reason likewise, because it may quote foreign text.
 #[must_use]
 pub fn bounded_reason(reason: &str) -> Foreign {
     cut(reason, REASON_MAX).into()
@@ -216,7 +216,7 @@ fn cut(text: &str, max: usize) -> String {
     text.chars().take_while(fits).collect()
 }
 
-/// Maximum number of bytes that a character takes in a line.
+/// Returns the maximum number of bytes that a character takes in a line.
 const fn written(character: char) -> usize {
     /// `\u` and four digits.
     const ESCAPE: usize = 6;

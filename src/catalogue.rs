@@ -1,6 +1,6 @@
 //! Defines the arguments, the results and the description of each tool; no tool runs here.
 //!
-//! Below `infra` and `policy`, so that they check and hide fixed arguments without knowing how a tool runs.
+//! Being below `infra` and `policy`, it lets them check and hide fixed arguments without knowing how a tool runs.
 
 mod check;
 mod path;
@@ -15,18 +15,18 @@ pub use check::{FixedFault, check_fixed, check_some, parse, repeats_key};
 pub use path::PortalPath;
 pub use schema::{Description, describe, input_without};
 
-/// Maximum size of a payload in one call, in bytes before base64; a larger one goes in pieces.
+/// Maximum size of a payload in one call, in bytes before base64; a larger one is sent in pieces.
 pub const ONE_CALL_MAX: u64 = 8 * 1024 * 1024;
-/// Maximum size of a payload in an answer that carries it twice, as text and as structured result, in bytes before base64: the
-/// line stays below 10 MiB, beyond which the official TypeScript clients close the connection.
+/// Maximum size of a payload that an answer carries twice, as text and as structured result, in bytes before base64:
+/// the line stays below 10 MiB, beyond which the official TypeScript clients close the connection.
 pub const TWO_COPIES_MAX: u64 = 3 * 1024 * 1024;
 /// Size of a piece, in bytes before base64.
 pub const PIECE: u64 = 1024 * 1024;
-/// Maximum size of the content of a clipboard, in bytes of UTF-8.
+/// Maximum size of a clipboard's content, in bytes of UTF-8.
 pub const CLIPBOARD_MAX: usize = 64 * 1024;
-/// Maximum size of a content that `gpg_sign` signs in pieces, in bytes.
+/// Maximum size of content that `gpg_sign` signs in pieces, in bytes.
 pub const SIGN_MAX: u64 = 4 * 1024 * 1024 * 1024;
-/// Largest integer that every JSON reader keeps exact (2^53 - 1).
+/// Largest integer that every JSON reader represents exactly (2^53 - 1).
 const EXACT_MAX: u64 = 9_007_199_254_740_991;
 
 /// Regular expression of the key ids that [`check_some`] accepts.
@@ -42,10 +42,10 @@ pub struct GpgSign {
     /// Key to sign with: a fingerprint, a long key id or `<address>`; default: the default key of the server's user
     #[schemars(regex(pattern = KEY_ID))]
     pub key_id: Option<String>,
-    /// In pieces: where this piece begins, in bytes; 0 on the first, then the sum of what was sent
+    /// When sending in pieces: where this piece begins, in bytes; 0 for the first, then the number of bytes sent so far
     #[schemars(range(max = EXACT_MAX))]
     pub offset: Option<u64>,
-    /// In pieces: true on the last one, which is answered with the signature
+    /// When sending in pieces: true for the last one; its answer contains the signature
     pub r#final: Option<bool>,
 }
 
@@ -53,7 +53,7 @@ pub struct GpgSign {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClipboardGet {
-    /// Also hand over what a password manager marks as a password; default false
+    /// Also return content that a password manager marked as a password; default false
     pub passwords: Option<bool>,
 }
 
@@ -83,10 +83,10 @@ pub struct FileAccept {
     /// Permissions in octal, such as 0640; default 0644; no setuid, setgid or sticky bit
     #[schemars(regex(pattern = r"^0?[0-7]{3}$"))]
     pub mode: Option<String>,
-    /// In pieces: where this piece begins, in bytes; 0 on the first, then the sum of what was sent
+    /// When sending in pieces: where this piece begins, in bytes; 0 for the first, then the number of bytes sent so far
     #[schemars(range(max = EXACT_MAX))]
     pub offset: Option<u64>,
-    /// In pieces: true on the last one, which publishes the file
+    /// When sending in pieces: true for the last one, which publishes the file
     pub r#final: Option<bool>,
     /// SHA-256 of the whole content, in hexadecimal; the file appears only when it matches
     #[schemars(regex(pattern = r"^[0-9A-Fa-f]{64}$"))]
@@ -99,10 +99,10 @@ pub struct FileAccept {
 pub struct FileProvide {
     /// File to read: a path below the portal, such as `reports/july.pdf`
     pub path: String,
-    /// In pieces: where this piece begins, in bytes
+    /// When reading in pieces: where this piece begins, in bytes
     #[schemars(range(max = EXACT_MAX))]
     pub offset: Option<u64>,
-    /// In pieces: at most this many bytes, of which one answer gives up to 3145728; default 1048576
+    /// When reading in pieces: at most this many bytes, of which one answer returns up to 3145728; default 1048576
     #[schemars(range(min = 1, max = ONE_CALL_MAX))]
     pub length: Option<u64>,
 }
@@ -111,20 +111,20 @@ pub struct FileProvide {
 #[derive(Debug, Clone, Default, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Signed {
-    /// Bytes taken so far; with the signature, bytes signed
+    /// Bytes received so far; with the signature, bytes signed
     pub size: u64,
-    /// The signature is there; false while pieces are awaited
+    /// True once the signature is present; false while pieces are awaited
     pub complete: bool,
-    /// The detached signature, ASCII-armored; once complete
+    /// The detached signature, ASCII-armored; present once complete
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signature: Option<String>,
-    /// Fingerprint of the key that signed, in hexadecimal
+    /// Fingerprint of the signing key, in hexadecimal
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
-    /// Kind of key and digest, such as `EdDSA with SHA512`
+    /// Key and digest algorithms, such as `EdDSA with SHA512`
     #[serde(skip_serializing_if = "Option::is_none")]
     pub algorithm: Option<String>,
-    /// When it was signed: RFC 3339, UTC
+    /// Time of signing: RFC 3339, UTC
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time: Option<String>,
     /// The signing key's public part, ASCII-armored, so that the signature can be verified
@@ -163,11 +163,11 @@ pub struct Clipped {
 pub struct Accepted {
     /// Where the file is, relative to the portal
     pub path: String,
-    /// Bytes taken so far; once complete, size of the file
+    /// Bytes received so far; once complete, size of the file
     pub size: u64,
-    /// The file is there; false while pieces are awaited
+    /// True once the file is in place; false while pieces are awaited
     pub complete: bool,
-    /// SHA-256 of the file, in hexadecimal; once complete
+    /// SHA-256 of the file, in hexadecimal; present once complete
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
 }
@@ -184,24 +184,24 @@ pub struct Provided {
     pub offset: u64,
     /// Bytes in this piece
     pub length: u64,
-    /// This piece ends where the file ends
+    /// True if this piece ends where the file ends
     pub complete: bool,
-    /// The content of this piece, in base64; omitted if one copy was requested, which is then the text of the result
+    /// The content of this piece, in base64; omitted if only one copy was requested, which is then the result's text
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<Payload>,
-    /// SHA-256 of the whole file, in hexadecimal; with the last piece when the pieces were read in order from 0
+    /// SHA-256 of the whole file, in hexadecimal; present with the last piece if the pieces were read in order from 0
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
 }
 
-/// Bytes in base64, not decoded yet.
+/// Bytes in base64 that have not been decoded yet.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 #[schemars(inline, extend("contentEncoding" = "base64"))]
 pub struct Payload(String);
 
 impl Payload {
-    /// Wraps base64.
+    /// Wraps base64 text.
     #[must_use]
     pub const fn of(base64: String) -> Self {
         Self(base64)
@@ -211,7 +211,7 @@ impl Payload {
     ///
     /// # Errors
     ///
-    /// The fault; the message repeats nothing of the content.
+    /// Returns the fault; the message repeats none of the content.
     pub fn decode(&self) -> Result<Vec<u8>, BadArguments> {
         let bytes = decoded_length(&self.0);
         if bytes > ONE_CALL_MAX {
@@ -225,7 +225,7 @@ impl Payload {
             .map_err(|fault| refusal(&fault).into())
     }
 
-    /// Returns the length in base64, in bytes.
+    /// Returns the length of the base64 text, in bytes.
     #[must_use]
     pub const fn encoded_length(&self) -> usize {
         self.0.len()
@@ -239,15 +239,15 @@ impl std::fmt::Debug for Payload {
     }
 }
 
-/// Returns the length of a text of base64 once decoded, in bytes.
+/// Returns the decoded length of base64 text, in bytes.
 fn decoded_length(text: &str) -> u64 {
     let padding = text.bytes().rev().take_while(|byte| *byte == b'=').count();
     let digits = u64::try_from(text.len().saturating_sub(padding)).unwrap_or(u64::MAX);
-    // Four digits hold three bytes; the decoder judges an incomplete group.
+    // Four digits hold three bytes; the decoder checks an incomplete group.
     digits / 4 * 3 + digits % 4 * 3 / 4
 }
 
-/// Returns why a text is not base64: the place, never the character.
+/// Returns why text is not valid base64: names the position, never the character.
 fn refusal(fault: &DecodeError) -> String {
     let reason = match fault {
         DecodeError::InvalidByte(at, _) => {

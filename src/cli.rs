@@ -1,4 +1,4 @@
-//! Defines the command line: subcommands, flags and help texts. No behaviour.
+//! Defines the command line: subcommands, flags and help texts. Contains no behaviour.
 
 mod infra;
 mod internal;
@@ -29,7 +29,7 @@ pub use mcp::{
     max_term_width = 100
 )]
 pub struct Cli {
-    /// Flags of every subcommand.
+    /// Flags common to all subcommands.
     #[command(flatten)]
     pub global: GlobalArgs,
     /// The subcommand.
@@ -37,7 +37,7 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// Flags of every subcommand.
+/// Flags common to all subcommands.
 #[derive(Debug, Clone, Args)]
 pub struct GlobalArgs {
     /// Form of the answer

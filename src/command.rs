@@ -60,7 +60,7 @@ fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
 /// Maximum number of warnings without `--verbose`: more would push everything else off the screen.
 const WARNINGS_MAX: usize = 20;
 
-/// Reads the infrastructure that the flags name and writes its warnings to stderr; its faults are an error.
+/// Reads the infrastructure that the flags name and writes its warnings to stderr; fails if it has faults.
 fn open_infra(args: &InfraArgs, output: &Output) -> anyhow::Result<ReadInfra> {
     let read = infra::open(args.infra.as_deref())?;
     if !read.warnings.is_empty() {
@@ -87,7 +87,7 @@ fn or_closest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>, otherwis
     )
 }
 
-/// Joins names with commas; returns `none` without names.
+/// Joins names with commas; returns `none` if there are no names.
 fn joined(names: &[MachineName], none: &str) -> String {
     let names: Vec<&str> = names.iter().map(MachineName::as_str).collect();
     match names.as_slice() {
@@ -107,10 +107,10 @@ fn report_usage(wrong: &clap::Error) -> Exit {
     }
 }
 
-/// Turns the error of a run into text on stderr and an exit.
+/// Prints a run's error to stderr and returns the exit code.
 fn report(error: &anyhow::Error, output: &Output) -> Exit {
     if output::is_closed_pipe(error) {
-        // The reader of the answer has seen enough.
+        // The reader stopped reading, which is not an error.
         return Exit::Done;
     }
     if let Some(Faults(faults)) = error.downcast_ref::<Faults>() {

@@ -1,8 +1,8 @@
-//! Confines a process of the server for good: to no capability, the system calls of its work, and the files of its grants.
+//! Confines a server process permanently: no capabilities, only the system calls it needs, only the files it may use.
 //!
 //! Uses three layers, each as far as the kernel supports it: capabilities (`capabilities(7)`), a system call filter
 //! (`seccomp(2)`), and Landlock for files, TCP ports and other processes (`landlock(7)`). Up to ABI 8, Landlock lets a
-//! process connect to a Unix socket by its path, so a process that needs no connection may make none at all.
+//! process connect to a Unix socket by its path, so a process that needs no connections may make none at all.
 
 mod filter;
 
@@ -24,13 +24,13 @@ use crate::text::Foreign;
 
 pub(crate) use filter::AllowedCalls;
 
-/// The requested ABI of Landlock; an older kernel applies the part that it supports.
+/// The requested Landlock ABI; an older kernel applies the part that it supports.
 const LANDLOCK: ABI = ABI::V6;
 
 #[derive(Debug)]
 pub(crate) struct ProcessLimits {
     pub(crate) calls: AllowedCalls,
-    /// The files that it may access; `None`: those of its user.
+    /// The files that it may access; `None`: all that its user may access.
     pub(crate) files: Option<Vec<Rule>>,
     /// True if it connects to a display on another machine; nothing else here needs a network.
     pub(crate) network: bool,
@@ -62,19 +62,19 @@ impl Rule {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct InForce {
-    /// The reason why its system calls are not filtered.
+    /// The reason its system calls are not filtered; `None` if they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) unfiltered: Option<Foreign>,
-    /// The reason why it has capabilities.
+    /// The reason it still has capabilities; `None` if it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) capable: Option<Foreign>,
-    /// The ABI of the kernel's Landlock; 0: none.
+    /// The Landlock ABI in force; 0: none.
     #[serde(default)]
     pub(crate) landlock: u32,
 }
 
 impl InForce {
-    /// Returns why a server that must be confined is not. A kernel without Landlock is no reason.
+    /// Returns why a server that must be confined is not. A kernel without Landlock does not count.
     pub(crate) fn missing(&self) -> Option<String> {
         match (&self.unfiltered, &self.capable) {
             (Some(why), _) => Some(format!("no filter of system calls: {}", why.escaped())),
@@ -101,15 +101,15 @@ impl std::fmt::Display for InForce {
     }
 }
 
-/// Memory of a process beyond its caller's budget, in bytes: the program, its threads, and short-lived buffers.
+/// Memory that a process gets beyond its caller's budget, in bytes: for the program, threads and short-lived buffers.
 const OVERHEAD: u64 = 128 * 1024 * 1024;
 
-/// Limits the memory of a process that works for one caller, and of the programs that it starts, in case a caller gets past its
-/// budget. No other process of its user may inspect it, and none of its memory goes into a core file.
+/// Limits the memory of a process that works for one caller, and of the programs that it starts, in case a caller gets
+/// past its budget. No other process of its user may inspect it, and none of its memory ends up in a core file.
 ///
 /// # Errors
 ///
-/// The system's.
+/// Returns the system's error.
 pub(crate) fn fence(budget: u64) -> rustix::io::Result<()> {
     let at_most = |max| Rlimit {
         current: Some(max),
@@ -124,12 +124,12 @@ pub(crate) fn fence(budget: u64) -> rustix::io::Result<()> {
 ///
 /// # Errors
 ///
-/// The kernel has Landlock and refuses the rules.
+/// Fails if the kernel has Landlock but refuses the rules.
 pub(crate) fn enter(limits: &ProcessLimits) -> Result<InForce, RulesetError> {
     // Comes first, because it sets `no_new_privs`, which an unprivileged filter requires.
     let capable = drop_capabilities().err().map(|why| why.to_string().into());
     if limits.calls == (AllowedCalls::Worker { files: true }) {
-        // It may not change the mode of a file, so each is created with its final mode.
+        // It may not change file modes, so each file is created with its final mode.
         rustix::process::umask(Mode::empty());
     }
     let landlock = restrict(limits)?;
@@ -141,7 +141,7 @@ pub(crate) fn enter(limits: &ProcessLimits) -> Result<InForce, RulesetError> {
     })
 }
 
-/// Drops all capabilities, also those that running a program would give.
+/// Drops all capabilities, including those that running a program would grant.
 fn drop_capabilities() -> rustix::io::Result<()> {
     rustix::thread::set_no_new_privs(true)?;
     let none = CapabilitySets {
@@ -150,7 +150,7 @@ fn drop_capabilities() -> rustix::io::Result<()> {
         inheritable: CapabilitySet::empty(),
     };
     for capability in CapabilitySet::all().iter() {
-        // Fails without the right to drop it, or if an older kernel does not know it.
+        // Fails without permission to drop it, or if an older kernel does not know it.
         let _ = remove_capability_from_bounding_set(capability);
     }
     // Missing before Linux 4.3.
@@ -158,9 +158,9 @@ fn drop_capabilities() -> rustix::io::Result<()> {
     set_capabilities(None, none)
 }
 
-/// Restricts access to files, TCP ports and other processes by these limits; returns Landlock's ABI.
+/// Restricts access to files, TCP ports and other processes according to these limits; returns the Landlock ABI.
 ///
-/// Does nothing under Landlock's first ABI, which forbids moving a file to another folder: none could be handed in.
+/// Does nothing under Landlock's first ABI, which forbids moving a file to another folder: none could be published.
 fn restrict(limits: &ProcessLimits) -> Result<u32, RulesetError> {
     let refer = Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)

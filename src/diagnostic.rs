@@ -1,6 +1,6 @@
-//! Findings in the user's file, and their drawing: message, place, source line with a caret, and the next step.
+//! Defines findings in the user's file and draws them: message, place, source line with a caret, and the next step.
 //!
-//! [`crate::infra`], [`crate::edge`] and `plan` create them.
+//! [`crate::infra`], [`crate::edge`] and `plan` create the findings.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,12 +8,12 @@ use std::sync::Arc;
 use annotate_snippets::renderer::{DEFAULT_HELP_STYLE, DEFAULT_LINE_NUM_STYLE, Style};
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
-/// Maximum length of a user text in a message, in characters; the rest is an ellipsis.
+/// Maximum length of user text in a message, in characters; an ellipsis replaces the rest.
 const QUOTE_MAX: usize = 80;
-/// Maximum length of a source line on either side of the place, in characters; the renderer cuts it to the width of a page.
+/// Maximum length of a source line on either side of the place, in characters; the renderer then cuts it to page width.
 const LINE_MAX: usize = 400;
 
-/// Defines codes once: the variant, and the text that users see and may rely on.
+/// Defines each code once: the variant, and the text that users see and may rely on.
 macro_rules! codes {
     ($(#[$about:meta])* $scope:vis enum $name:ident {
         $($(#[$doc:meta])* $variant:ident = $text:literal,)*
@@ -25,11 +25,11 @@ macro_rules! codes {
         }
 
         impl $name {
-            /// Every code, in the order of the documentation.
+            /// Every code, in the same order as in the documentation.
             #[cfg(test)]
             $scope const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
-            /// The code as it is drawn.
+            /// The code as displayed.
             $scope const fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => $text,)*
@@ -40,7 +40,7 @@ macro_rules! codes {
 }
 pub(crate) use codes;
 
-/// One file of an `infra.yml` or `infra/`, as it was read.
+/// An `infra.yml` file, or one file in `infra/`, as it was read.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Source {
     /// The path as the user would write it, for messages.
@@ -49,7 +49,7 @@ pub struct Source {
     pub text: String,
 }
 
-/// The place of something in the text.
+/// A place in the text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// The file.
@@ -63,7 +63,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// `infra.yml:12`, for one-line messages.
+    /// Returns the place in the form `infra.yml:12`, for one-line messages.
     #[must_use]
     pub fn short(&self) -> String {
         format!("{}:{}", self.source.path, self.line)
@@ -154,12 +154,12 @@ pub fn quote(text: &str) -> String {
     quoted
 }
 
-/// Every fault of a file: the whole file is refused.
+/// All faults in a file; the whole file is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{} fault(s) in the infrastructure file", .0.len())]
 pub struct Faults(pub Vec<Diagnostic>);
 
-/// Draws findings as rustc does: title, place, source line, caret, help. A blank line separates two; no final newline.
+/// Draws findings as rustc does: title, place, source line, caret, help. Blank lines separate them; no final newline.
 #[must_use]
 pub fn draw(diagnostics: &[Diagnostic], styled: bool) -> String {
     let drawn: Vec<String> = diagnostics
@@ -204,7 +204,7 @@ fn draw_one(diagnostic: &Diagnostic, styled: bool) -> String {
 
 /// The lines above and below a source line, drawn here because truncating the line shifts its columns.
 struct Frame {
-    /// Digits of the line number.
+    /// Width of the line number, in digits.
     width: usize,
     line: Style,
     help: Style,
@@ -236,7 +236,7 @@ impl Frame {
     }
 }
 
-/// The drawn part of a line, and the bytes in it that get a caret.
+/// The drawn part of a line, and the bytes in it that carets mark.
 struct SourceLine {
     text: String,
     span: Range<usize>,

@@ -1,4 +1,4 @@
-//! Holds the modules of anklume and the entry point of its binary.
+//! Contains anklume's modules and the entry point of its binary.
 //!
 //! `docs/architecture.md` lists the modules from top to bottom: each uses only modules below it.
 
@@ -40,7 +40,7 @@ mod transport;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-/// Runs anklume with `args` (the program's name first); returns its exit code.
+/// Runs anklume with `args`, starting with the program's name, and returns its exit code.
 #[must_use]
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     command::main(args).into()

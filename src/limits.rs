@@ -1,85 +1,85 @@
-//! Limits the requests of callers to a server: defaults, and the values that a service sets.
+//! Limits callers' requests to a server: the defaults, and the values that a service sets.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Maximum size of a message (one line), in bytes: 8 MiB of payload in base64, and room around it.
+/// Maximum size of a message (one line), in bytes: 8 MiB of payload in base64, plus overhead.
 pub const MESSAGE_BYTES: u64 = 16 * 1024 * 1024;
-/// Maximum size of a message that a service may allow, in bytes.
+/// Largest maximum message size that a service may set, in bytes.
 pub const MESSAGE_BYTES_MAX: u32 = 256 * 1024 * 1024;
-/// Calls of one caller per minute: enough for 1 GiB in pieces of 1 MiB.
+/// Maximum calls per minute from one caller: enough for 1 GiB in 1 MiB pieces.
 pub const CALLS_PER_MINUTE: u32 = 12_000;
-/// Calls of all callers per minute.
+/// Maximum calls per minute from all callers.
 pub const CALLS_PER_MINUTE_ALL: u32 = 48_000;
-/// Calls of one caller at once, over all its connections.
+/// Maximum concurrent calls from one caller, across all its connections.
 pub const IN_FLIGHT: u32 = 128;
-/// Calls of all callers at once.
+/// Maximum concurrent calls from all callers.
 pub const IN_FLIGHT_ALL: u32 = 512;
-/// Calls of one connection at once; further requests are not read (back-pressure).
+/// Maximum concurrent calls on one connection; further requests are not read (back-pressure).
 pub const IN_FLIGHT_CONNECTION: usize = 64;
 /// Maximum duration of one call: a person may have to fetch a smart card.
 pub const CALL_TIME: Duration = Duration::from_secs(300);
-/// Time for the running calls of a server with consumers to end at its shutdown; its supervisor waits longer.
+/// Time that a server with consumers allows running calls to finish at shutdown; its supervisor waits longer.
 pub const STOP_TIME: Duration = Duration::from_secs(80);
-/// Connections of one caller at once.
+/// Maximum concurrent connections from one caller.
 pub const CONNECTIONS: u32 = 256;
 /// Maximum burst of one caller's messages that run nothing: lists, refusals, invalid messages.
 pub const MESSAGES_AT_ONCE: u32 = 1_000;
-/// Number of such messages beyond the burst that are read per second; the others wait unread.
+/// Number of such messages read per second beyond the burst; the others wait unread.
 pub const MESSAGES_PER_SECOND: u64 = 2_000;
 
-/// Idle deadline of transfers in pieces.
+/// Idle timeout of piecewise transfers.
 pub const IDLE: Duration = Duration::from_secs(60);
-/// Memory of a server that one caller may use, in bytes.
+/// Server memory that one caller may use, in bytes.
 pub const MEMORY: u64 = 64 * 1024 * 1024;
-/// Minimum of that memory, in bytes: the needs of one call with the largest payload.
+/// Minimum for that limit, in bytes: enough for one call with the largest payload.
 pub const MEMORY_MIN: u64 = 48 * 1024 * 1024;
-/// Memory of a server that all callers may use, in bytes.
+/// Server memory that all callers together may use, in bytes.
 pub const MEMORY_ALL: u64 = 256 * 1024 * 1024;
-/// Maximum of [`MEMORY`] and [`MEMORY_ALL`], in bytes.
+/// Maximum value for [`MEMORY`] and [`MEMORY_ALL`], in bytes.
 pub const MEMORY_MAX: u64 = 1024 * 1024 * 1024 * 1024;
 /// Memory reserved for each caller, in bytes.
 pub const MEMORY_RESERVED: u64 = 16 * 1024 * 1024;
 
-/// The limits that a service sets (`limits:` in `infra.yml`); the others have their defaults.
+/// The limits that a service sets (`limits:` in `infra.yml`); the others keep their defaults.
 ///
-/// Limits of a connection (`message_bytes`, `connections`, `idle_seconds`, `memory`) apply before a service is named:
-/// the largest value of the caller's services counts.
+/// Connection limits (`message_bytes`, `connections`, `idle_seconds`, `memory`) apply before a service is named, so
+/// the largest value among the caller's services counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
     /// Maximum size of a message, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message_bytes: Option<u64>,
-    /// Calls of one caller to this service per minute.
+    /// Maximum calls per minute from one caller to this service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calls_per_minute: Option<u32>,
-    /// Calls of all callers to this service per minute.
+    /// Maximum calls per minute from all callers to this service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calls_per_minute_all: Option<u32>,
-    /// Calls of one caller to this service at once.
+    /// Maximum concurrent calls from one caller to this service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_flight: Option<u32>,
-    /// Calls of all callers to this service at once.
+    /// Maximum concurrent calls from all callers to this service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_flight_all: Option<u32>,
     /// Maximum duration of one call, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub call_seconds: Option<u32>,
-    /// Connections of one caller at once.
+    /// Maximum concurrent connections from one caller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<u32>,
     /// Maximum wait for the next piece of a transfer, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_seconds: Option<u32>,
-    /// Memory of one caller, in bytes.
+    /// Memory that one caller may use, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
 }
 
 impl Limits {
-    /// Every key of `limits:`, in the order of the documentation.
+    /// All keys of `limits:`, in documentation order.
     pub const KEYS: [&str; 9] = [
         "message_bytes",
         "calls_per_minute",

@@ -1,4 +1,4 @@
-//! Reads a running machine's files from the host, through its first process: no request to Incus and no copy.
+//! Reads a running machine's files from the host through its first process, without a request to Incus or a copy.
 //! A child process reads the files ([`serve`]), so that a slow or malicious file system affects only the answer for its
 //! own machine ([`MachineRoot`]). The child changes nothing. If a path is not as expected in a healthy machine, the
 //! child answers [`Look::Unclear`], and the caller asks Incus.
@@ -19,11 +19,11 @@ use view::{View, ViewFailure};
 
 /// This program, even if its file has been replaced.
 const THIS_PROGRAM: &str = "/proc/self/exe";
-/// The hidden subcommand that [`serve`]s.
+/// The hidden subcommand that runs [`serve`].
 pub(crate) const COMMAND: &str = "machine-root";
-/// Maximum time for one look. A local disk takes milliseconds.
+/// Maximum time for one look; with a local disk, it takes milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Maximum time for all looks into a machine together.
+/// Maximum total time for all looks into a machine.
 const TOTAL: Duration = Duration::from_secs(20);
 /// Maximum length of a line between the two processes, in bytes: a path and some overhead.
 const LINE_MAX: u64 = 16 * 1024;
@@ -45,7 +45,7 @@ enum RootRequest {
     IsThisProgram(String),
 }
 
-/// An answer from the child. The number of bytes that [`RootAnswer::Content`] gives follows it.
+/// An answer from the child. [`RootAnswer::Content`] is followed by the stated number of bytes.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum RootAnswer {
@@ -60,7 +60,7 @@ enum RootAnswer {
 /// The result of a look.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Look<T> {
-    /// This was found.
+    /// The value found.
     Is(T),
     /// The file is larger than allowed.
     TooLarge,
@@ -69,21 +69,21 @@ pub(crate) enum Look<T> {
     Unclear,
 }
 
-/// The reason why the child does not answer: the machine delays it, or the child failed.
+/// The reason why the child did not answer: the machine delayed it, or the child failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MachineRootError {
     /// The child cannot be started, or communication with it failed.
     #[error("cannot run the process that reads its files: {0}")]
     Io(#[from] io::Error),
-    /// It took too long.
+    /// The answer took too long.
     #[error("no answer within {} s, or {} s for all answers", TIMEOUT.as_secs(), TOTAL.as_secs())]
     Slow,
 }
 
-/// A child that looks at the files of one machine; dropping this ends it.
+/// A child that looks at one machine's files; it is killed when this value is dropped.
 #[derive(Debug)]
 pub(crate) struct MachineRoot {
-    /// Killed when it is dropped.
+    /// Killed when dropped.
     _child: Child,
     /// The remainder of [`TOTAL`].
     left: Duration,
@@ -101,7 +101,7 @@ impl MachineRoot {
         Self::start(command, TIMEOUT).await
     }
 
-    /// Starts a child, and waits until it is ready.
+    /// Starts a child and waits until it is ready.
     async fn start(
         mut command: Command,
         limit: Duration,
@@ -205,7 +205,7 @@ impl MachineRoot {
     }
 }
 
-/// Runs the child's part: answers requests until its input ends.
+/// Runs the child's side: answers requests until the input ends.
 ///
 /// # Errors
 /// Fails if the parent is gone or sends a line that is not a valid request.
@@ -285,7 +285,7 @@ mod tests {
         root.left = SHORT;
         let held = root.look("/etc").await;
         assert!(matches!(held, Err(MachineRootError::Slow)), "{held:?}");
-        // Half an answer times out too.
+        // A partial answer times out too.
         let half =
             format!("{ready} read request; echo '{{\"content\":10}}'; printf half; exec sleep 600");
         let mut root = child(&half, LONG).await.unwrap().unwrap();

@@ -1,6 +1,6 @@
 //! Specifies anklume's files in a machine, and compares them with the files found there.
 //!
-//! Pure. [`crate::plan`] compares, `apply` reads and pushes, [`crate::setup`] repairs from inside the machine.
+//! It is pure: [`crate::plan`] compares, `apply` reads and pushes, and [`crate::setup`] repairs inside the machine.
 
 mod drift;
 mod unit;
@@ -15,21 +15,21 @@ use crate::name::MachineName;
 use crate::services::{Services, ServicesFault};
 use crate::text::Foreign;
 
-/// The folder of the program.
+/// The program's folder.
 pub const PROGRAM_FOLDER: &str = "/opt/anklume";
-/// The program.
+/// The program's path.
 pub const PROGRAM: &str = "/opt/anklume/anklume";
-/// Prefix of a program file that is being pushed, in the program's folder.
+/// Name prefix of a program file that is being pushed, in the program's folder.
 pub const FRESH_PREFIX: &str = "anklume.new-";
-/// The subcommand by which the program sets up the machine that contains it.
+/// The subcommand that sets up the machine on which the program runs.
 pub const SETUP: &str = "machine-setup";
-/// Locked during a setup; only root can open it.
+/// The file that is locked during a setup; only root can open it.
 pub const SETUP_LOCK: &str = "/etc/anklume/.lock";
-/// The subcommand by which the program asks a provider for the services that it offers the machine.
+/// The subcommand that asks a provider for the services that it offers to the machine.
 pub const ASK: &str = "machine-ask";
-/// A link to the program, in the search path of a shell.
+/// A link to the program, in the shell's search path.
 pub const LINK: &str = "/usr/local/bin/anklume";
-/// The folder of the program's configuration.
+/// The program's configuration folder.
 pub const ETC: &str = "/etc/anklume";
 /// The [`Identity`] file.
 pub const IDENTITY: &str = "/etc/anklume/machine";
@@ -41,23 +41,23 @@ pub const UNIT: &str = "anklume-mcp";
 pub const AGENT_UNIT: &str = "anklume-gpg-agent";
 /// The subcommand of that service.
 pub const LAUNCH: &str = "gpg-agent-launcher";
-/// The variable with the launcher's socket; without it, a server starts the agent itself.
+/// The environment variable with the launcher's socket path; without it, a server starts the agent itself.
 pub const AGENT_LAUNCHER: &str = "ANKLUME_GPG_AGENT_LAUNCHER";
 
 /// The program's folders in a machine, owned by root with [`FOLDER_MODE`].
 pub const FOLDERS: [&str; 4] = [PROGRAM_FOLDER, ETC, "/srv/anklume", CONSUMER_FOLDER];
-/// Mode of these folders: everybody may list them.
+/// Mode of these folders: everyone may list them.
 pub const FOLDER_MODE: u32 = 0o755;
-/// Mode of the program: everybody may run it.
+/// Mode of the program: everyone may run it.
 pub const PROGRAM_MODE: u32 = 0o755;
-/// Mode of the program's files: everybody may read them.
+/// Mode of the program's files: everyone may read them.
 pub const FILE_MODE: u32 = 0o644;
-/// The machine's own folders above these; their permissions stay unless they keep the caller out.
+/// The machine's own folders above these; their permissions stay as they are unless they keep the caller out.
 pub const ABOVE: [&str; 3] = ["/opt", "/etc", "/srv"];
-/// Bits added to the mode of a folder above that keeps the caller out: search, not read.
+/// Bits added to the mode of such a folder if it keeps the caller out: search, not read.
 pub const PASS: u32 = 0o111;
 
-/// Every file and folder of the program, with its mode.
+/// Returns every file and folder of the program, with its mode.
 pub fn ours() -> impl Iterator<Item = (&'static str, u32)> {
     let files = [
         (PROGRAM, PROGRAM_MODE),
@@ -71,9 +71,9 @@ pub fn ours() -> impl Iterator<Item = (&'static str, u32)> {
 /// Owner and mode of an entry in a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rights {
-    /// User number of its owner.
+    /// User ID of the owner.
     pub uid: u32,
-    /// Group number.
+    /// Group ID.
     pub gid: u32,
     /// Permission bits, such as `0o755`.
     pub mode: u32,
@@ -93,13 +93,13 @@ impl Rights {
     }
 }
 
-/// The user of a machine that calls run as, with one group and no other.
+/// The user on a machine that calls run as, with a single group.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CallerUser {
-    /// User number.
+    /// User ID.
     pub uid: u32,
-    /// Group number.
+    /// Group ID.
     pub gid: u32,
 }
 
@@ -129,10 +129,10 @@ pub struct MachineSpec {
     /// The user that the server runs as; `None`: root.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub run_as: Option<String>,
-    /// The user who may call from it.
+    /// The user who may make calls from the machine.
     #[serde(default)]
     pub caller: CallerUser,
-    /// The text of its services file; `None`: it serves nobody.
+    /// The text of its services file; `None` if it serves no one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub services: Option<String>,
 }
@@ -161,13 +161,13 @@ impl MachineSpec {
     ///
     /// # Errors
     ///
-    /// The text is not a services file.
+    /// Fails if the text is not a services file.
     pub fn services(&self) -> Result<Option<Services>, ServicesFault> {
         let read = |text: &String| Services::from_file(text.as_bytes());
         self.services.as_ref().map(read).transpose()
     }
 
-    /// Returns the desired identity file under this supervisor.
+    /// Returns the desired identity file for this supervisor.
     #[must_use]
     pub fn identity(&self, supervisor: Supervisor) -> Identity {
         Identity {
@@ -179,17 +179,17 @@ impl MachineSpec {
     }
 }
 
-/// A specification as it is sent into a machine.
+/// A specification as sent to a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sent {
-    /// Time of sending, in seconds since 1970: host and machine have one clock.
+    /// Time of sending, in seconds since 1970: host and machine share one clock.
     pub at: i64,
     /// The specification.
     pub order: MachineSpec,
 }
 
-/// The content of the identity file; an unknown field belongs to another version.
+/// The content of the identity file; unknown fields, from another version, are ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// The machine's name.
@@ -197,7 +197,7 @@ pub struct Identity {
     /// The user that the server and the operator's calls run as; `None`: root.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub run_as: Option<String>,
-    /// The supervisor of the server; `None` if nobody is served.
+    /// The server's supervisor; `None` if no one is served.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub supervisor: Option<Supervisor>,
     /// True from the start of a setup until it has finished.
@@ -209,13 +209,13 @@ impl Identity {
     /// Serialises the file.
     #[must_use]
     pub fn to_file(&self) -> Vec<u8> {
-        // These types always serialise.
+        // Serialising these types never fails.
         let mut bytes = serde_json::to_vec(self).unwrap_or_default();
         bytes.push(b'\n');
         bytes
     }
 
-    /// Parses the file; `None` if it is not an identity.
+    /// Parses the file; returns `None` if it is not an identity.
     #[must_use]
     pub fn from_file(bytes: &[u8]) -> Option<Self> {
         serde_json::from_slice(bytes).ok()
@@ -226,11 +226,11 @@ impl Identity {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Supervisor {
-    /// systemd, by a unit.
+    /// systemd, with a unit.
     Systemd,
-    /// OpenRC, by a script.
+    /// OpenRC, with a script.
     Openrc,
-    /// None: nothing restarts the server.
+    /// No supervisor: nothing restarts the server.
     Nobody,
 }
 
@@ -240,9 +240,9 @@ pub enum Supervisor {
 pub struct Offered {
     /// Names of the services.
     pub services: Vec<Foreign>,
-    /// Time from the question to the answer, over an open connection, in milliseconds.
+    /// Time from request to answer on an open connection, in milliseconds.
     pub milliseconds: Option<f64>,
-    /// The reason why no answer came.
+    /// The reason why no answer arrived.
     pub failed: Option<Foreign>,
     /// True if the provider answered that it is overloaded.
     pub overloaded: bool,
@@ -252,7 +252,7 @@ pub struct Offered {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetupReport {
-    /// Digest of the policy that the server reports; `None`: nobody is served.
+    /// Digest of the policy that the server reports; `None` if no one is served.
     pub digest: Option<Foreign>,
     /// A path that is a link, a mount, or no longer a file or folder.
     pub altered: Option<Foreign>,

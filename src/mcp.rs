@@ -1,6 +1,6 @@
-//! Speaks a part of MCP: JSON-RPC 2.0, one message per line, `initialize` or `server/discover`, `ping`, `tools/list`, `tools/call`.
+//! Implements a subset of MCP: JSON-RPC 2.0, one message per line; [`crate::policy`] decides the calls.
 //!
-//! Decides no calls: [`crate::policy`] does.
+//! The methods are `initialize` or `server/discover`, `ping`, `tools/list` and `tools/call`.
 
 pub(crate) mod client;
 pub(crate) mod concurrency;
@@ -19,33 +19,33 @@ use std::time::Duration;
 
 use crate::limits;
 
-/// Maximum length of a message that a server or a client reads, in bytes without its newline.
+/// Maximum length of a message that a server or a client reads, in bytes, without the newline.
 pub(crate) const LINE_MAX: usize = 16 * 1024 * 1024;
-// As documented.
+// The documented value.
 const _: () = assert!(LINE_MAX as u64 == limits::MESSAGE_BYTES);
-/// Maximum depth of arrays and objects in one message.
+/// Maximum nesting depth of arrays and objects in one message.
 pub(crate) const DEPTH_MAX: usize = 100;
-/// Maximum number of values (texts, numbers, lists, objects) in one message; no call of a tool needs a hundred.
+/// Maximum number of values (strings, numbers, arrays, objects) in one message; no tool call needs even a hundred.
 pub(crate) const VALUES_MAX: usize = 10_000;
 /// Maximum number of values in an answer that a client parses: a list of a thousand services fits.
 pub(crate) const ANSWER_VALUES_MAX: usize = 100_000;
-/// Maximum length of an id of a request, in bytes.
+/// Maximum length of a request id, in bytes.
 pub(crate) const ID_MAX: usize = 1024;
-/// Key of a tool's `_meta`: the tool behind a service's name.
+/// Key in a tool's `_meta`: the tool behind a service's name.
 pub(crate) const TOOL_KEY: &str = "anklume/tool";
-/// Key of a tool's `_meta`: its arguments that take bytes, as base64.
+/// Key in a tool's `_meta`: its arguments that take bytes, as base64.
 pub(crate) const BASE64_KEY: &str = "anklume/base64";
-/// Key of the `_meta` of a call: true if its client wants a large payload only in the text of the result.
+/// Key in a call's `_meta`: true if the client wants a large payload only in the result's text.
 pub(crate) const ONE_COPY_KEY: &str = "anklume/one_copy";
-/// Key of the `_meta` of a result that comes from the policy, not from a tool.
+/// Key in the `_meta` of a result that comes from the policy, not from a tool.
 pub(crate) const DECISION_KEY: &str = "anklume/decision";
-/// Its value if the policy refuses an argument.
+/// Value of [`DECISION_KEY`] if the policy refuses an argument.
 pub(crate) const REFUSED: &str = "refused";
 
 /// Limits of one connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ConnectionLimits {
-    /// Maximum length of a request, in bytes without its newline, unless a service sets another.
+    /// Maximum length of a request, in bytes, without the newline, unless a service sets another limit.
     pub(crate) line: usize,
     /// Maximum number of requests in flight; reading pauses at this limit.
     pub(crate) in_flight: usize,
@@ -53,11 +53,11 @@ pub(crate) struct ConnectionLimits {
     pub(crate) in_flight_bytes: usize,
     /// Slots for running tools; each tool keeps its slots until its answer is written.
     pub(crate) running: u32,
-    /// Time for the running calls to end after the last request.
+    /// Time for running calls to finish after the last request.
     pub(crate) drain: Duration,
-    /// Time for them to end after the server is told to end.
+    /// Time for running calls to finish after the server is told to stop.
     pub(crate) stop: Duration,
-    /// Interval of progress reports for a caller that asked for them.
+    /// Interval between progress reports for a caller that asked for them.
     pub(crate) progress: Duration,
 }
 
@@ -73,7 +73,7 @@ impl ConnectionLimits {
     };
 }
 
-/// Cuts a peer's text after 100 characters and escapes it, for an answer to the peer or for a log.
+/// Truncates a peer's text to 100 characters and escapes it, for an answer to the peer or for a log.
 pub(crate) fn shown(text: &str) -> String {
     crate::text::shown(text, 100)
 }

@@ -1,4 +1,4 @@
-//! Tests each new or changed channel with a call from the consumer's end, in this run or a later one.
+//! Tests each channel that this run or an earlier one created or changed, with a call from the consumer's end.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,12 +13,12 @@ use crate::session::{Session, each};
 use crate::survey::consumer::ask;
 use crate::transport::shell_line;
 
-/// Number of tries for a channel that was just made.
+/// Number of tries for a new or changed channel.
 const TRIES: u32 = 3;
-/// Pause between two tries.
+/// Pause between tries.
 const PAUSE: Duration = Duration::from_millis(300);
 
-/// Tests the channels of a plan after its other steps; `report` holds their outcomes.
+/// Tests the channels of a plan after its other steps, whose outcomes are in `report`.
 pub(crate) async fn carry_out(
     session: &Session,
     verifications: &[Action],
@@ -29,7 +29,7 @@ pub(crate) async fn carry_out(
         Action::VerifyChannel(call) => Some((action, call)),
         _ => None,
     });
-    // A channel of a machine that failed needs no test.
+    // The channels of a failed machine need no test.
     let failed = |end: &End| report.has_failed(&machine(end));
     let due =
         due.filter(|(_, proof)| !failed(&proof.edge.consumer) && !failed(&proof.edge.provider));
@@ -39,7 +39,7 @@ pub(crate) async fn carry_out(
             return StepStatus::Skipped(LEFT.to_owned());
         }
         let step = observer.started(action);
-        // A new channel may need a moment.
+        // A new channel may need a moment before it answers.
         let tries = if proof.changes { TRIES } else { 1 };
         let status = test(session, &proof.edge, tries).await;
         observer.finished(step);
@@ -60,7 +60,7 @@ fn machine(end: &End) -> Object {
     Object::machine(end.domain.as_str(), end.machine.as_str())
 }
 
-/// Marks the channels that did not answer, and only those, so that the next run tests them again.
+/// Marks exactly those channels that did not answer, so that the next run tests them again.
 async fn remember(session: &Session, due: &[(&Action, &Verification)], ended: &[StepStatus]) {
     let mut edits: BTreeMap<Object, Vec<Edit>> = BTreeMap::new();
     for ((_, proof), status) in due.iter().zip(ended) {
@@ -81,7 +81,7 @@ async fn remember(session: &Session, due: &[(&Action, &Verification)], ended: &[
     .await;
 }
 
-/// Has the consumer ask the provider.
+/// Makes the consumer query the provider, at most `tries` times.
 async fn test(session: &Session, edge: &Edge, mut tries: u32) -> StepStatus {
     loop {
         tries -= 1;

@@ -1,4 +1,4 @@
-//! Carries actions out: in order within a chain, several chains at once; no chain stops another.
+//! Carries out actions: in order within a chain, several chains in parallel; no chain stops another.
 
 use std::io;
 use std::time::Duration;
@@ -17,13 +17,13 @@ use crate::session::interrupt::LEFT;
 use crate::session::lock::Lock;
 use crate::session::{AT_ONCE, Session};
 
-/// Number of retries for a network: Incus inspects every interface of the host while it makes or deletes one, and
-/// fails if a machine that stops meanwhile removes its own.
+/// Number of retries for a network: while Incus creates or deletes one, it inspects every interface on the host, and
+/// fails if a stopping machine removes its own interface in the meantime.
 const NETWORK_TRIES: usize = 3;
-/// Pause between two tries.
+/// Pause between tries.
 const NETWORK_PAUSE: Duration = Duration::from_millis(500);
 
-/// Runs chains of actions, several at once; returns the outcomes of each, in the order of the chains.
+/// Runs chains of actions in parallel; returns the outcomes of each chain, in the order of the chains.
 pub(crate) async fn in_parallel(
     session: &Session,
     chains: Vec<&[Action]>,
@@ -36,7 +36,7 @@ pub(crate) async fn in_parallel(
         .await
 }
 
-/// Runs one chain; a failure skips the rest except revocations, a request to stop skips everything.
+/// Runs one chain: after a failure, skips the rest except revocations; after a request to stop, skips everything.
 pub(crate) async fn carry_out(
     session: &Session,
     chain: &[Action],
@@ -82,7 +82,7 @@ async fn carry_out_chain(
 /// Runs the actions of a chain.
 struct Executor<'s> {
     session: &'s Session,
-    /// Made when it is first needed.
+    /// Opened on first use.
     connection: Option<Incus>,
 }
 
@@ -111,7 +111,7 @@ impl Executor<'_> {
             } => {
                 self.ask(async |incus| {
                     if *listens {
-                        // A device without its folder keeps the machine from starting.
+                        // A machine cannot start if the folder of one of its devices is missing.
                         provision::listen_folder(incus, machine).await?;
                     }
                     incus.power(machine, *power).await
@@ -150,7 +150,7 @@ impl Executor<'_> {
                 }
                 let edits = [set(device, None), mark_unverified(device, false)];
                 self.ask(async |incus| {
-                    // The files first: as long as the device exists, the next run finds them.
+                    // Deletes the files first: as long as the device exists, the next run can still find them.
                     if let Some(path) = inside {
                         provision::delete_socket(incus, machine, path).await?;
                     }
@@ -216,7 +216,7 @@ impl Executor<'_> {
         done
     }
 
-    /// Sends requests over the connection of the chain.
+    /// Sends requests over the chain's connection.
     async fn ask<E>(
         &mut self,
         request: impl AsyncFn(&mut Incus) -> Result<(), E>,
@@ -241,8 +241,8 @@ impl Executor<'_> {
     }
 }
 
-/// Makes an object. The mark of a machine stays until Incus reports that it is complete; a later run recreates an unfinished
-/// machine.
+/// Creates an object. A new machine stays marked until Incus reports that it is complete; a later run recreates an
+/// unfinished machine.
 async fn create(incus: &mut Incus, object: &Object, body: &Value) -> Result<(), IncusError> {
     if let Object::Machine { .. } = object {
         incus.create(object, &unfinished(body)).await?;
@@ -251,7 +251,7 @@ async fn create(incus: &mut Incus, object: &Object, body: &Value) -> Result<(), 
     incus.create(object, body).await
 }
 
-/// Returns the edits that make a channel's device.
+/// Returns the edits that create a channel's device.
 fn connect_edits(device: &str, keys: &ConfigMap, role: Role) -> Vec<Edit> {
     let mut edits = vec![set(device, Some(keys))];
     if role == Role::Consumer {

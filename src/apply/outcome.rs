@@ -13,19 +13,19 @@ use crate::transport::{RemoteExecError, shell_line};
 /// Maximum length of a machine's text in a message, in characters.
 const WORDS_MAX: usize = 300;
 
-/// The reason why an action failed.
+/// The reason an action failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StepError {
-    /// A request to Incus.
+    /// A request to Incus failed.
     #[error("{}", incus_failure(.0).message)]
     Incus(#[from] IncusError),
-    /// A change of the host.
+    /// A change to the host failed.
     #[error(transparent)]
     Host(#[from] io::Error),
-    /// The program in a machine did not run to its end.
+    /// The program in a machine did not run to completion.
     #[error(transparent)]
     Exec(#[from] RemoteExecError),
-    /// The report of a machine cannot be read.
+    /// A machine's report cannot be read.
     #[error(transparent)]
     Reader(#[from] ForeignError),
     /// A machine answered without a report; holds its stderr.
@@ -37,7 +37,7 @@ pub(super) enum StepError {
     /// A machine reports a failure.
     #[error("the machine reports: {}", .0.shown(WORDS_MAX))]
     Reported(Foreign),
-    /// A machine's server has another policy.
+    /// A machine's server does not report the policy that was sent.
     #[error("its server does not report the policy that was sent")]
     OtherPolicy,
     /// A channel test was planned among the other actions.
@@ -50,9 +50,9 @@ pub(super) enum StepError {
 pub(crate) enum StepStatus {
     /// Done as planned.
     Done,
-    /// Failed, and why.
+    /// Failed, with the reason.
     Failed(String),
-    /// Not begun, and why.
+    /// Not begun, with the reason.
     Skipped(String),
 }
 
@@ -63,7 +63,7 @@ pub(crate) struct StepOutcome {
     pub(crate) status: StepStatus,
     /// The command that shows more.
     pub(crate) more: Option<String>,
-    /// The machine or other object that it concerned.
+    /// The machine or other object that the step concerned.
     pub(super) subject: Option<Object>,
 }
 
@@ -138,7 +138,7 @@ fn show_command(object: &Object) -> String {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct RunReport {
     pub(crate) outcomes: Vec<StepOutcome>,
-    /// True if it was asked to stop.
+    /// True if the run was asked to stop.
     pub(crate) stopped: bool,
 }
 
@@ -148,7 +148,7 @@ impl RunReport {
         self.outcomes.extend(chains.into_iter().flatten());
     }
 
-    /// Adds steps that were not begun.
+    /// Adds skipped steps.
     pub(super) fn skip<'a>(
         &mut self,
         actions: impl Iterator<Item = &'a Action>,
@@ -161,7 +161,7 @@ impl RunReport {
         }
     }
 
-    /// Returns whether a step of that machine did not succeed.
+    /// Returns whether any step for that machine did not succeed.
     pub(super) fn has_failed(&self, machine: &Object) -> bool {
         let mut outcomes = self.outcomes.iter();
         outcomes.any(|one| one.subject.as_ref() == Some(machine) && !one.is_done())

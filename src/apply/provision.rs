@@ -1,7 +1,7 @@
-//! Prepares machines between their start and their edges: pushes the program, which does the rest, and makes the
-//! folder in which a consumer's devices listen.
+//! Prepares machines after they start and before their edges are made: pushes the program, which does the rest, and
+//! creates the folder in which a consumer's devices listen.
 //!
-//! Everything in a machine may be hostile: no path goes through a symbolic link.
+//! Everything in a machine may be hostile: no path may pass through a symbolic link.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ const FOLDER: FileOwner = FileOwner {
     mode: 0o755,
 };
 
-/// Timeout for the setup of a machine: the time to replace its server, and some more for the rest.
+/// Timeout for setting up a machine: the time to replace its server, plus a margin for the rest.
 const SETUP_TIMEOUT: Duration = SERVER_MAX.saturating_add(Duration::from_secs(30));
 
 /// Sets up a machine: kills a hung server and pushes the program if asked; the program does everything else.
@@ -40,7 +40,7 @@ pub(crate) async fn install(
         host::end_servers(incus.first_process(machine).await?).await;
     }
     let program = prepare(session, incus, machine, push).await?;
-    // Includes the time, so that the order is not carried out much later.
+    // Includes the time, so that a stale order is not carried out.
     let sent = Sent {
         at: jiff::Timestamp::now().as_second(),
         order: spec.clone(),
@@ -72,7 +72,7 @@ pub(crate) async fn install(
     Ok(())
 }
 
-/// Checks that no mount is on the way to our files, and pushes the program if asked; returns the path to run.
+/// Checks that no mount lies on the path to our files, and pushes the program if asked; returns the path to run.
 async fn prepare(
     session: &Session,
     incus: &mut Incus,
@@ -85,7 +85,7 @@ async fn prepare(
         Ok(Some(place)) => return Err(altered(&place)),
         Err(host::TooManyMounts) => return Err(altered("/proc/mounts")),
     }
-    // A plan with a push has read the program.
+    // A plan that includes a push has already read the program.
     let Some(program) = session.program().ok().filter(|_| push) else {
         return Ok(PROGRAM.to_owned());
     };
@@ -97,7 +97,7 @@ async fn prepare(
     Ok(fresh)
 }
 
-/// Returns whether a path is on the way to a file that anklume puts into a machine.
+/// Returns whether a path is a file that anklume puts into a machine, or one of its parent folders.
 fn is_ours(path: &str) -> bool {
     let ours = [PROGRAM, IDENTITY, SERVICES, LINK, CONSUMER_FOLDER];
     let mut parts = ours.into_iter().flat_map(parts);
@@ -123,7 +123,7 @@ async fn folders(incus: &mut Incus, machine: &Object, folder: &str) -> Result<()
     Ok(())
 }
 
-/// Deletes a consumer's socket, unless a part of its path is not a folder: such a socket is not ours.
+/// Deletes a consumer's socket, unless some part of its path is not a folder: such a socket is not ours.
 pub(crate) async fn delete_socket(
     incus: &mut Incus,
     machine: &Object,
@@ -142,7 +142,7 @@ fn altered(path: &str) -> IncusError {
     IncusError::Altered(path.to_owned())
 }
 
-/// Lists the folders above a folder, from the top, and the folder itself.
+/// Lists the parents of a folder, outermost first, and then the folder itself.
 fn parts(folder: &str) -> Vec<String> {
     let ends = folder.match_indices('/').map(|(at, _)| at).skip(1);
     let ends = ends.chain([folder.len()]);

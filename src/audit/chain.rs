@@ -1,8 +1,8 @@
-//! The chain: the form of a line of the log, and the check that lines follow one another.
+//! Defines the hash chain: the format of a log line, and the check that each line follows the previous one.
 //!
 //! Pure: bytes in, verdicts out. A line is a JSON object whose last member is `hash`, the SHA-256 of the
-//! line's bytes without that member; `previous` is the hash of the line before. So the check needs no second
-//! serialisation, and any changed byte shows.
+//! line's bytes without that member; `previous` is the hash of the previous line. The check thus needs no second
+//! serialisation, and any changed byte is detected.
 
 use std::fmt::Write as _;
 
@@ -16,9 +16,9 @@ pub const ORIGIN: &str = "000000000000000000000000000000000000000000000000000000
 
 /// The text before the hash at the end of a line.
 const HASH_MEMBER: &str = ",\"hash\":\"";
-/// The text after it.
+/// The text after the hash.
 const LINE_END: &str = "\"}";
-/// Length of a SHA-256 in hexadecimal.
+/// Length of a SHA-256 hash in hexadecimal.
 const HASH_LENGTH: usize = 64;
 
 /// The end of a chain, which the next line continues.
@@ -43,9 +43,9 @@ impl Default for Head {
 /// One line of the log, without its hash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogLine {
-    /// Number of the line in the whole chain, from 1; continues across rotated files.
+    /// Number of the line in the whole chain, counting from 1 across rotated files.
     pub seq: u64,
-    /// RFC 3339, UTC, microseconds.
+    /// The time: RFC 3339, UTC, with microseconds.
     pub time: String,
     /// The event.
     #[serde(flatten)]
@@ -62,8 +62,8 @@ impl LogLine {
     }
 }
 
-/// Writes the line that continues `head`: its bytes with the newline, and the new head. Fails only on what serde_json cannot
-/// write, which these types never hold.
+/// Writes the line that continues `head`; returns its bytes, including the newline, and the new head. Fails only on
+/// values that serde_json cannot write, which these types never hold.
 pub fn link(head: &Head, time: String, event: Event) -> serde_json::Result<(Vec<u8>, Head)> {
     let line = LogLine {
         seq: head.seq.saturating_add(1),
@@ -73,14 +73,14 @@ pub fn link(head: &Head, time: String, event: Event) -> serde_json::Result<(Vec<
     };
     let mut text = plain(&serde_json::to_string(&line)?);
     let hash = sha256(&text);
-    // The closing brace goes after the hash.
+    // The closing brace follows the hash.
     text.pop();
     text.extend([HASH_MEMBER, &hash, LINE_END, "\n"]);
     let seq = line.seq;
     Ok((text.into_bytes(), Head { seq, hash }))
 }
 
-/// Formats an event outside the chain, for one that could not be logged.
+/// Formats an event that could not be logged, outside the chain.
 #[must_use]
 pub fn unlinked(time: &str, event: &Event) -> String {
     #[derive(Serialize)]
@@ -89,12 +89,12 @@ pub fn unlinked(time: &str, event: &Event) -> String {
         #[serde(flatten)]
         event: &'a Event,
     }
-    // These types hold nothing that JSON cannot.
+    // These types hold nothing that JSON cannot represent.
     plain(&serde_json::to_string(&Unlinked { time, event }).unwrap_or_default())
 }
 
-/// Rewrites JSON in printable ASCII: JSON allows raw line separators, C1 controls and changes of direction,
-/// which would show a reader of the file lines that do not exist.
+/// Rewrites JSON in printable ASCII: JSON allows raw line separators, C1 controls and bidirectional controls,
+/// which could make a reader of the file see lines that do not exist.
 fn plain(json: &str) -> String {
     let mut text =
         String::with_capacity(json.len() + LINE_END.len() + HASH_MEMBER.len() + HASH_LENGTH);
@@ -103,7 +103,7 @@ fn plain(json: &str) -> String {
             text.push(character);
             continue;
         }
-        // Such a character occurs only in strings, where an escape means the same.
+        // Such a character occurs only in strings, where an escape is equivalent.
         for unit in character.encode_utf16(&mut [0; 2]) {
             let _ = write!(text, "\\u{unit:04x}");
         }
@@ -114,17 +114,17 @@ fn plain(json: &str) -> String {
 /// Rewrites a line in printable ASCII; the JSON stays equivalent.
 #[must_use]
 pub fn printable(line: &[u8]) -> Vec<u8> {
-    // JSON has raw white space only between values; in strings it is escaped.
+    // Valid JSON contains these raw characters only between tokens; in strings they are escaped.
     let text = String::from_utf8_lossy(line).replace(['\t', '\r'], " ");
     plain(&text).into_bytes()
 }
 
-/// A line that was read.
+/// The result of reading a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReadLine {
     /// A line whose hash matches its bytes.
     Whole(LogLine, Head),
-    /// A line of the log's form whose hash does not match: its bytes were changed.
+    /// A line in the log's format whose hash does not match: its bytes were changed.
     Edited(Head),
     /// Not a line of this log.
     Foreign,
@@ -150,7 +150,7 @@ pub fn read(bytes: &[u8]) -> ReadLine {
     }
 }
 
-/// Splits a line into the bytes that the hash covers, and the hash.
+/// Splits a line into the bytes that the hash covers and the hash itself.
 fn split(bytes: &[u8]) -> Option<(Vec<u8>, &str)> {
     let text = bytes.strip_suffix(LINE_END.as_bytes())?;
     let (front, hash) = text.split_at_checked(text.len().checked_sub(HASH_LENGTH)?)?;

@@ -1,7 +1,7 @@
-//! Replaces floods of calls that do not run with a few counted lines: evidence stays, the disk does not fill,
+//! Replaces floods of calls that do not run with a few counted lines: evidence is kept, the disk does not fill up,
 //! and older lines are not pushed out.
 //!
-//! Pure: the clock comes in as an argument.
+//! Pure: the current time is an argument.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,20 +11,20 @@ use crate::text::Foreign;
 
 /// Maximum burst of lines about one caller's calls that did not run.
 pub const LINES_AT_ONCE: u32 = 40;
-/// Interval for each further line after a burst.
+/// Interval between further lines after a burst.
 pub const LINE_EVERY: Duration = Duration::from_secs(60);
-/// Number of lines in a burst that may each report one call. The rest is for counts, enough for all of one caller's.
+/// Number of lines in a burst that may each report one call. The rest are for counts: enough for all of one caller's.
 pub const OWN_LINES: u32 = 20;
 /// Time during which calls are counted before the counts are due.
 pub const WINDOW: Duration = Duration::from_secs(60);
-/// Maximum number of kinds of calls counted separately for one caller; the rest are counted together.
+/// Maximum number of call kinds counted separately for one caller; the rest are counted together.
 pub const NAMES_MAX: usize = 16;
-/// The name under which the rest is counted.
+/// The name under which the rest are counted.
 pub const OTHER_NAMES: &str = "(others)";
-/// The reason given for several different ones.
+/// The reason recorded for calls with several different reasons.
 pub const OTHER_REASONS: &str = "(several)";
 
-/// The key for counting calls together.
+/// The key by which calls are counted together.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CallKind {
     /// The name that was called.
@@ -42,17 +42,17 @@ pub struct Counted {
     pub caller: String,
     /// The call that did not run.
     pub kind: CallKind,
-    /// The number of times.
+    /// The number of such calls.
     pub count: u64,
 }
 
-/// The calls that did not run, of every caller.
+/// Every caller's calls that did not run.
 #[derive(Debug, Default)]
 pub struct Floods {
     callers: BTreeMap<String, CallerCalls>,
 }
 
-/// The calls of one caller. All times are since the start of the process.
+/// One caller's calls. All times are measured from the start of the process.
 #[derive(Debug, Default)]
 struct CallerCalls {
     /// Time from which a full burst may be written again; each written line postpones it.
@@ -63,7 +63,7 @@ struct CallerCalls {
 }
 
 impl Floods {
-    /// Records a call that did not run at `now` (since the start of the process); returns whether it gets its own line.
+    /// Records, at `now` (since the process started), a call that did not run; returns whether it gets its own line.
     pub fn refused(&mut self, caller: &str, kind: CallKind, now: Duration) -> bool {
         let calls = self.callers.entry(caller.to_owned()).or_default();
         let has_line = calls.book(1, OWN_LINES, now);
@@ -79,7 +79,7 @@ impl Floods {
         calls.count(counted.kind, counted.count, now);
     }
 
-    /// Takes back a line that could not be written at `now`; it is due again at once.
+    /// Takes back a line that could not be written at `now`; it is immediately due again.
     pub fn put_back(&mut self, counted: Counted, now: Duration) {
         let calls = self.callers.entry(counted.caller).or_default();
         calls.replenished = calls.replenished.saturating_sub(LINE_EVERY);
@@ -87,7 +87,7 @@ impl Floods {
         calls.due = now;
     }
 
-    /// Takes the counts to be written at `now`.
+    /// Removes and returns the counts to be written at `now`.
     pub fn due(&mut self, now: Duration) -> Vec<Counted> {
         let mut due = Vec::new();
         for (caller, calls) in &mut self.callers {
@@ -101,7 +101,7 @@ impl Floods {
         due
     }
 
-    /// Takes all counts, for when the server ends.
+    /// Removes and returns all counts, for when the server stops.
     pub fn rest(&mut self) -> Vec<Counted> {
         let callers = std::mem::take(&mut self.callers).into_iter();
         callers
@@ -130,14 +130,14 @@ impl CallerCalls {
         *counted = counted.saturating_add(count);
     }
 
-    /// Returns the kind to count a call as: its own, or a collective one beyond the maximum.
+    /// Returns the kind under which to count a call: its own, or a collective one once the maximum is reached.
     fn known(&self, mut kind: CallKind) -> CallKind {
         if self.counted.len() < NAMES_MAX || self.counted.contains_key(&kind) {
             return kind;
         }
         kind.name = OTHER_NAMES.into();
         if self.counted.len() > NAMES_MAX && !self.counted.contains_key(&kind) {
-            // From here on, at most one for each decision.
+            // From here on, there is at most one kind for each decision.
             kind.reason = OTHER_REASONS.into();
         }
         kind

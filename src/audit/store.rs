@@ -1,4 +1,4 @@
-//! The files of the log: appending under a lock, rotation by size, space reserved for lines, the machine's key.
+//! Manages the log files: appending under a lock, rotation by size, reserving space for lines, the machine's key.
 
 mod file;
 mod key;
@@ -23,17 +23,17 @@ pub use file::{files, may_have_dropped};
 pub const LOG: &str = "/var/log/anklume/audit.jsonl";
 /// Size at which the log continues in a new file, in bytes.
 pub const ROTATE_AT: u64 = 32 * 1024 * 1024;
-/// Number of old files that are kept.
+/// Number of old files to keep.
 pub const KEEP: u32 = 8;
-/// Disk space that is promised to a call, in bytes: more than its line ever takes.
+/// Disk space promised to each call, in bytes: more than its line ever takes.
 const LINE_ROOM: u64 = 4 * 1024;
-/// Disk space beyond what is promised, in bytes, so that not every call allocates.
+/// Disk space to allocate beyond what is promised, in bytes, so that not every call has to allocate.
 const AHEAD: u64 = 1024 * 1024;
 
-/// The reason why the log could not be written.
+/// The reason the log could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
-    /// The system refused.
+    /// A system call failed.
     #[error("the audit log `{}` cannot be {doing}: {source}", path.display())]
     Io {
         /// The attempted operation.
@@ -43,13 +43,13 @@ pub enum AuditError {
         /// The system's error.
         source: io::Error,
     },
-    /// Someone else keeps replacing the file.
+    /// Another process keeps replacing the file.
     #[error("the audit log `{}` is replaced again and again", .0.display())]
     Restless(PathBuf),
-    /// The file of the key holds no key.
+    /// The key file holds no key.
     #[error("the key of the audit log, `{}`, is damaged; if you remove it, a new one is made, and digests of arguments no longer match earlier ones", .0.display())]
     Key(PathBuf),
-    /// The end of the file is not a line of the log.
+    /// The file does not end with a line of the log.
     #[error("the audit log `{}` does not end with a line of the log; `anklume audit verify` shows more", .0.display())]
     Foreign(PathBuf),
 }
@@ -71,20 +71,20 @@ struct OpenLog {
     /// Its length, in bytes; `u64::MAX` if unknown.
     length: u64,
     head: Head,
-    /// Length up to which this process allocated disk space, in bytes.
+    /// File length up to which this process has allocated disk space, in bytes.
     reserved: u64,
     /// Disk space promised to running calls, in bytes.
     promised: u64,
 }
 
 impl Log {
-    /// Opens the log, creating it (0600) and the machine's key beside it if they are missing. Fails if the folder is missing
-    /// or not writable, or the key is damaged.
+    /// Opens the log; creates it (0600) and the machine's key beside it if they are missing. Fails if the folder is
+    /// missing or not writable, or if the key is damaged.
     pub fn open(path: &Path) -> Result<Self, AuditError> {
         Self::open_with(path, ROTATE_AT)
     }
 
-    /// The same as [`Log::open`] with another size for rotation.
+    /// The same as [`Log::open`], but with another rotation size.
     pub fn open_with(path: &Path, rotate_at: u64) -> Result<Self, AuditError> {
         let file = open_file(path)?;
         Ok(Self {
@@ -108,7 +108,7 @@ impl Log {
         open.promised = (lines as u64).saturating_mul(LINE_ROOM);
         let ours = self.metadata(&open.file)?;
         let is_enough = ours.len().saturating_add(open.promised) <= open.reserved;
-        // Space in a file that the path no longer names does not count.
+        // Space reserved in a file that the path no longer names does not count.
         if is_enough && ours.len() == open.length && self.is_named(&ours) {
             return Ok(());
         }
@@ -122,14 +122,14 @@ impl Log {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Allocates the promised space, and some more, after the end of the file.
+    /// Allocates the promised space, and some extra, beyond the end of the file.
     fn make_room(&self, open: &mut OpenLog) -> Result<(), AuditError> {
         let bytes = open.promised.saturating_add(AHEAD);
-        // Blocks beyond the end of the file: its length stays, and nobody else can take them.
+        // Allocates blocks beyond the end of the file: its length stays the same, and nothing else can use them.
         let allocated = fallocate(&open.file, FallocateFlags::KEEP_SIZE, open.length, bytes);
         allocated
             .or_else(|why| match why {
-                // A file system that cannot allocate ahead at least reports its free bytes.
+                // A file system that cannot preallocate at least reports its free space.
                 Errno::OPNOTSUPP | Errno::NOSYS if has(&fstatvfs(&open.file)?, bytes) => Ok(()),
                 Errno::OPNOTSUPP | Errno::NOSYS => Err(Errno::NOSPC),
                 why => Err(why),
@@ -139,25 +139,25 @@ impl Log {
         Ok(())
     }
 
-    /// Appends an event that happens now; when this returns, the line is in the file. Fails if the disk is full or the file is
-    /// not writable; nothing of the line is left then.
+    /// Appends an event with the current time; on return, the line is in the file. Fails if the disk is full or the
+    /// file is not writable; in that case, no part of the line remains.
     pub fn append(&self, event: Event) -> Result<Head, AuditError> {
         self.append_of(now(), event)
     }
 
-    /// The same as [`Log::append`] for an event that happened at that time.
+    /// The same as [`Log::append`], but for an event that happened at the given time.
     pub fn append_of(&self, time: String, event: Event) -> Result<Head, AuditError> {
         self.locked(&mut self.opened(), |open| {
             self.catch_up(open)?;
             if open.length >= self.rotate_at {
-                // A full disk must not lose a line that fits into the old file.
+                // Even if the disk is full, a line that fits into the old file must not be lost.
                 let _ = self.rotate(open);
             }
             self.write(open, time, event)
         })
     }
 
-    /// Runs `work` under the lock of the file that the path names now.
+    /// Runs `work` while holding the lock on the file that the path currently names.
     fn locked<T>(
         &self,
         open: &mut OpenLog,
@@ -188,7 +188,7 @@ impl Log {
             .is_ok_and(|named| (named.dev(), named.ino()) == (file.dev(), file.ino()))
     }
 
-    /// Takes the lock of the file that the path names now: another process may have rotated it.
+    /// Locks the file that the path currently names: another process may have rotated the log.
     fn lock_current(&self, open: &mut OpenLog) -> Result<(), AuditError> {
         /// Maximum number of rotations in a row.
         const TRIES: u32 = 16;
@@ -204,7 +204,7 @@ impl Log {
         Err(AuditError::Restless(self.path.clone()))
     }
 
-    /// Reads the end of the file again if another process wrote.
+    /// Rereads the end of the file if another process has written to it.
     fn catch_up(&self, open: &mut OpenLog) -> Result<(), AuditError> {
         let length = self.metadata(&open.file)?.len();
         if length == open.length {
@@ -220,14 +220,14 @@ impl Log {
         match chain::read(&end.tail) {
             _ if end.tail.is_empty() => Ok(()),
             chain::ReadLine::Whole(line, head) if line.continues(&open.head) => {
-                // It lacks only its newline, so its event is not lost.
+                // Only the newline is missing, so the event is not lost.
                 let repaired = open.file.write_all_at(b"\n", length);
                 repaired.map_err(self.error("repaired"))?;
                 open.length = length.saturating_add(1);
                 open.head = head;
                 Ok(())
             }
-            // The rest after the last line is removed, and a line records that.
+            // Whatever follows the last whole line is removed, and a new line records that.
             _ => {
                 let repaired = open.file.set_len(open.length);
                 repaired.map_err(self.error("repaired"))?;
@@ -237,7 +237,7 @@ impl Log {
         }
     }
 
-    /// Returns the head of the previous file, or the default without one, for when the current file is empty.
+    /// Returns the head of the previous file, or the default if there is none; for use when the current file is empty.
     fn head_before(&self) -> Result<Head, AuditError> {
         let before = numbered(&self.path, 1);
         let Ok(file) = File::open(&before) else {
@@ -249,9 +249,9 @@ impl Log {
         line.map_or(Ok(Head::default()), |line| head_of(line, &before))
     }
 
-    /// Begins a new file, whose first line records the rotation, and moves the others one number up.
+    /// Begins a new file, whose first line records the rotation, and renames each older file to the next number.
     ///
-    /// The log's path names a file at every moment: a process that opens the log in between finds the old one, locked.
+    /// The log's path always names a file: a process that opens the log during the rotation finds the old one, locked.
     fn rotate(&self, open: &mut OpenLog) -> Result<(), AuditError> {
         let fresh = fresh(&self.path);
         let next = self.begin(&fresh, open)?;
@@ -259,7 +259,7 @@ impl Log {
             .and_then(|()| fs::hard_link(&self.path, numbered(&self.path, 1)))
             .and_then(|()| fs::rename(&fresh, &self.path))
             .map_err(self.error("rotated"))?;
-        // Dropping the old file releases its lock; a process that waits for it finds the new name.
+        // Dropping the old file releases its lock; a process waiting for the lock then finds the new file.
         *open = next;
         Ok(())
     }
@@ -280,13 +280,13 @@ impl Log {
         let bytes = open.length;
         self.write(&mut next, now(), Event::Rotated { bytes })?;
         if next.promised > 0 {
-            // Running calls have their space in the old file, and need it in the new one.
+            // Running calls have space reserved in the old file and need it in the new one.
             self.make_room(&mut next)?;
         }
         Ok(next)
     }
 
-    /// Frees the first number: moves the files before the first free number one up.
+    /// Frees the first number: renames each file before the first free number to the next number.
     fn make_way(&self) -> io::Result<()> {
         let first = numbered(&self.path, 1);
         if same_file(&first, &self.path) {
@@ -306,7 +306,7 @@ impl Log {
         let before = open.length;
         let sought = open.file.seek(SeekFrom::Start(before));
         if let Err(source) = sought.and_then(|_| open.file.write_all(&bytes)) {
-            // Removes the written part of the line; if even that fails, the next writer does so.
+            // Removes the written part of the line; if even that fails, the next writer removes it.
             let _ = open.file.set_len(before);
             open.length = u64::MAX;
             return Err(self.error("written")(source));

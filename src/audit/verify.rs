@@ -1,6 +1,6 @@
-//! Checks that the log was not altered: finds and names edited, removed, reordered and inserted lines.
+//! Checks that the log was not altered: finds and identifies edited, removed, reordered and inserted lines.
 //!
-//! Pure except for the given reader. The provider's root can write a whole new chain: only a head
+//! Pure except for the given reader. Root on the provider can write a whole new chain: only a head
 //! kept elsewhere reveals that.
 
 use std::cmp::Ordering;
@@ -9,13 +9,13 @@ use std::io::{self, BufRead};
 use super::Event;
 use super::chain::{self, Head, ORIGIN};
 
-/// Maximum length of a line of the log, in bytes; a longer one was not written by it.
+/// Maximum length of a log line, in bytes; a longer one was not written by anklume.
 pub const LINE_MAX: usize = 64 * 1024;
 
-/// Maximum number of faults that are kept, the first ones: a forger decides how many a log has.
+/// Maximum number of faults to keep, starting with the first: a forger decides how many a log has.
 pub const FINDINGS_MAX: usize = 1000;
 
-/// The fault of a line.
+/// A fault in a line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// Its bytes are not those that were written.
@@ -30,31 +30,31 @@ pub enum Fault {
         /// The number of missing lines.
         count: u64,
     },
-    /// Its number has already passed: it was moved, repeated or inserted.
+    /// Its number is too low: it was moved, repeated or inserted.
     #[error("moved, repeated or inserted: it has number {found}, expected {expected}")]
     Misplaced {
-        /// The number that should stand here.
+        /// The number expected here.
         expected: u64,
-        /// The number that stands here.
+        /// The number found here.
         found: u64,
     },
     /// Its number is right, but it does not continue the line before: one of the two was replaced.
     #[error("replaced: it does not continue the line before it")]
     Replaced,
-    /// It ends without its newline, and nothing follows: it is being written, was interrupted, or was cut.
+    /// It lacks its newline, and nothing follows: it is still being written, was interrupted, or was cut.
     #[error(
         "unfinished: its end is missing; the next write completes it, or removes it and logs that"
     )]
     Unfinished,
-    /// The log begins with it, and it is neither the first line nor the first after a rotation.
+    /// The log begins with it, although it is neither the first line nor the first after a rotation.
     #[error("lines before it were removed: the log cannot begin here")]
     NoBeginning,
 }
 
-/// A fault and its place.
+/// A fault and its location.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// The file, as it was named to [`Verifier::file`].
+    /// The file's name, as passed to [`Verifier::file`].
     pub file: String,
     /// Line in that file, from 1.
     pub line: u64,
@@ -65,7 +65,7 @@ pub struct Finding {
 /// Walks the files of a log, oldest first.
 #[derive(Debug, Default)]
 pub struct Verifier {
-    /// The walk so far.
+    /// The result so far.
     report: VerifyReport,
     /// The previous line; `None` before the first.
     last: Option<Head>,
@@ -73,7 +73,7 @@ pub struct Verifier {
     from_origin: bool,
     /// True if the previous line is faulty, so that the next one is not reported for the same fault.
     after_fault: bool,
-    /// The hash of a line that is still to be found.
+    /// The hash of a line that has yet to be found.
     wanted: Option<String>,
 }
 
@@ -88,7 +88,7 @@ pub struct VerifyReport {
     pub head: Head,
     /// The faults in order, at most [`FINDINGS_MAX`] of them.
     pub findings: Vec<Finding>,
-    /// Number of findings beyond them.
+    /// Number of further findings.
     pub more: u64,
     /// True if the last line has no newline, as while it is being written.
     pub unfinished: bool,
@@ -114,7 +114,7 @@ impl Verifier {
         }
     }
 
-    /// Requires the very first line, for a log of which rotation has dropped no file.
+    /// Requires the walk to begin with the very first line; for a log from which rotation has dropped no file.
     #[must_use]
     pub const fn from_the_first_line(mut self) -> Self {
         self.from_origin = true;
@@ -171,7 +171,7 @@ impl Verifier {
         self.wanted.take_if(|wanted| *wanted == head.hash);
         let fault = self.place(&line);
         if matches!(fault, Some(Fault::Misplaced { .. })) {
-            // The following lines are compared with the one that belongs here.
+            // The following lines are compared with the line that belongs here.
             self.after_fault = true;
         } else {
             self.step(head, false);
@@ -213,7 +213,7 @@ impl Verifier {
     }
 }
 
-/// Returns the next line without its newline, and whether it had one; one beyond [`LINE_MAX`] is cut, and so foreign.
+/// Returns the next line without its newline, and whether it had one; a line over [`LINE_MAX`] is cut, hence foreign.
 pub(crate) fn next_line(reader: &mut impl BufRead) -> io::Result<Option<(Vec<u8>, bool)>> {
     let mut line = Vec::new();
     loop {

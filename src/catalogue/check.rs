@@ -1,4 +1,4 @@
-//! Checks arguments against their tool: those of a call and those of a service's `with`, by the same rules.
+//! Checks a tool's arguments, both those of a call and those in a service's `with`, by the same rules.
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -10,10 +10,10 @@ use crate::text::shown;
 
 /// Arguments that belong to one transfer, and so cannot be fixed for all transfers.
 const OF_A_TRANSFER: [&str; 3] = ["offset", "final", "length"];
-/// Maximum length of a caller's own text in a message to it, in characters.
+/// Maximum length of a caller's text when a message quotes it back, in characters.
 const SHOWN_MAX: usize = 80;
 
-/// The reason why an argument cannot be fixed by `with`.
+/// The reason an argument cannot be fixed by `with`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FixedFault {
     /// The argument's name.
@@ -28,7 +28,7 @@ pub struct FixedFault {
 ///
 /// # Errors
 ///
-/// Every fault, not the first alone.
+/// Returns every fault, not just the first.
 pub fn parse<T: DeserializeOwned>(
     tool: ToolName,
     arguments: &Map<String, Value>,
@@ -40,7 +40,7 @@ pub fn parse<T: DeserializeOwned>(
         (*value != integer).then(|| (name.clone(), integer))
     });
     let rewritten: Map<String, Value> = integers.collect();
-    // Every fault was found above, so this cannot fail; if it does, the call is refused all the same.
+    // Every fault was found above, so this cannot fail; if it does, the call is refused anyway.
     let refused = |error: serde_json::Error| BadArguments::from(error.to_string());
     if rewritten.is_empty() {
         return T::deserialize(arguments).map_err(refused);
@@ -50,14 +50,14 @@ pub fn parse<T: DeserializeOwned>(
     T::deserialize(&arguments).map_err(refused)
 }
 
-/// Returns a number as an integer in the sense of JSON Schema: `1.0` is one.
+/// Returns a number as an integer in the JSON Schema sense: `1.0` is one.
 fn integer(value: &Value) -> Option<u64> {
     if let Some(number) = value.as_u64() {
         return Some(number);
     }
     // Adding zero turns -0 into 0.
     let number = value.as_f64()? + 0.0;
-    // Without a fraction its text is that of an integer; one beyond `u64` has too many digits.
+    // Without a fraction, its text is that of an integer; a number beyond `u64` has too many digits.
     number.to_string().parse().ok()
 }
 
@@ -65,12 +65,12 @@ fn integer(value: &Value) -> Option<u64> {
 ///
 /// # Errors
 ///
-/// Every fault, not the first alone.
+/// Returns every fault, not just the first.
 pub fn check_some(tool: ToolName, arguments: &Map<String, Value>) -> Result<(), BadArguments> {
     refuse(faults(tool, arguments))
 }
 
-/// Checks fixed arguments against the tool's schema, and returns every fault. Any may be missing.
+/// Checks fixed arguments against the tool's schema and returns every fault. Any argument may be missing.
 #[must_use]
 pub fn check_fixed(tool: ToolName, with: &Map<String, Value>) -> Vec<FixedFault> {
     let faults = with.iter().filter_map(|(name, value)| {
@@ -114,7 +114,7 @@ fn fault(tool: ToolName, name: &str, value: &Value) -> Option<String> {
         .or_else(|| text_fault(name, value.as_str()?))
 }
 
-/// Refuses an unknown argument, and names the closest known one, or all.
+/// Refuses an unknown argument and names the closest known one, or lists them all.
 fn unknown(tool: ToolName, name: &str, known: &Map<String, Value>) -> String {
     let names: Vec<&str> = known.keys().map(String::as_str).collect();
     let hint = match closest(name, names.iter().copied()) {
@@ -130,7 +130,7 @@ fn type_fault(name: &str, property: &Value, value: &Value) -> Option<String> {
         Some("string") => (value.is_string(), "a string"),
         Some("boolean") => (value.is_boolean(), "true or false"),
         Some("integer") => (is_whole(value), "a whole number"),
-        // A type unknown here would be a fault of anklume's own: refuse.
+        // A type unknown here would be a bug in anklume: refuse.
         _ => (false, "of another type"),
     };
     (!fits).then(|| format!("`{name}` must be {expected}, not {}", kind(value)))
@@ -164,7 +164,7 @@ fn range_fault(name: &str, property: &Value, value: &Value) -> Option<String> {
     (!fits).then(|| format!("`{name}` must be between {min} and {max}, not {value}"))
 }
 
-/// Refuses a text that its argument does not allow. Base64 is not checked here.
+/// Refuses text that its argument does not allow. Base64 is not checked here.
 fn text_fault(name: &str, text: &str) -> Option<String> {
     let (length, shown) = (text.len(), || shown(text, SHOWN_MAX));
     match name {
@@ -198,7 +198,7 @@ fn is_hexadecimal(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Returns the digits of a fingerprint (40 or 64) or long key id (16) without `0x`, and true if `!` (exactly this subkey) follows.
+/// Returns a fingerprint's (40 or 64) or long key id's (16) digits without `0x`, and whether `!` (this subkey) follows.
 fn key_digits(text: &str) -> Option<(&str, bool)> {
     let digits = text.strip_prefix("0x").unwrap_or(text);
     let exact = digits.ends_with('!');
@@ -207,7 +207,7 @@ fn key_digits(text: &str) -> Option<(&str, bool)> {
     is_key.then_some((digits, exact))
 }
 
-/// Returns whether a `key_id` asks for the fixed key: the same digits, however they are written.
+/// Returns whether a `key_id` names the fixed key: the digits are the same, however they are written.
 #[must_use]
 pub fn repeats_key(fixed: &str, sent: &str) -> bool {
     match (key_digits(fixed), key_digits(sent)) {
@@ -218,7 +218,7 @@ pub fn repeats_key(fixed: &str, sent: &str) -> bool {
     }
 }
 
-/// Returns whether a text is `<name@host>`.
+/// Returns whether text has the form `<name@host>`.
 fn is_address(text: &str) -> bool {
     let is_part = |text: &str| {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._+-".contains(&byte);

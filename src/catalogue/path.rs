@@ -1,8 +1,8 @@
-//! Paths below the portal: checked as text, before any of them reaches the system.
+//! Checks paths below the portal as text, before any of them reaches the system.
 //!
-//! A name may hold no character that changes how it reads without being seen: controls, changes of direction, fillers.
-//! Invisible characters that a script needs are allowed where it does: the joiners of Persian and Hindi by the rules
-//! for domain names (RFC 5892, appendix A.1 and A.2), the joiner and the selectors of emoji by those for emoji (UTS #51).
+//! A name may contain no invisible character that changes how it reads: controls, direction changes, fillers.
+//! Invisible characters are allowed where a script needs them: the joiners of Persian and Hindi under the rules
+//! for domain names (RFC 5892, appendix A.1 and A.2), the emoji joiner and selectors under those for emoji (UTS #51).
 
 use std::fmt;
 
@@ -13,9 +13,9 @@ use unicode_properties::UnicodeEmoji as _;
 use super::BadArguments;
 use crate::text::{escaped, is_invisible};
 
-/// Maximum number of folders and file together in one path.
+/// Maximum number of components in one path: its folders plus the file.
 const COMPONENTS_MAX: usize = 16;
-/// Maximum length of a name of a file or folder, in bytes (Linux `NAME_MAX`).
+/// Maximum length of a file or folder name, in bytes (Linux `NAME_MAX`).
 const COMPONENT_BYTES_MAX: usize = 255;
 /// Maximum length of a path, in bytes.
 const PATH_BYTES_MAX: usize = 1024;
@@ -29,7 +29,7 @@ impl PortalPath {
     ///
     /// # Errors
     ///
-    /// Its first fault, and a similar legal path, if one exists.
+    /// Returns the first fault, and a similar legal path if one exists.
     pub fn new(text: &str) -> Result<Self, BadArguments> {
         let Some(fault) = fault(text) else {
             return Ok(Self(text.to_owned()));
@@ -38,7 +38,7 @@ impl PortalPath {
         Err(format!("{fault}{}", hint.unwrap_or_default()).into())
     }
 
-    /// Returns this path below a folder with a safe name.
+    /// Returns this path prefixed with a folder, whose name must be safe.
     #[must_use]
     pub fn below(&self, folder: &str) -> Self {
         Self(format!("{folder}/{}", self.0))
@@ -61,7 +61,7 @@ impl PortalPath {
 }
 
 impl fmt::Display for PortalPath {
-    /// Writes the path escaped, as messages show it.
+    /// Writes the path in escaped form, as shown in messages.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&escaped(&self.0))
     }
@@ -122,7 +122,7 @@ fn component_fault(name: &str) -> Option<String> {
 
 /// Returns a legal path similar to this illegal one.
 fn proposed(path: &str) -> Option<String> {
-    // Does no work on text of unlimited length.
+    // Does no work on arbitrarily long text.
     if path.len() > PATH_BYTES_MAX {
         return None;
     }
@@ -138,15 +138,15 @@ fn proposed(path: &str) -> Option<String> {
     (other != path && fault(&other).is_none()).then_some(other)
 }
 
-/// Spaces that programs put into names: macOS before "PM", East Asian text, word processors.
+/// Spaces that occur in names: from macOS (before "PM"), East Asian text and word processors.
 const SPACES: [char; 3] = ['\u{a0}', '\u{202f}', '\u{3000}'];
 const NON_JOINER: char = '\u{200c}';
 const JOINER: char = '\u{200d}';
-/// Select the form of a character as a text, or as an emoji.
+/// Select whether a character is displayed as text or as an emoji.
 const SELECTORS: [char; 2] = ['\u{fe0e}', '\u{fe0f}'];
 /// Draws a key around a digit.
 const KEYCAP: char = '\u{20e3}';
-/// Combining class of signs that remove the vowel of a letter of an Indic script.
+/// Combining class of signs that suppress the vowel of an Indic letter.
 const VIRAMA: u8 = 9;
 
 /// Returns whether a character is a space other than U+0020.
@@ -187,7 +187,7 @@ fn is_legible(characters: &[char], at: usize) -> bool {
     }
 }
 
-/// Asks the standard library's table of printable characters; a combining mark is one after a letter.
+/// Consults the standard library's table of printable characters; a combining mark is printable after a letter.
 fn is_printable(before: &[char], character: char) -> bool {
     let mut text = String::from(if before.is_empty() { "" } else { "a" });
     text.push(character);
@@ -199,7 +199,7 @@ fn follows_virama(before: &[char]) -> bool {
     last.is_some_and(|last| canonical_combining_class(*last) == VIRAMA)
 }
 
-/// Returns whether the letters on both sides would join, not counting transparent characters between them.
+/// Returns whether the letters on both sides would join, ignoring transparent characters between them.
 fn is_between_joined(before: &[char], after: &[char]) -> bool {
     use JoiningType::{DualJoining, LeftJoining, RightJoining, Transparent};
     let visible = |kind: &JoiningType| *kind != Transparent;
@@ -223,7 +223,7 @@ fn is_selected(before: &[char], after: &[char]) -> bool {
     })
 }
 
-/// Returns whether a character is a picture; a digit, which can be part of one, is not.
+/// Returns whether a character is an emoji; a digit, which can be part of one, is not.
 fn is_emoji(character: char) -> bool {
     !character.is_ascii() && character.is_emoji_char()
 }
@@ -366,7 +366,7 @@ mod tests {
         for (bad, character, proposed) in [
             ("a\u{200d}b", '\u{200d}', "ab"),
             ("a\u{200c}b", '\u{200c}', "ab"),
-            // No letter joins after this one, so the character would be invisible.
+            // The first letter never joins the next one, so the character would be invisible.
             ("\u{0627}\u{200c}\u{0645}", '\u{200c}', "\u{0627}\u{0645}"),
             ("a\u{fe0f}", '\u{fe0f}', "a"),
             ("1\u{fe0f}", '\u{fe0f}', "1"),

@@ -1,8 +1,8 @@
-//! Describes the tools to clients: titles, texts, hints, and JSON Schemas made from the types.
+//! Describes the tools to clients: titles, descriptions, hints, and JSON Schemas generated from the types.
 //!
-//! The schemas are plain, so that every client reads them: one type for each property, no `$schema` (some validators do not
-//! know 2020-12), no `format` of Rust's own, nothing nullable, no keyword that a model's provider refuses. [`super::check`]
-//! enforces them. A test checks the limits in the texts against the constants.
+//! The schemas are plain, so that every client can read them: one type per property, no `$schema` (some validators do
+//! not know 2020-12), no Rust-specific `format`, nothing nullable, no keyword that a model provider refuses.
+//! [`super::check`] enforces them. A test checks the limits in the texts against the constants.
 
 use std::sync::LazyLock;
 
@@ -19,19 +19,19 @@ use crate::name::ToolName;
 /// The entry of a tool in `tools/list`.
 #[derive(Debug, Clone)]
 pub struct Description {
-    /// A short title for people.
+    /// A short, human-readable title.
     pub title: &'static str,
     /// Its effect and its limits.
     pub description: &'static str,
-    /// It changes nothing.
+    /// True if it changes nothing.
     pub read_only: bool,
-    /// It may replace something.
+    /// True if it may replace something.
     pub destructive: bool,
-    /// A second identical call changes nothing more.
+    /// True if a second identical call changes nothing more.
     pub idempotent: bool,
     /// JSON Schema of the arguments.
     pub input: Map<String, Value>,
-    /// Arguments that take bytes, as base64.
+    /// Arguments that take bytes in base64.
     pub base64: &'static [String],
     /// JSON Schema of the structured result.
     pub output: Map<String, Value>,
@@ -52,7 +52,7 @@ pub fn describe(tool: ToolName) -> Description {
         output: schemas.output.clone(),
     };
     match tool {
-        // Not read-only: a client that runs read-only tools unasked must not sign unasked.
+        // Not read-only: a client that runs read-only tools without asking must not sign without asking.
         ToolName::GpgSign => described(
             "Sign with GnuPG",
             "Makes a detached OpenPGP signature of the given bytes with a key that stays on the machine. \
@@ -73,7 +73,7 @@ pub fn describe(tool: ToolName) -> Description {
             idempotent: true,
             ..described(
                 "Set the clipboard",
-                "Replaces what is on the machine's clipboard with a text of at most 65536 bytes.",
+                "Replaces the content of the machine's clipboard with a string of at most 65536 bytes.",
             )
         },
         ToolName::FileAccept => described(
@@ -110,15 +110,15 @@ pub fn input_without(tool: ToolName, hidden: impl Fn(&str) -> bool) -> Map<Strin
     input
 }
 
-/// The schemas of a tool: of its arguments and of its structured result.
+/// A tool's schemas: one for its arguments and one for its structured result.
 pub(super) struct Schemas {
     pub(super) input: Map<String, Value>,
-    /// Arguments that take bytes, as base64.
+    /// Arguments that take bytes in base64.
     base64: Vec<String>,
     output: Map<String, Value>,
 }
 
-/// Returns the schemas of a tool, made once.
+/// Returns a tool's schemas, which are built only once.
 pub(super) fn of(tool: ToolName) -> &'static Schemas {
     static GPG_SIGN: LazyLock<Schemas> = LazyLock::new(make::<GpgSign, Signed>);
     static CLIPBOARD_GET: LazyLock<Schemas> = LazyLock::new(make::<ClipboardGet, Clipboard>);
@@ -150,7 +150,7 @@ fn make<Input: JsonSchema, Output: JsonSchema>() -> Schemas {
     }
 }
 
-/// Returns the object behind a schema in plain form, and the names of its properties in base64.
+/// Returns a schema's object in plain form, and the names of its base64 properties.
 fn portable(schema: schemars::Schema) -> (Map<String, Value>, Vec<String>) {
     let mut base64 = Vec::new();
     let Value::Object(mut root) = schema.to_value() else {
@@ -167,7 +167,7 @@ fn portable(schema: schemars::Schema) -> (Map<String, Value>, Vec<String>) {
             continue;
         };
         plain(property);
-        // Gemini refuses every request with this keyword.
+        // Gemini refuses every request that contains this keyword.
         if property.shift_remove("contentEncoding").is_some() {
             base64.push(name.clone());
         }
@@ -175,7 +175,7 @@ fn portable(schema: schemars::Schema) -> (Map<String, Value>, Vec<String>) {
     (root, base64)
 }
 
-/// Replaces "this type or null" by the type: an argument is left out instead.
+/// Replaces "this type or null" with the type: an argument is omitted instead.
 fn plain(property: &mut Map<String, Value>) {
     property.shift_remove("format");
     if property.get("default").is_some_and(Value::is_null) {

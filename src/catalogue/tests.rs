@@ -1,4 +1,4 @@
-//! Tests the descriptions of the tools: plain schemas, and texts that match the limits.
+//! Tests the tool descriptions: plain schemas, and texts that match the limits.
 
 mod arguments;
 mod payload;
@@ -50,7 +50,7 @@ fn every_schema_is_plain() {
     }
 }
 
-/// A provider of models, and the keywords that it accepts in a tool's schema.
+/// A model provider, and the keywords that it accepts in a tool's schema.
 struct Provider {
     name: &'static str,
     keywords: &'static [&'static str],
@@ -58,7 +58,7 @@ struct Provider {
 
 const PROVIDERS: [Provider; 3] = [
     // `Schema` of the Gemini API (https://ai.google.dev/api/caching#Schema; google-genai 3.6, `types.Schema`). Any
-    // other keyword fails the whole request with 400 "Unknown name".
+    // other keyword makes the whole request fail with 400 "Unknown name".
     Provider {
         name: "Gemini",
         keywords: &[
@@ -88,7 +88,7 @@ const PROVIDERS: [Provider; 3] = [
         ],
     },
     // https://platform.openai.com/docs/guides/structured-outputs#supported-schemas, for `strict: true`; without it,
-    // every keyword is accepted. Strict clients make every property required, and `null` stands for an omitted one
+    // every keyword is accepted. Strict clients make every property required and use `null` for an omitted one
     // (openai-agents 0.24, `strict_schema.py`).
     Provider {
         name: "OpenAI",
@@ -115,7 +115,7 @@ const PROVIDERS: [Provider; 3] = [
         ],
     },
     // https://docs.claude.com/en/docs/agents-and-tools/tool-use/implement-tool-use: JSON Schema 2020-12, but no
-    // `oneOf`, `allOf` or `anyOf` at the top level. The schemas need only these of its keywords.
+    // `oneOf`, `allOf` or `anyOf` at the top level. The schemas need only the keywords listed here.
     Provider {
         name: "Anthropic",
         keywords: &[
@@ -169,7 +169,7 @@ fn schemas_hold_only_what_every_provider_of_models_takes() {
             );
             // A nested property would need the same checks.
             assert!(property.get("properties").is_none(), "{tool}: {name}");
-            // Strict modes support no look-around in patterns.
+            // Strict modes do not support look-around in patterns.
             let pattern = property["pattern"].as_str().unwrap_or_default();
             assert!(!pattern.contains("(?"), "{tool}: {name}: {pattern}");
         }
@@ -208,13 +208,13 @@ fn the_input_of_file_accept_is_this() {
                 "pattern": "^0?[0-7]{3}$"
             },
             "offset": {
-                "description": "In pieces: where this piece begins, in bytes; 0 on the first, then the sum of what was sent",
+                "description": "When sending in pieces: where this piece begins, in bytes; 0 for the first, then the number of bytes sent so far",
                 "type": "integer",
                 "minimum": 0,
                 "maximum": 9_007_199_254_740_991_u64
             },
             "final": {
-                "description": "In pieces: true on the last one, which publishes the file",
+                "description": "When sending in pieces: true for the last one, which publishes the file",
                 "type": "boolean"
             },
             "sha256": {
@@ -227,7 +227,7 @@ fn the_input_of_file_accept_is_this() {
         "required": ["path", "data"]
     });
     assert_eq!(Value::Object(describe(ToolName::FileAccept).input), wanted);
-    // In the order of the declaration, for people who read a listing.
+    // In declaration order, for people who read a listing.
     let input = describe(ToolName::FileAccept).input;
     let names: Vec<_> = properties_of(&input).keys().collect();
     assert_eq!(names, ["path", "data", "mode", "offset", "final", "sha256"]);

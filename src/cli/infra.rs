@@ -18,7 +18,7 @@ pub struct SyncArgs {
     /// The path of `infra.yml`.
     #[command(flatten)]
     pub infra: InfraArgs,
-    /// Folder to write inventory/, group_vars/ and host_vars/ into [default: the folder of infra.yml]
+    /// Folder to write inventory/, group_vars/ and host_vars/ into [default: the folder that contains infra.yml]
     #[arg(long, value_name = "DIR")]
     pub base_dir: Option<PathBuf>,
     /// Write nothing; exit 6 if a file would change
@@ -27,7 +27,7 @@ pub struct SyncArgs {
     /// Write nothing; show the difference
     #[arg(long)]
     pub dry_run: bool,
-    /// Remove files of machines and domains that are no longer declared, but for protected ones
+    /// Remove files of machines and domains that are no longer declared, except protected files
     #[arg(long)]
     pub clean_orphans: bool,
 }
@@ -44,7 +44,7 @@ pub struct ApplyArgs {
     /// With --dry-run: exit 6 if the plan is not empty
     #[arg(long, requires = "dry_run")]
     pub exit_code: bool,
-    /// Take over a machine, or a domain's project and network, that is on Incus already
+    /// Take over a machine, or a domain's project and network, that already exists in Incus
     #[arg(long, value_name = "NAME")]
     pub adopt: Vec<String>,
 }
@@ -55,16 +55,16 @@ pub struct DestroyArgs {
     /// The path of `infra.yml`.
     #[command(flatten)]
     pub infra: InfraArgs,
-    /// Only this domain, with everything in it
+    /// Delete only this domain, with everything in it
     #[arg(long, value_name = "DOMAIN", conflicts_with = "machine")]
     pub domain: Option<String>,
-    /// Only this machine, with its volumes
+    /// Delete only this machine, with its volumes
     #[arg(long, value_name = "MACHINE")]
     pub machine: Option<String>,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(short, long)]
     pub yes: bool,
-    /// Also machines that are not ephemeral
+    /// Also delete machines that are not ephemeral
     #[arg(long)]
     pub force: bool,
 }
@@ -75,7 +75,7 @@ pub struct DoctorArgs {
     /// The path of `infra.yml`.
     #[command(flatten)]
     pub infra: InfraArgs,
-    /// Only the channels of these machines
+    /// Check only the channels of these machines
     #[arg(value_name = "MACHINE")]
     pub machines: Vec<String>,
 }
@@ -83,7 +83,7 @@ pub struct DoctorArgs {
 /// `anklume policy …`
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
-    /// May this caller use this service? 0 allowed, 1 denied or error
+    /// May this caller use this service? Exits with 0 if allowed, 1 if denied or on error
     Check(PolicyCheckArgs),
     /// List all declared services
     List(InfraArgs),
@@ -103,7 +103,7 @@ pub enum PolicyCommand {
 /// `anklume policy check`
 #[derive(Debug, Args)]
 pub struct PolicyCheckArgs {
-    /// The machine that calls
+    /// The calling machine
     #[arg(long, value_name = "MACHINE")]
     pub caller: String,
     /// The service, as NAME or PROVIDER/NAME
@@ -112,7 +112,7 @@ pub struct PolicyCheckArgs {
     /// The machine that offers the service; needed only if several do
     #[arg(long, value_name = "MACHINE")]
     pub provider: Option<String>,
-    /// Arguments of the call, as a JSON object: those that the service fixes are denied, wrong ones are an error; all are optional
+    /// Arguments of the call, as a JSON object: fixed ones are denied, wrong ones are an error; all are optional
     #[arg(long, value_name = "JSON")]
     pub args: Option<String>,
     /// The path of `infra.yml`.

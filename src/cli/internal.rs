@@ -13,7 +13,7 @@ pub enum InternalCommand {
     /// Rotate the logs that Incus writes for the channels; started by the host's scheduler
     #[command(hide = true)]
     RotateLogs,
-    /// Set up this machine by the order on stdin; started by apply, inside a machine
+    /// Set up this machine as ordered on stdin; started by apply, inside a machine
     #[command(hide = true)]
     MachineSetup,
     /// Ask a provider what it offers this machine; started by apply and doctor, inside a machine
@@ -22,7 +22,7 @@ pub enum InternalCommand {
         /// The provider
         provider: String,
     },
-    /// Read the files of a machine through its first process; started by apply and doctor, on the host
+    /// Read a machine's files through its first process; started by apply and doctor, on the host
     #[command(hide = true)]
     MachineRoot {
         /// The machine's first process
@@ -30,20 +30,20 @@ pub enum InternalCommand {
         /// The name of the machine's cgroup
         cgroup: String,
     },
-    /// Parse the output of machines, without rights; started by apply and doctor
+    /// Parse the output of machines, without privileges; started by apply and doctor
     #[command(hide = true)]
     ForeignReader,
-    /// Hold a text on the clipboard of the display, or read it; started by the clipboard tools
+    /// Hold text on the display's clipboard, or read it; started by the clipboard tools
     #[command(hide = true)]
     ClipboardHolder {
         /// The action on the clipboard
         #[arg(value_enum)]
         action: ClipboardAction,
     },
-    /// Start the gpg-agent of a server when a call needs it; started by the supervisor of a machine
+    /// Start a server's gpg-agent when a call needs it; started by the machine's supervisor
     #[command(hide = true)]
     GpgAgentLauncher {
-        /// The socket to listen on, in a folder that its user alone can enter; an abstract one begins with `@`
+        /// The socket to listen on, in a folder that only its user can enter; an abstract one begins with `@`
         socket: PathBuf,
     },
     /// Serve one consumer; started by mcp serve --listen
@@ -51,29 +51,29 @@ pub enum InternalCommand {
     McpWorker {
         /// The consumer
         caller: MachineName,
-        /// The services file of the server
+        /// The server's services file
         services: PathBuf,
     },
-    /// Run the tools of one consumer; started by mcp serve --listen
+    /// Run the tools for one consumer; started by mcp serve --listen
     #[command(hide = true)]
     McpHelper {
         /// The consumer
         caller: MachineName,
-        /// The resource that its tools use
+        /// The resource that these tools use
         #[arg(value_enum)]
         resource: Resource,
-        /// The services file of the server
+        /// The server's services file
         services: PathBuf,
     },
 }
 
-/// An action on the clipboard of the display.
+/// An action on the display's clipboard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ClipboardAction {
     /// Print the clipboard's content, unless it is marked as a password
     Read,
     /// Print the clipboard's content
     ReadPassword,
-    /// Hold the text from stdin on it until something else is put there
+    /// Hold the text from stdin on the clipboard until something else replaces it
     Hold,
 }

@@ -1,4 +1,4 @@
-//! The commands of servers, their clients and their logs: `anklume mcp …` and `anklume audit …`.
+//! The commands for servers, their clients and their logs: `anklume mcp …` and `anklume audit …`.
 
 use std::path::PathBuf;
 
@@ -20,7 +20,7 @@ pub enum McpCommand {
     Connect(McpConnectArgs),
     /// Show the services of this machine's server and their consumers
     Status {
-        /// The folder of the server's sockets
+        /// The server's socket folder
         #[arg(
             long = "listen",
             value_name = "DIR",
@@ -35,13 +35,13 @@ pub enum McpCommand {
 #[group(skip)]
 #[command(group = ArgGroup::new("consumers").args(["listen", "caller"]))]
 pub struct McpServeArgs {
-    /// Print the tools and end
+    /// Print the tools and exit
     #[arg(long, conflicts_with_all = ["listen", "caller", "services"])]
     pub list_tools: bool,
-    /// Make a socket for each consumer in this folder [default: /run/anklume/mcp]
+    /// Create a socket for each consumer in this folder [default: /run/anklume/mcp]
     #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = "/run/anklume/mcp")]
     pub listen: Option<PathBuf>,
-    /// Serve this consumer on stdin and stdout, by the services file
+    /// Serve this consumer on stdin and stdout, as the services file allows
     #[arg(long, value_name = "MACHINE", conflicts_with = "listen")]
     pub caller: Option<String>,
     /// The services file, as `policy export` writes it [default: /etc/anklume/services.json]
@@ -57,19 +57,19 @@ pub struct McpServeArgs {
 #[group(skip)]
 #[command(group = ArgGroup::new("server").args(["instance", "socket"]).multiple(true))]
 pub struct ChannelArgs {
-    /// The machine; without it, a server of this program's own on this computer
+    /// The machine; without it, this program starts its own server on this computer
     #[arg(short, long, alias = "machine", value_name = "MACHINE")]
     pub instance: Option<String>,
-    /// The Incus project of the machine [default: found by asking Incus]
+    /// The machine's Incus project [default: found by asking Incus]
     #[arg(long, value_name = "PROJECT", requires = "server")]
     pub project: Option<String>,
-    /// The socket of a provider; overrides the machine and its project
+    /// A provider's socket; overrides the machine and its project
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
     /// Seconds to wait for an answer without progress [default: 5 for the first answer, 30 for a call]
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<f64>,
-    /// Show the command and the messages, run nothing
+    /// Show the command and the messages, but run nothing
     #[arg(long)]
     pub dry_run: bool,
 }
@@ -92,16 +92,16 @@ pub struct McpCallArgs {
 #[group(skip)]
 #[command(group = ArgGroup::new("server").args(["provider", "socket"]).multiple(true))]
 pub struct McpConnectArgs {
-    /// The machine whose services to use
+    /// The provider to connect to
     #[arg(value_name = "PROVIDER")]
     pub provider: Option<String>,
-    /// The Incus project of the machine, on the host [default: found by asking Incus]
+    /// The machine's Incus project, on the host [default: found by asking Incus]
     #[arg(long, value_name = "PROJECT", requires = "server")]
     pub project: Option<String>,
-    /// The socket of a provider; overrides the machine and its project
+    /// A provider's socket; overrides the machine and its project
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    /// Maximum silence of the provider once stdin has ended, in seconds [default: 30]
+    /// Seconds to wait for a silent provider once stdin has ended [default: 30]
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<f64>,
 }
@@ -111,14 +111,14 @@ pub struct McpConnectArgs {
 pub enum AuditCommand {
     /// Show the calls
     Show(AuditShowArgs),
-    /// Find edited, removed, moved and inserted lines: 0 whole, 1 not
+    /// Find edited, removed, moved and inserted lines; exits with 0 if the log is whole, 1 if not
     Verify(AuditVerifyArgs),
 }
 
 /// The log.
 #[derive(Debug, Clone, Args)]
 pub struct LogArgs {
-    /// The log; its older files (FILE.1, FILE.2 ...) belong to it
+    /// The log, including its older files (FILE.1, FILE.2 ...)
     #[arg(
         long,
         value_name = "FILE",
@@ -134,16 +134,16 @@ pub struct AuditShowArgs {
     /// The log.
     #[command(flatten)]
     pub log: LogArgs,
-    /// Calls of this caller only; '(operator)' for the operator's own
+    /// Show only this caller's calls; '(operator)' for the operator's own
     #[arg(long, value_name = "MACHINE")]
     pub caller: Option<String>,
-    /// Calls of this service only
+    /// Show only calls to this service
     #[arg(long, value_name = "SERVICE")]
     pub service: Option<String>,
-    /// Not older than this: 2026-11-22T10:00:00Z, or 90s, 15m, 2h, 7d ago
+    /// Show only calls since this time: 2026-11-22T10:00:00Z, or 90s, 15m, 2h, 7d ago
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
-    /// Calls with this decision only
+    /// Show only calls with this decision
     #[arg(long, value_enum, value_name = "DECISION")]
     pub decision: Option<Verdict>,
 }
@@ -169,7 +169,7 @@ pub struct AuditVerifyArgs {
     /// The log.
     #[command(flatten)]
     pub log: LogArgs,
-    /// A hash that an earlier verify printed; its line must still be there
+    /// A hash that an earlier verify printed; its line must still be in the log
     #[arg(long, value_name = "HASH")]
     pub head: Option<String>,
 }

@@ -21,9 +21,9 @@ use crate::session::{Session, block_on, lock};
 use crate::survey::{audit_checkpoint, providers};
 use report::{Progress, RESUMES, print, print_plan};
 
-/// Message of `apply` without actions.
+/// Message from `apply` if there are no actions.
 const NOTHING_TO_DO: &str = "nothing to do: Incus is as declared";
-/// Message of `destroy` without actions.
+/// Message from `destroy` if there are no actions.
 const NOTHING_TO_DELETE: &str =
     "nothing to delete: nothing on Incus was made by anklume for this file";
 /// Input that confirms a deletion.
@@ -84,7 +84,7 @@ pub(crate) fn destroy(args: &DestroyArgs, output: &Output) -> anyhow::Result<Exi
             let report = RunReport::default();
             return print(&report, NOTHING_TO_DELETE, &deletions.notes, 0, output);
         }
-        // With `--yes`, each line is shown when it is done.
+        // With `--yes`, each line is shown once its action is done.
         if !args.yes {
             for line in deletions.actions().flat_map(Action::lines) {
                 output.say(&line);
@@ -111,11 +111,11 @@ pub(super) async fn open_session(output: &Output) -> anyhow::Result<Session> {
     Ok(session)
 }
 
-/// Carries out steps to the end; after a signal, only waits for those that are running.
+/// Carries out all steps; after a signal, only waits for those that are running.
 ///
 /// # Errors
 ///
-/// A second signal arrived; operations that have begun continue on Incus.
+/// Fails on a second signal; operations that have already begun continue in Incus.
 async fn run_steps(
     session: &Session,
     progress: &Progress,
@@ -135,7 +135,7 @@ async fn run_steps(
     Ok(report)
 }
 
-/// Fails if a domain or machine was named, because nothing of it exists.
+/// Fails if a domain or machine was named, because no part of it exists.
 fn refuse_unknown(selection: Selection<'_>, project: &str) -> Result<(), Failure> {
     let (kind, name) = match selection {
         Selection::All => return Ok(()),

@@ -19,7 +19,7 @@ use crate::text::Foreign;
 
 /// Maximum number of times to reread a log whose last line is unfinished.
 const RETRIES: usize = 3;
-/// Pause before rereading: a server that is writing the line has finished it by then.
+/// Pause before rereading: a server that is writing the line will have finished by then.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Runs `anklume audit …`.
@@ -168,7 +168,7 @@ fn call_text(call: &Call) -> String {
     }
 }
 
-/// Returns the first digits of a digest, enough to tell two apart.
+/// Returns the first digits of a digest, enough to tell digests apart.
 fn short(digest: &Foreign) -> String {
     digest
         .part(|digest| digest.chars().take(12).collect::<String>())
@@ -199,7 +199,7 @@ fn since(text: &str) -> Result<Timestamp, Failure> {
     Timestamp::now().checked_sub(ago).map_err(|_| wrong())
 }
 
-/// Runs `anklume audit verify`: 0 whole, 1 not.
+/// Runs `anklume audit verify`: 0 if the log is whole, 1 if not.
 fn verify(args: &AuditVerifyArgs, output: &Output) -> anyhow::Result<Exit> {
     let head = args.head.as_deref().map(head).transpose()?;
     let mut report = walk(&args.log.file, head.clone())?;

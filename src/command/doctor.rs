@@ -1,7 +1,7 @@
 //! `anklume doctor`: checks every channel and reports its first fault, with the fix.
 //!
 //! Changes only the host's record of the providers' logs. Inspects devices, processes, sockets and logs from the
-//! host; asks the machine only for the rest, within limits, and marks its answers as the machine's.
+//! host; asks a machine only for the rest, within limits, and marks its answers as the machine's.
 
 use serde::Serialize;
 use serde_json::json;
@@ -71,13 +71,13 @@ struct ChannelEntry<'a> {
     consumer: &'a str,
     provider: &'a str,
     ok: bool,
-    /// Duration of the consumer's question; `None` if something is broken.
+    /// Duration of the consumer's query; `None` if something is broken.
     milliseconds: Option<f64>,
     broken: Option<&'a Broken>,
     notes: &'a [String],
 }
 
-/// Prints the state of the channels; the exit shows whether anything is broken.
+/// Prints the state of the channels; the exit code shows whether anything is broken.
 fn print(
     healths: &[Health<'_>],
     notes: &[String],
@@ -99,7 +99,7 @@ fn print(
 }
 
 fn milliseconds(health: &Health<'_>) -> Option<f64> {
-    // The clock of another process is accurate to about a tenth.
+    // A time measured by another process is accurate to about a tenth of a millisecond.
     let took = health.took.filter(|_| health.broken.is_none())?;
     Some((took.as_secs_f64() * 10_000.0).round() / 10.0)
 }

@@ -1,7 +1,7 @@
 //! The hidden subcommands, which anklume itself starts.
 //!
-//! `machine-setup` and `machine-ask` are the machine's side of [`crate::transport::RemoteExec`], which explains the exchange: they read at
-//! most one line, write one, and wait until stdin ends.
+//! `machine-setup` and `machine-ask` are the machine's side of [`crate::transport::RemoteExec`], which explains the
+//! exchange: they read at most one line, write one, and wait until stdin ends.
 
 use std::fs::File;
 use std::io::{self, BufRead as _, Read as _};
@@ -26,7 +26,7 @@ use crate::{foreign, machine_root, setup};
 
 /// Maximum length of an order, in bytes: a services file and a little more.
 const ORDER_MAX: u64 = 32 * 1024 * 1024;
-/// Maximum time to wait for the end of stdin after the answer: the peer has read it by then, or is gone.
+/// Maximum time to wait for the end of stdin after the answer: by then, the peer has read the answer or is gone.
 const EOF_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Runs a hidden subcommand.
@@ -135,7 +135,7 @@ fn machine_ask(provider: &str, output: &Output) -> anyhow::Result<()> {
     answer(output, &offered)
 }
 
-/// Writes the answer, then waits until stdin ends or fails, or the time is over.
+/// Writes the answer, then waits until stdin ends or fails, or the time runs out.
 fn answer(output: &Output, answer: &impl Serialize) -> anyhow::Result<()> {
     let mut line = serde_json::to_vec(answer)?;
     line.push(b'\n');
@@ -156,9 +156,9 @@ fn answer(output: &Output, answer: &impl Serialize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Holds the text from stdin on the clipboard. Leaves the server's session and folder, as this process outlives both.
+/// Holds text from stdin on the clipboard. Leaves the server's session and folder, because this process outlives both.
 fn hold_clipboard(output: &Output) -> anyhow::Result<()> {
-    // Fails for a group leader, which has left both already.
+    // Fails only if this process already leads a process group.
     let _ = rustix::process::setsid();
     std::env::set_current_dir("/")?;
     let mut text = String::new();
@@ -169,7 +169,7 @@ fn hold_clipboard(output: &Output) -> anyhow::Result<()> {
     answered
 }
 
-/// Answers, then releases stdin, stdout and stderr, so that no process waits for their end.
+/// Answers, then releases stdin, stdout and stderr, so that no process waits for them to close.
 fn answer_and_detach(output: &Output, answer: &HolderAnswer) -> anyhow::Result<()> {
     output.answer(&answer.write())?;
     let null = File::options().read(true).write(true).open("/dev/null")?;

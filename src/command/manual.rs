@@ -1,4 +1,4 @@
-//! Generates the completion scripts and the manual page, one for all subcommands.
+//! Generates the completion scripts and a single manual page for all subcommands.
 
 use std::io::{self, Write as _};
 
@@ -66,7 +66,7 @@ pub(super) fn page() -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
-/// Adds a section for each subcommand that has no subcommands itself.
+/// Adds a section for each subcommand that has no subcommands of its own.
 fn add_subcommands(above: &clap::Command, page: &mut Vec<u8>) -> io::Result<()> {
     for command in above.get_subcommands() {
         if command.has_subcommands() {
@@ -96,7 +96,7 @@ fn add_subcommand(command: &clap::Command, page: &mut Vec<u8>) -> io::Result<()>
     man.render_synopsis_section(&mut sections)?;
     man.render_options_section(&mut sections)?;
     for line in sections.split_inclusive(|byte| *byte == b'\n') {
-        // Their headings would end the section of this subcommand.
+        // Their headings would end this subcommand's section.
         match line {
             b".SH SYNOPSIS\n" | b".SH OPTIONS\n" => {}
             _ => page.write_all(line)?,

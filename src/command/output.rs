@@ -1,6 +1,6 @@
 //! Writes the answer to stdout and everything else to stderr.
 //!
-//! Uses locks and `writeln!`, so that a closed pipe is an error and not a panic.
+//! Uses locks and `writeln!`, so that a closed pipe is an error, not a panic.
 
 use std::io::{self, BufWriter, IsTerminal as _, Write};
 
@@ -42,7 +42,7 @@ impl Output {
         self.format == Format::Json
     }
 
-    /// Writes the answer to stdout as it is.
+    /// Writes the answer to stdout unchanged.
     #[expect(
         clippy::unused_self,
         reason = "only the holder of the output may answer"
@@ -66,7 +66,7 @@ impl Output {
         }
     }
 
-    /// Writes a value to stdout as indented JSON and a newline, in printable ASCII.
+    /// Writes a value to stdout as indented JSON with a final newline, in printable ASCII.
     #[expect(
         clippy::unused_self,
         reason = "only the holder of the output may answer"
@@ -114,7 +114,7 @@ impl Output {
     }
 }
 
-/// Returns the exit of a command that either succeeds or fails.
+/// Returns the exit code of a command that either succeeds or fails.
 pub(crate) const fn done_or_failed(done: bool) -> Exit {
     if done { Exit::Done } else { Exit::Failed }
 }

@@ -1,4 +1,4 @@
-//! `anklume policy …`: queries the policy of an `infra.yml`. `policy::decide` makes every decision.
+//! `anklume policy …`: queries the policy in an `infra.yml`. `policy::decide` makes every decision.
 
 mod check;
 
@@ -16,7 +16,7 @@ use crate::name::{MachineName, ServiceName, ToolName};
 use crate::services::{Service, Services};
 use check::known_machine;
 
-/// Number of spaces between two columns.
+/// Number of spaces between columns.
 const GAP: usize = 2;
 
 /// Runs `anklume policy …`.
@@ -30,7 +30,7 @@ pub(crate) fn run(command: &PolicyCommand, output: &Output) -> anyhow::Result<Ex
     Ok(Exit::Done)
 }
 
-/// Prints the services file of a machine; it is the same in every format.
+/// Prints a machine's services file, which is the same in every output format.
 fn export(machine: &str, args: &InfraArgs, output: &Output) -> anyhow::Result<()> {
     let infra = open_infra(args, output)?.infra;
     let services = Services::of(known_machine(&infra, machine, "provider")?);

@@ -18,9 +18,9 @@ use crate::sync::orphans::{self, Fate, Orphan};
 use crate::sync::tree::{Access, FileTree};
 use crate::sync::{self, FileState, PlannedFile};
 
-/// Maximum number of changes that are listed without `--verbose`.
+/// Maximum number of changes listed without `--verbose`.
 const LISTED_MAX: usize = 40;
-/// Lines around a change in a diff.
+/// Number of context lines around a change in a diff.
 const CONTEXT: usize = 3;
 
 /// Runs `anklume sync`.
@@ -29,7 +29,7 @@ pub(crate) fn run(args: &SyncArgs, output: &Output) -> anyhow::Result<Exit> {
     let edges = edge::edges(&read.infra)?;
     let files = inventory::files(&read.infra, &edges);
     let base = args.base_dir.as_deref().unwrap_or(&read.folder);
-    // The folder of a bare `infra.yml` is empty.
+    // The parent path of a bare `infra.yml` is empty.
     let base = if base.as_os_str().is_empty() {
         Path::new(".")
     } else {
@@ -63,14 +63,14 @@ pub(crate) fn run(args: &SyncArgs, output: &Output) -> anyhow::Result<Exit> {
     Ok(if differs { Exit::Differs } else { Exit::Done })
 }
 
-/// The handling of differences.
+/// How differences are handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     /// Changes the files.
     Write,
     /// Shows the changes without making them.
     Show,
-    /// Reports by the exit code whether anything would change.
+    /// Reports through the exit code whether anything would change.
     Check,
 }
 
@@ -81,10 +81,10 @@ struct SyncReport<'a> {
     orphans: &'a [Orphan],
 }
 
-/// A run as JSON.
+/// The report of a run, as JSON.
 #[derive(Debug, Serialize)]
 struct SyncAnswer<'a> {
-    /// True if anything was changed on the disk.
+    /// True if anything on disk was changed.
     written: bool,
     files: Vec<SyncEntry<'a>>,
     orphans: Vec<SyncEntry<'a>>,
@@ -117,7 +117,7 @@ impl<'a> SyncReport<'a> {
         }
         let summary = self.summary();
         if self.mode == Mode::Show {
-            // The answer is the diff alone, as input of `git apply` or `patch -p1`.
+            // The answer is the diff alone, as input for `git apply` or `patch -p1`.
             let written = self.written().map(diff_of_file);
             let diffs = written.chain(self.removed().map(diff_of_orphan));
             output.answer(diffs.collect::<String>().as_bytes())?;
@@ -158,7 +158,7 @@ impl<'a> SyncReport<'a> {
         orphans.filter(|orphan| orphan.fate == Fate::Removed)
     }
 
-    /// Formats one line for each change, up to a limit without `verbose`.
+    /// Formats one line for each change, up to a limit unless `verbose` is set.
     fn lines(&self, verbose: bool) -> String {
         let (created, updated) = match self.mode {
             Mode::Write => ("created", "updated"),
@@ -243,7 +243,7 @@ impl<'a> SyncReport<'a> {
     }
 }
 
-/// Escapes a path, whose name may come from the disk, for a terminal.
+/// Escapes a path for a terminal, because its name may come from the disk.
 fn name(path: &FilePath) -> String {
     path.to_string().escape_debug().to_string()
 }

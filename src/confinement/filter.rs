@@ -1,4 +1,4 @@
-//! Filters the system calls of a process of the server: a refused one fails with "Operation not permitted".
+//! Filters a server process's system calls: a refused call fails with "Operation not permitted".
 
 use std::collections::BTreeMap;
 
@@ -10,19 +10,19 @@ use seccompiler::{
 /// The system calls that a process needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AllowedCalls {
-    /// For the server, and so for everything that it starts: all that neither change the system nor leave the machine.
+    /// For the server, and so for everything it starts: all calls that neither change the system nor leave the machine.
     Server,
-    /// For a process that runs gpg or connects to a display: the server's, less those that Landlock does not cover.
+    /// For a process that runs gpg or connects to a display: the server's calls, minus those not covered by Landlock.
     Programs,
-    /// For a process that uses only the sockets that it was given: it connects to nothing, and starts nothing.
+    /// For a process that uses only the sockets it was given, connects to nothing and starts nothing.
     Worker {
         /// True if it opens files.
         files: bool,
     },
 }
 
-/// System calls that administer a machine, or reach into other processes. Docker's and systemd's default filters deny the first
-/// part as well (`systemd-analyze syscall-filter`: @clock, @module, @mount, @raw-io, @reboot,
+/// System calls that administer a machine or reach into other processes. Docker's and systemd's default filters deny
+/// the first part as well (`systemd-analyze syscall-filter`: @clock, @module, @mount, @raw-io, @reboot,
 /// @swap, @obsolete; profiles/seccomp/default.json of moby).
 const ADMINISTRATION: &[i64] = &[
     libc::SYS_acct,
@@ -72,23 +72,23 @@ const ADMINISTRATION: &[i64] = &[
     libc::SYS_unshare,
     libc::SYS_userfaultfd,
     libc::SYS_vhangup,
-    // Keyrings of the kernel.
+    // The kernel's keyrings.
     libc::SYS_add_key,
     libc::SYS_keyctl,
     libc::SYS_request_key,
-    // Makes system calls that no filter sees.
+    // These make system calls that no filter sees.
     libc::SYS_io_uring_enter,
     libc::SYS_io_uring_register,
     libc::SYS_io_uring_setup,
 ];
 
-/// System calls on the sockets, threads and memory of a process.
+/// System calls on a process's sockets, threads and memory.
 const WORK: &[i64] = &[
     libc::SYS_accept4,
     libc::SYS_arch_prctl,
     libc::SYS_brk,
     libc::SYS_clock_getres,
-    // The other filter answers it.
+    // The other filter handles it.
     libc::SYS_clone3,
     libc::SYS_clock_gettime,
     libc::SYS_clock_nanosleep,
@@ -149,7 +149,7 @@ const WORK: &[i64] = &[
     libc::SYS_sigaltstack,
     libc::SYS_socketpair,
     libc::SYS_statx,
-    // Only to its own threads: a rule fixes the process.
+    // Only for its own threads: a rule fixes the process ID.
     libc::SYS_tgkill,
     libc::SYS_timerfd_create,
     libc::SYS_timerfd_settime,
@@ -158,7 +158,7 @@ const WORK: &[i64] = &[
     libc::SYS_writev,
 ];
 
-/// System calls on files; Landlock limits the files.
+/// System calls on files; Landlock limits which files.
 const FILES: &[i64] = &[
     libc::SYS_copy_file_range,
     libc::SYS_faccessat,
@@ -192,7 +192,7 @@ const FILES: &[i64] = &[
     libc::SYS_unlinkat,
 ];
 
-/// Changes to files that no right of Landlock covers: to any file by its path, or open for reading.
+/// File changes that no Landlock right covers: to any file by its path, or to one open for reading.
 const UNRULED: &[i64] = &[
     libc::SYS_chmod,
     libc::SYS_chown,
@@ -218,7 +218,7 @@ const UNRULED: &[i64] = &[
     libc::SYS_utimensat,
     libc::SYS_utimes,
 ];
-/// System calls that reach other processes of the same user, without a rule of Landlock: priorities, shared memory.
+/// System calls that reach other processes of the same user and escape Landlock's rules: priorities, shared memory.
 const OTHERS: &[i64] = &[
     libc::SYS_ioprio_set,
     libc::SYS_mq_open,
@@ -240,14 +240,14 @@ const OTHERS: &[i64] = &[
     libc::SYS_shmctl,
     libc::SYS_shmget,
 ];
-/// System calls newer than this program, from `setxattrat` on: some change files by their paths. The numbers beyond are those of
-/// the x32 ABI.
+/// System calls newer than this program, from `setxattrat` on: some change files by path. The numbers after these
+/// belong to the x32 ABI.
 const NEWER: std::ops::Range<i64> = 463..512;
-/// Commands of `fcntl` that make a file send signals to any process (`F_SETOWN`, `F_SETSIG`, `F_SETOWN_EX`).
+/// `fcntl` commands that make a file send signals to any process (`F_SETOWN`, `F_SETSIG`, `F_SETOWN_EX`).
 const OWNERS: [u64; 3] = [8, 10, 15];
-/// Requests of `ioctl` that do the same (`FIOSETOWN`, `SIOCSPGRP`), or type on the terminal from which the server was started.
+/// `ioctl` requests that do the same (`FIOSETOWN`, `SIOCSPGRP`), or type into the terminal that started the server.
 const CONTROLS: [u64; 3] = [0x8901, 0x8902, libc::TIOCSTI];
-/// Flags of `clone` that create a namespace (`clone(2)`).
+/// `clone` flags that create a namespace (`clone(2)`).
 const NAMESPACES: u64 = (libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWNET
@@ -258,7 +258,7 @@ const NAMESPACES: u64 = (libc::CLONE_NEWCGROUP
 /// A system call of the x32 ABI has this bit and the same architecture (`seccomp(2)`); no program of ours makes one.
 const X32: i64 = 0x4000_0000;
 
-/// The rules of each system call; a call without rules matches with any arguments.
+/// The rules for each system call; a call without rules matches with any arguments.
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// A comparison of an argument's lower 32 bits with a value.
@@ -268,11 +268,11 @@ type Comparison = (u8, SeccompCmpOp, u64);
 ///
 /// # Errors
 ///
-/// The kernel has no filters, or does not let this process have one.
+/// Fails if the kernel does not support filters, or does not let this process install one.
 pub(super) fn install(calls: AllowedCalls, network: bool) -> Result<(), seccompiler::Error> {
     let unknown = SeccompAction::Errno(libc::ENOSYS as u32);
     let refuse = SeccompAction::Errno(libc::EPERM as u32);
-    // Its flags are behind a pointer, which no filter follows; the C library then makes a thread by `clone`.
+    // Its flags are behind a pointer, which no filter follows; the C library then falls back to `clone`.
     let clone3 = Rules::from([any(libc::SYS_clone3)]);
     apply(clone3, SeccompAction::Allow, unknown)?;
     match calls {
@@ -295,7 +295,7 @@ fn apply(
     apply_filter(&BpfProgram::try_from(filter)?)
 }
 
-/// Builds the deny list for every process of the server.
+/// Builds the deny list for every server process.
 fn denied(network: bool) -> Result<Rules, BackendError> {
     let mut rules: Rules = ADMINISTRATION.iter().copied().map(any).collect();
     let families = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6];
@@ -311,17 +311,17 @@ fn denied(network: bool) -> Result<Rules, BackendError> {
     rules.insert(libc::SYS_ioctl, any_of(CONTROLS.map(equal))?);
     rules.insert(libc::SYS_fcntl, any_of(OWNERS.map(equal))?);
     deny_x32(&mut rules);
-    // `ptrace` and access to the memory of other processes have their own numbers there.
+    // In that ABI, `ptrace` and access to other processes' memory have numbers of their own.
     rules.extend([521, 539, 540].map(|call| any(call | X32)));
     Ok(rules)
 }
 
-/// Builds the deny list for a process that runs programs, whose files Landlock limits.
+/// Builds the deny list for a process that runs programs and whose files Landlock limits.
 fn denied_to_programs(network: bool) -> Result<Rules, BackendError> {
     let mut rules = denied(network)?;
     rules.extend(UNRULED.iter().chain(OTHERS).copied().map(any));
     rules.extend(NEWER.map(any));
-    // Otherwise a file that may only be read could be emptied, and one that may not be opened at all yields a
+    // Otherwise, a file that may only be read could be emptied, and one that may not be opened at all would yield a
     // descriptor for neither reading nor writing: access mode 3 (`open(2)`).
     let mask = (libc::O_ACCMODE | libc::O_TRUNC) as u64;
     let empties = (libc::O_RDONLY | libc::O_TRUNC) as u64;

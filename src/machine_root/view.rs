@@ -1,6 +1,6 @@
-//! The root folder of a process. Lookups follow no link and cross no mount, except a tmpfs on `/run`.
+//! A process's root folder. Lookups follow no links and cross no mounts, except a tmpfs on `/run`.
 //!
-//! The machine controls everything below: files may change during a lookup.
+//! The machine controls everything below this folder: files may change during a lookup.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -15,22 +15,22 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use crate::dir::{BENEATH, Dir, LOOK, ONE_MOUNT, RegularFile, SEARCH};
 use crate::incus::{EntryKind, FileEntry, FileOwner};
 
-/// The only mount that is crossed, and only if it is a tmpfs: it holds the server's status.
+/// The only mount that lookups cross, and only if it is a tmpfs: it contains the server's status.
 const RUN: &str = "run";
-/// Type of a file system in memory (statfs(2)).
+/// File system type of tmpfs (statfs(2)).
 const TMPFS_MAGIC: i64 = 0x0102_1994;
-/// Types of file systems that a machine can mount over its root and control: FUSE, overlayfs.
+/// File system types that a machine can mount over its root and control: FUSE, overlayfs.
 const MACHINES_OWN: [i64; 2] = [0x6573_5546, 0x794c_7630];
-/// Bits of a mode that Incus reports too.
+/// Mode bits that Incus reports too.
 const RIGHTS: u32 = 0o777;
 /// The ID shown for a user or group without a mapping in the machine (`/proc/sys/kernel/overflowuid`).
 const NOBODY: u32 = 65_534;
-/// Size of the chunks in which two files are compared, in bytes.
+/// Chunk size for comparing two files, in bytes.
 const CHUNK: usize = 256 * 1024;
-/// Maximum length of a file below `/proc`, in bytes.
+/// Maximum number of bytes read from a file below `/proc`.
 const PROC_MAX: u64 = 64 * 1024;
 
-/// The reason why a path has no answer.
+/// The reason why a lookup has no answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ViewFailure {
     /// The file is larger than allowed.
@@ -62,18 +62,18 @@ pub(super) struct View {
 }
 
 impl View {
-    /// Opens the root of the process `first`. Returns `None` unless it is the first of its namespace and in that
-    /// cgroup.
+    /// Opens the root of the process `first`. Returns `None` unless it is the first process of its namespace and in
+    /// that cgroup.
     pub(super) fn open(first: u32, cgroup: &str) -> Option<Self> {
         let number = i32::try_from(first).ok().and_then(Pid::from_raw)?;
-        // Opened first: as long as this process lives, the files read below belong to it.
+        // Opened first: while this process is alive, the files read below belong to it.
         let process = pidfd_open(number, PidfdFlags::empty()).ok()?;
         let text = |name: &str| kernel_text(&format!("/proc/{first}/{name}"));
         if !is_first(&text("status")?) || !is_in(&text("cgroup")?, cgroup) {
             return None;
         }
         let root = format!("/proc/{first}/root");
-        // Incus looks at the root of the machine, even if the first process has changed its own root.
+        // Incus uses the machine's root, even if the first process has changed its own root.
         if fs::read_link(&root).ok()? != Path::new("/") {
             return None;
         }
@@ -90,7 +90,7 @@ impl View {
         view.is_alive().then_some(view)
     }
 
-    /// Returns whether the machine's first process is still the same.
+    /// Returns whether the machine's first process is still alive.
     pub(super) fn is_alive(&self) -> bool {
         let mut ended = [PollFd::new(&self.process, PollFlags::IN)];
         poll(&mut ended, Some(&Timespec::default())) == Ok(0)
@@ -148,7 +148,7 @@ impl View {
         }
     }
 
-    /// Returns whether a regular file equals a file of the host; `None` if the path is not a regular file.
+    /// Returns whether a regular file equals a file on the host; `None` if the path is not a regular file.
     pub(super) fn is_same_file(&self, path: &str, own: &str) -> Result<Option<bool>, ViewFailure> {
         let Some((there, is)) = self.at(path)? else {
             return Ok(None);
@@ -165,7 +165,7 @@ impl View {
         Ok(Some(are_same(own, theirs)?))
     }
 
-    /// Opens a path only for looking at it.
+    /// Opens a path for inspection only.
     fn at(&self, path: &str) -> Result<Option<(OwnedFd, Stat)>, ViewFailure> {
         let there = match self.opened(path) {
             Err(Errno::NOENT) => return Ok(None),
@@ -192,7 +192,7 @@ impl View {
     }
 }
 
-/// Opens a file again, for reading.
+/// Reopens a file for reading.
 fn reopened(there: &OwnedFd) -> Result<File, Errno> {
     let path = format!("/proc/self/fd/{}", there.as_raw_fd());
     let flags =
@@ -228,7 +228,7 @@ fn kernel_text(path: &str) -> Option<String> {
     Some(text)
 }
 
-/// Returns whether a status (proc(5)) is that of the first process of a namespace below this one.
+/// Returns whether a process status (proc(5)) is that of the first process in a namespace below this one.
 fn is_first(status: &str) -> bool {
     let mut lines = status.lines();
     let numbers = lines.find_map(|line| line.strip_prefix("NSpid:"));
@@ -236,7 +236,7 @@ fn is_first(status: &str) -> bool {
     numbers.next().is_some() && numbers.last() == Some("1")
 }
 
-/// Returns whether a process's cgroups (cgroups(7)) are those of the machine whose cgroup has that name, and of no other machine.
+/// Returns whether a process's cgroups (cgroups(7)) belong to the machine with this cgroup name and to no other.
 fn is_in(cgroups: &str, machine: &str) -> bool {
     const PREFIX: &str = "lxc.payload.";
     let paths = cgroups
@@ -256,7 +256,7 @@ fn is_in(cgroups: &str, machine: &str) -> bool {
     any
 }
 
-/// The map of a machine's user or group IDs on the host (user_namespaces(7)).
+/// The mapping between a machine's user or group IDs and those on the host (user_namespaces(7)).
 #[derive(Debug, PartialEq, Eq)]
 struct Ids(Vec<Range>);
 
@@ -281,7 +281,7 @@ impl Ids {
         Self(map.lines().filter_map(range).collect())
     }
 
-    /// Returns the ID in the machine of a user or group of the host.
+    /// Returns the machine's ID for a user or group on the host.
     fn inside(&self, outside: u32) -> u32 {
         let mut ranges = self.0.iter();
         let found = ranges.find_map(|range| {

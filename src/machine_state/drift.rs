@@ -8,7 +8,7 @@ use crate::name::MachineName;
 use crate::services::{Service, Services};
 use crate::text::Foreign;
 
-/// Maximum length of a summary of a machine's services that is shown, in characters.
+/// Maximum shown length of a summary of a machine's services, in characters.
 const SUMMARY_SHOWN: usize = 4096;
 /// Maximum number of services shown.
 const SERVICES_SHOWN: usize = 8;
@@ -17,26 +17,26 @@ const CONSUMERS_SHOWN: usize = 8;
 /// Length of a digest as shown, in characters.
 const DIGEST_SHOWN: usize = 12;
 
-/// The content found in a machine; empty if it does not exist yet.
+/// The content found in a machine; empty if the machine does not exist yet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ObservedMachine {
-    /// True if the machine runs.
+    /// True if the machine is running.
     pub runs: bool,
     /// SHA-256 of the program.
     pub program: Option<String>,
-    /// anklume's entries with another owner or mode than specified, and folders above them that keep the caller out.
+    /// anklume's entries whose owner or mode is not as specified, and folders above them that keep the caller out.
     pub bad_permissions: BTreeMap<String, Rights>,
-    /// Target of the link.
+    /// Target of the link to the program.
     pub link: Option<String>,
-    /// The identity given to the machine.
+    /// The machine's identity.
     pub identity: Option<Identity>,
     /// The services file.
     pub services: Option<FoundServices>,
-    /// The supervisor's files for the server and its gpg-agent: paths and texts.
+    /// The supervisor's files for the server and its gpg-agent: paths and contents.
     pub units: BTreeMap<String, String>,
     /// The state of its server.
     pub serving: Serving,
-    /// The confinement of its server, in the server's words.
+    /// The confinement of its server, as the server reports it.
     pub confinement: Option<String>,
 }
 
@@ -45,19 +45,19 @@ pub struct ObservedMachine {
 pub struct FoundServices {
     /// SHA-256 of its bytes.
     pub sha256: String,
-    /// Its services, in the machine's words.
+    /// A summary of its services; the machine controls this text.
     pub shown: Foreign,
 }
 
 impl FoundServices {
-    /// A file that this program wrote.
+    /// Describes a file that this program wrote.
     #[must_use]
     pub fn of(text: &str) -> Self {
         let file = text.as_bytes();
         Self::with(file, summary(file).map(Foreign::from))
     }
 
-    /// A file with these bytes, and its services as an unprivileged reader showed them.
+    /// Describes a file with these bytes and with its services as summarised by an unprivileged reader.
     #[must_use]
     pub fn with(bytes: &[u8], shown: Option<Foreign>) -> Self {
         Self {
@@ -67,19 +67,19 @@ impl FoundServices {
     }
 }
 
-/// The state of a machine's server, in its own words.
+/// The state of a machine's server, as the server reports it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Serving {
-    /// Unknown: the server was not asked, or cannot be.
+    /// Unknown: the server was not asked, or could not be.
     #[default]
     Unknown,
     /// No server answers.
     Silent,
-    /// A server answers, with the policy of this digest.
+    /// A server answers; its policy has this digest.
     Policy {
         /// SHA-256 of the policy.
         digest: Foreign,
-        /// The reason why a newer one was refused.
+        /// The reason why a newer policy was refused.
         refused: Option<Foreign>,
     },
 }
@@ -89,7 +89,7 @@ pub enum Serving {
 pub struct Drift {
     /// Its kind.
     pub kind: DriftKind,
-    /// The difference as a plan shows it: `+`, `~` or `-`, the part, the machine.
+    /// The difference as a plan shows it: `+`, `~` or `-`, the part and the machine.
     pub line: String,
 }
 
@@ -100,7 +100,7 @@ pub enum DriftKind {
     Program,
     /// The name of the machine, or the link to the program.
     Name,
-    /// Owner and permissions of own entries, or a folder that keeps the caller out.
+    /// Owner and permissions of anklume's entries, or a folder that keeps the caller out.
     Rights,
     /// The services file.
     Services,
@@ -110,7 +110,7 @@ pub enum DriftKind {
     Server,
 }
 
-/// Lists everything that differs; empty: the machine matches.
+/// Lists all differences; the list is empty if the machine matches.
 #[must_use]
 pub fn differences(spec: &MachineSpec, found: &ObservedMachine) -> Vec<Drift> {
     let machine = &spec.machine;
@@ -170,7 +170,7 @@ fn has_services(spec: &MachineSpec, found: &ObservedMachine) -> bool {
     wanted.as_ref() == found.services.as_ref().map(|file| &file.sha256)
 }
 
-/// Summarises a services file as a plan shows it; `None` if it cannot be read.
+/// Summarises a services file for a plan; returns `None` if it cannot be parsed.
 #[must_use]
 pub fn summary(file: &[u8]) -> Option<String> {
     let services = Services::from_file(file).ok()?;
@@ -195,7 +195,7 @@ pub fn summary(file: &[u8]) -> Option<String> {
     Some(format!("{} ({digest})", shown.join("; ")))
 }
 
-/// Compares the supervisor's files, for the supervisor that the machine's identity names.
+/// Compares the supervisor's files, for the supervisor named in the machine's identity.
 fn supervision(spec: &MachineSpec, found: &ObservedMachine) -> Option<String> {
     let supervisor = found.identity.as_ref().and_then(|one| one.supervisor);
     let wanted = match spec.services {
@@ -211,12 +211,12 @@ fn supervision(spec: &MachineSpec, found: &ObservedMachine) -> Option<String> {
     })
 }
 
-/// Compares the policy that the server reports.
+/// Compares the policy that the server reports with the declared one.
 fn serving(spec: &MachineSpec, found: &ObservedMachine) -> Option<String> {
     let machine = &spec.machine;
     let services = spec.services().ok()??;
     match &found.serving {
-        // A server that does not exist yet starts with the rest.
+        // A server that does not exist yet is started with everything else.
         Serving::Unknown if found.runs || found.services.is_none() => None,
         Serving::Unknown => Some(format!("~ server on {machine}: stopped → running")),
         Serving::Silent => Some(format!("~ server on {machine}: no answer → running")),

@@ -1,4 +1,4 @@
-//! Writes the supervisor's files: for the server, and for the launcher of the gpg-agent that its calls use.
+//! Generates the supervisor's files for the server and for the launcher of the gpg-agent that its calls use.
 //!
 //! The launcher is a separate service, so that the agent is outside the server's control group and limits: it may need a
 //! card reader or a display, and it outlives the server.
@@ -17,20 +17,20 @@ pub struct Unit {
     pub mode: u32,
 }
 
-/// The folder of the launcher's socket.
+/// The launcher's socket folder.
 const AGENT_FOLDER: &str = "/run/anklume/gpg-agent";
 /// The launcher's socket.
 const AGENT_SOCKET: &str = "/run/anklume/gpg-agent/launcher.sock";
-/// `XDG_RUNTIME_DIR` of the server and of the operator's calls, so that both have one clipboard.
+/// `XDG_RUNTIME_DIR` of the server and of the operator's calls, so that both share one clipboard.
 pub const RUNTIME: &str = "/run/anklume/user";
-/// Search path of the server under every supervisor: that of systemd.
+/// The server's search path under every supervisor: the same as systemd's.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// The folder of the log.
+/// The log folder.
 pub const LOGS: &str = "/var/log/anklume";
-/// Time before a stopping server is killed, in seconds: longer than it gives its running calls.
+/// Time before a stopping server is killed, in seconds: longer than it allows its running calls.
 pub const STOP_SECONDS: u64 = 90;
 
-/// Returns the units for a server of this user (`None`: root); empty without a supervisor.
+/// Returns the units of a server that runs as this user (`None`: root); none without a supervisor.
 #[must_use]
 pub fn units(supervisor: Supervisor, run_as: Option<&str>) -> Vec<Unit> {
     let user = run_as.unwrap_or("root");
@@ -47,7 +47,7 @@ pub fn units(supervisor: Supervisor, run_as: Option<&str>) -> Vec<Unit> {
         .collect()
 }
 
-/// Returns the paths of the files of [`units`].
+/// Returns the paths of the [`units`].
 #[must_use]
 pub fn unit_paths(supervisor: Supervisor) -> Vec<String> {
     let (folder, suffix) = match supervisor {
@@ -59,7 +59,7 @@ pub fn unit_paths(supervisor: Supervisor) -> Vec<String> {
     vec![path(AGENT_UNIT), path(UNIT)]
 }
 
-/// `KillMode=process`: a process that a call leaves running on purpose (the holder of a clipboard) outlives the server. No
+/// `KillMode=process`: a process that a call leaves running on purpose (the clipboard holder) outlives the server. No
 /// start limit: a server that cannot start now may do so later, and `doctor` reports it.
 fn systemd_server(user: &str) -> String {
     format!(
@@ -171,7 +171,7 @@ start_pre() {{
     )
 }
 
-/// Returns the link by which systemd starts the server with the machine.
+/// Returns the path of the link that makes systemd start the server at boot.
 #[must_use]
 pub fn systemd_wanted() -> String {
     format!("/etc/systemd/system/multi-user.target.wants/{UNIT}.service")

@@ -1,8 +1,8 @@
-//! The client's end of one connection: `initialize`, `tools/list`, `tools/call`, one request at a time.
+//! The client's end of a connection: `initialize`, `tools/list` and `tools/call`, one request at a time.
 //!
 //! The server is not trusted: every line, wait and count has a limit, and only the answer to the request in flight is
 //! accepted. rmcp provides the types. Its client loop is not used: it drops an overlong line without an error, does not
-//! limit a server's output, and returns results without the fields that it does not know.
+//! limit a server's output, and omits unknown fields from results.
 
 mod exchange;
 pub(crate) mod pieces;
@@ -24,9 +24,9 @@ use super::{ANSWER_VALUES_MAX, DECISION_KEY, LINE_MAX, REFUSED};
 use crate::text::Foreign;
 use exchange::{Exchange, INITIALIZED, malformed, request};
 
-/// Default time-out for the first answer of a server.
+/// Default timeout for a server's first answer.
 const FIRST_ANSWER: Duration = Duration::from_secs(5);
-/// Default time-out for a call without progress.
+/// Default timeout for a call without progress.
 const WITHOUT_PROGRESS: Duration = Duration::from_secs(30);
 /// Maximum duration of one request, regardless of progress.
 const IN_ALL: Duration = Duration::from_secs(60 * 60);
@@ -35,14 +35,14 @@ pub(crate) const CALL: &str = "tools/call";
 const TOOLS_MAX: usize = 10_000;
 const PAGES_MAX: usize = 100;
 
-/// Maximum length of a server's error message that ours quotes, in characters.
+/// Maximum length of a server's error message as quoted in ours, in characters.
 pub(crate) const WORDS_SHOWN: usize = 4000;
 /// Maximum length of a quoted line that is not a message, in characters.
 const LINE_SHOWN: usize = 80;
-/// Maximum length of the fault of an answer, in characters.
+/// Maximum length of the description of an answer's fault, in characters.
 const WHY_SHOWN: usize = 300;
 
-/// The time-outs of a client.
+/// A client's timeouts.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Timeouts {
     /// For the server's first answer.
@@ -65,14 +65,14 @@ impl Default for Timeouts {
 pub(crate) enum ClientError {
     #[error("the connection was closed before the answer")]
     Closed,
-    /// No answer or progress came in time.
+    /// No answer or progress arrived in time.
     #[error("no answer within {} s", .0.as_secs_f64())]
     Silent(Duration),
     #[error("the connection failed: {0}")]
     Stream(#[source] io::Error),
     #[error("the server sent a message of {} MiB; the limit is {} MiB", .0.div_ceil(1024 * 1024), LINE_MAX / 1024 / 1024)]
     TooLong(u64),
-    /// Too many messages or bytes came that do not answer the request.
+    /// The server sent too many messages or bytes that do not answer the request.
     #[error("the server keeps sending without answering")]
     Flood,
     #[error("the peer is not an MCP server: it sent `{}`", .0.shown(LINE_SHOWN))]
@@ -84,7 +84,7 @@ pub(crate) enum ClientError {
         /// The fault; it may quote the server.
         why: Foreign,
     },
-    /// The server refused the request with an error of JSON-RPC.
+    /// The server refused the request with a JSON-RPC error.
     #[error("the server refused `{method}`: {} ({})", refusal.part(|refusal| &*refusal.message).shown(WORDS_SHOWN), refusal.raw().code.0)]
     Refused {
         method: &'static str,
@@ -92,7 +92,7 @@ pub(crate) enum ClientError {
     },
 }
 
-/// The result of a tool.
+/// The result of a tool call.
 #[derive(Debug)]
 pub(crate) struct Called {
     raw: Box<RawValue>,
@@ -118,7 +118,7 @@ impl Called {
     }
 }
 
-/// A connection on which `initialize` was answered.
+/// A connection on which `initialize` has succeeded.
 #[derive(Debug)]
 pub(crate) struct Client<R, W> {
     exchange: Exchange<R, W>,
@@ -165,7 +165,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         Ok(tools.map(Foreign::new).collect())
     }
 
-    /// Lists the server's tools as received, with every field; adds the tools of further pages to the first page.
+    /// Lists the server's tools as received, with every field; appends the tools of later pages to the first page.
     pub(crate) async fn listing(&mut self) -> Result<Foreign<Value>, ClientError> {
         let mut pages = self.pages().await?.into_iter();
         let mut whole = match pages.next() {
@@ -183,7 +183,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         Ok(Foreign::new(whole))
     }
 
-    /// Returns every page of the listing, as text and as tools.
+    /// Returns every page of the listing, both as text and parsed.
     async fn pages(&mut self) -> Result<Vec<(Box<RawValue>, ListToolsResult)>, ClientError> {
         let at_most = |count: usize, max: usize, subject: &str, unit: &str| {
             if count <= max {
@@ -221,7 +221,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         Err(malformed(LIST, &why))
     }
 
-    /// Calls a tool; a failure of the tool is a result. `one_copy` asks for a large payload only in the result's text.
+    /// Calls a tool; a tool failure is a result. `one_copy` asks for a large payload only in the result's text.
     pub(crate) async fn call(
         &mut self,
         tool: &str,
@@ -253,11 +253,11 @@ pub(crate) fn call_params(tool: &str, arguments: Map<String, Value>) -> CallTool
 pub(crate) struct DryRunRequest {
     pub(crate) method: &'static str,
     pub(crate) params: Value,
-    /// Asks for a large payload only in the text of the result.
+    /// Asks for a large payload only in the result's text.
     pub(crate) one_copy: bool,
 }
 
-/// Returns the messages of a conversation with these requests, as lines without newlines; sends nothing.
+/// Returns the messages of a conversation with these requests as lines without newlines; nothing is sent.
 pub(crate) fn dry_run_messages(
     requests: &[DryRunRequest],
 ) -> Result<Vec<Vec<u8>>, serde_json::Error> {

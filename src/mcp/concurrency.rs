@@ -1,6 +1,6 @@
-//! Limits concurrent calls and calls per minute, of each caller and in total.
+//! Limits concurrent calls and calls per minute, per caller and in total.
 //!
-//! A call that is allowed but cannot run now is overloaded, which is never a refusal.
+//! A call that is allowed but cannot run now is answered with an overload error, never with a refusal.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,20 +10,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::{CALLS_PER_MINUTE, CALLS_PER_MINUTE_ALL, IN_FLIGHT, IN_FLIGHT_ALL, Limits};
 
-/// Retry delay after a limit on concurrent calls or connections: the end of the running ones is unknown.
+/// Retry delay when a limit on concurrent calls or connections is reached: it is unknown when the running ones end.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The scope of a limit. A service with a value of its own is counted separately.
+/// The scope of a limit. A service with its own value is counted separately.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Scope {
     caller: Option<String>,
     service: Option<String>,
 }
 
-/// The kind of a limit.
+/// The kind of limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum LimitKind {
-    /// On calls or connections at once.
+    /// On concurrent calls or connections.
     AtOnce,
     /// On calls per minute.
     Minute,
@@ -53,14 +53,14 @@ impl Overloaded {
     }
 }
 
-/// Builds the answer on a connection beyond the `max` that a caller may have at once.
+/// Builds the answer to a connection beyond the `max` that a caller may have open.
 pub(crate) fn too_many_connections(max: usize) -> Overloaded {
     let max = u32::try_from(max).unwrap_or(u32::MAX);
     let kind = LimitKind::AtOnce;
     Overloaded::new(kind, max, "connection", "of this caller", RETRY)
 }
 
-/// The counters of a server.
+/// A server's counters.
 #[derive(Debug)]
 pub(crate) struct ConcurrencyLimiter {
     counters: Mutex<Counters>,
@@ -108,7 +108,7 @@ impl ConcurrencyLimiter {
         self.counters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Admits a call, or counts nothing and returns the limit that is reached.
+    /// Admits a call, or counts nothing and returns the limit reached.
     pub(crate) fn enter(
         self: &Arc<Self>,
         caller: &str,
@@ -118,7 +118,7 @@ impl ConcurrencyLimiter {
         self.enter_at(caller, service, limits, self.began.elapsed())
     }
 
-    /// Does the same as [`Self::enter`] at a given time since the limiter's creation.
+    /// Like [`Self::enter`], at a given time since the limiter's creation.
     fn enter_at(
         self: &Arc<Self>,
         caller: &str,
@@ -174,13 +174,13 @@ impl ConcurrencyLimiter {
     }
 }
 
-/// Number of seconds that are counted separately: 60 whole ones and the current one.
+/// Number of seconds counted separately: 60 whole ones and the current one.
 const SECONDS: usize = 61;
 
-/// The calls of the current second and of the 60 before it: never more than the limit in any 60 s, in constant memory.
+/// The calls in the current second and the 60 before it: never more than the limit in any 60 s, in constant memory.
 #[derive(Debug, Clone)]
 struct Minute {
-    /// Calls in each second; those of second `n` are at `n` modulo [`SECONDS`].
+    /// Calls in each second; those in second `n` are at index `n` modulo [`SECONDS`].
     counts: [u32; SECONDS],
     now: u64,
 }
@@ -195,21 +195,21 @@ impl Default for Minute {
 }
 
 impl Minute {
-    /// Returns the time until one more call is within `limit`; `None` if it is within it now.
+    /// Returns the time until one more call is within `limit`; `None` if it already is.
     fn wait(&mut self, limit: u32, now: Duration) -> Option<Duration> {
         self.forget(now);
         let mut calls: u64 = self.counts.iter().map(|count| u64::from(*count)).sum();
         if calls < u64::from(limit) {
             return None;
         }
-        // From the oldest second, which expires first.
+        // Starts at the oldest second, which expires first.
         let oldest = self.now + 1;
         let last = self.now + SECONDS as u64;
         let over = (oldest..=last).find(|second| {
             calls -= u64::from(self.count(*second).map_or(0, |count| *count));
             calls < u64::from(limit)
         });
-        // A past second shares its slot with a future one, at whose beginning it expires.
+        // A past second shares its slot with a future one, and expires when that one begins.
         Some(Duration::from_secs(over.unwrap_or(last)).saturating_sub(now))
     }
 
@@ -223,7 +223,7 @@ impl Minute {
 
     /// Clears the expired seconds.
     fn forget(&mut self, now: Duration) {
-        // Another thread may have read a later time and counted before this one: time never goes back.
+        // Another thread may already have counted a call at a later time: time never goes back.
         let now = now.as_secs().max(self.now);
         for second in (self.now + 1..=now).take(SECONDS) {
             if let Some(count) = self.count(second) {
@@ -333,7 +333,7 @@ mod tests {
         assert_eq!(minute.wait(4, at(61_000)), None);
         assert_eq!(minute.wait(1, at(61_000)), Some(at(30_000)));
         assert_eq!(minute.wait(1, at(91_000)), None);
-        // Much later, and with a time that was read before the last call.
+        // Much later, with a time read before the last call.
         minute.add(at(1_000_000));
         assert_eq!(minute.wait(1, at(999_999)), Some(at(61_001)));
     }

@@ -12,7 +12,7 @@ use super::LINE_MAX;
 
 /// Maximum size of one read from the stream, in bytes.
 const READ: usize = 16 * 1024;
-/// Size of each end of an overlong line that is kept to search for its id, in bytes.
+/// Number of bytes kept from each end of an overlong line to search for its id.
 const END_KEPT: usize = 1024;
 
 /// One line of a stream, without its `\n` or `\r\n`.
@@ -20,7 +20,7 @@ const END_KEPT: usize = 1024;
 pub(crate) enum Line {
     /// A line within the limit; also the last line of a stream that ends without a newline.
     Whole(Vec<u8>),
-    /// The ends of a line over the limit.
+    /// Both ends of a line over the limit.
     TooLong {
         /// Its first bytes, at most 1 KiB.
         head: Vec<u8>,
@@ -32,7 +32,7 @@ pub(crate) enum Line {
 }
 
 impl Line {
-    /// Adds a part; keeps the ends of a line over the limit.
+    /// Adds a part; keeps only the ends of a line over the limit.
     fn add(&mut self, part: &[u8]) {
         match self {
             Self::Whole(line) => line.extend_from_slice(part),
@@ -49,7 +49,7 @@ impl Line {
         }
     }
 
-    /// Returns the number of its bytes in memory.
+    /// Returns the number of bytes kept in memory.
     pub(crate) fn kept(&self) -> usize {
         match self {
             Self::Whole(bytes) => bytes.len(),
@@ -57,7 +57,7 @@ impl Line {
         }
     }
 
-    /// Returns its full length, in bytes.
+    /// Returns the line's full length, in bytes.
     pub(crate) fn length(&self) -> usize {
         match self {
             Self::Whole(bytes) => bytes.len(),
@@ -69,9 +69,9 @@ impl Line {
 /// The progress of reading a line.
 #[derive(Debug)]
 pub(crate) enum LineStep {
-    /// It is complete.
+    /// The line is complete.
     Line(Line),
-    /// It is unfinished and long.
+    /// The line is unfinished and already long.
     Grows,
     /// The stream ended.
     End,
@@ -92,7 +92,7 @@ impl fmt::Debug for LineLimit {
     }
 }
 
-/// Splits a stream into lines of at most `max` bytes; keeps the ends of a longer line.
+/// Splits a stream into lines of at most `max` bytes; keeps only the ends of a longer line.
 #[derive(Debug)]
 pub(crate) struct LineSplitter {
     max: usize,
@@ -110,7 +110,7 @@ impl Default for LineSplitter {
 }
 
 impl LineSplitter {
-    /// Takes bytes up to the end of a line; returns their number, and the line if it ended.
+    /// Consumes bytes up to the end of a line; returns their number, and the line if it is complete.
     pub(crate) fn take(&mut self, bytes: &[u8]) -> (usize, Option<Line>) {
         let end = memchr::memchr(b'\n', bytes);
         let part = end.and_then(|end| bytes.get(..end));
@@ -121,7 +121,7 @@ impl LineSplitter {
         }
     }
 
-    /// Takes all bytes, and passes each line that ended to `each`.
+    /// Consumes all bytes, and passes each complete line to `each`.
     pub(crate) fn take_all(&mut self, mut bytes: &[u8], mut each: impl FnMut(&Line)) {
         while !bytes.is_empty() {
             let (used, line) = self.take(bytes);
@@ -137,12 +137,12 @@ impl LineSplitter {
         self.is_within_a_line().then(|| self.finish())
     }
 
-    /// Returns whether a line has begun and not ended.
+    /// Returns whether a line has begun but not ended.
     pub(crate) const fn is_within_a_line(&self) -> bool {
         !matches!(&self.line, Line::Whole(line) if line.is_empty())
     }
 
-    /// Returns the line that ended and starts the next.
+    /// Returns the finished line and starts the next one.
     fn finish(&mut self) -> Line {
         let mut ended = mem::replace(&mut self.line, Line::Whole(Vec::new()));
         if let Line::Whole(line) = &mut ended {
@@ -200,7 +200,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     }
 
     /// Reads the next line; `None` at the end of the stream. Cancel-safe: no byte is lost when the future is dropped.
-    /// An error of the stream loses an unfinished line.
+    /// A stream error loses an unfinished line.
     pub(crate) async fn next(&mut self) -> io::Result<Option<Line>> {
         match self.next_within(usize::MAX).await? {
             LineStep::Line(line) => Ok(Some(line)),

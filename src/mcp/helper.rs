@@ -1,8 +1,8 @@
-//! Runs a consumer's tools of one resource in a process of its own, beside the one that speaks with the consumer.
+//! Runs a consumer's tools for one resource in a separate process, next to the one that talks to the consumer.
 //!
 //! The worker, which reads untrusted bytes, opens no socket and starts no program; the helper, which holds keys or a
 //! clipboard, decides again whether a call is granted. The server starts a helper when the worker asks for it, and only
-//! if the policy grants the consumer a tool of that resource.
+//! if the policy grants the consumer a tool for that resource.
 
 mod client;
 
@@ -31,10 +31,10 @@ use crate::tool::{self, Copies, Resource, Settings, ToolError, ToolOutcome, Tool
 
 pub(crate) use client::{Connection, Helpers};
 
-/// The command of a helper; its stdin is the socket to the server, its stdout the socket to the worker.
+/// The command of a helper; its stdin is the socket to the server, and its stdout is the socket to the worker.
 pub(crate) const COMMAND: &str = "mcp-helper";
 
-/// Returns the arguments of the helper that runs `caller`'s tools of `resource` by the services file `services`.
+/// Returns the arguments for the helper that runs `caller`'s tools for `resource` under the services file `services`.
 pub(crate) fn arguments(
     caller: &MachineName,
     resource: Resource,
@@ -48,19 +48,19 @@ pub(crate) fn arguments(
     ]
 }
 
-/// Maximum length of an order, in bytes: the longest arguments that a services file allows, and the other fields.
+/// Maximum length of an order, in bytes: the longest arguments that a services file allows, plus the other fields.
 const ORDER_MAX: u32 = MESSAGE_BYTES_MAX + 64 * 1024;
-/// Maximum length of a report, in bytes: two copies of the largest payload of one answer, in base64.
+/// Maximum length of a report, in bytes: two copies of the largest payload in one answer, in base64.
 const REPORT_MAX: u32 = 32 * 1024 * 1024;
 
-/// A worker's order to its helper: JSON after its length, like a report.
+/// A worker's order to its helper: length-prefixed JSON, like a report.
 #[derive(Serialize, Deserialize)]
 enum HelperOrder<'a> {
     /// Run a tool.
     Call {
-        /// Its number, which its report repeats.
+        /// The call's number, repeated in its report.
         id: u64,
-        /// The connection, which transfers in pieces belong to.
+        /// The connection, to which piecewise transfers belong.
         connection: u64,
         service: Cow<'a, str>,
         /// The caller's input.
@@ -68,13 +68,13 @@ enum HelperOrder<'a> {
         /// Number of copies of a large payload in the answer.
         copies: Copies,
     },
-    /// This call is no longer wanted.
+    /// Cancel this call, which is no longer wanted.
     Cancel { id: u64 },
-    /// This connection has ended.
+    /// Forget this connection, which has ended.
     Close { connection: u64 },
 }
 
-/// The message of an error that crossed to another process.
+/// The message of an error sent to another process.
 #[derive(Serialize, Deserialize)]
 #[serde(transparent)]
 struct FailureText(String);
@@ -84,13 +84,13 @@ struct FailureText(String);
 struct HelperReport {
     id: u64,
     connection: u64,
-    /// Its result or its error; `None` if it was cancelled.
+    /// The call's result or error; `None` if it was cancelled.
     result: Option<Result<ToolOutcome, FailureText>>,
-    /// True if its connection has an unfinished transfer in pieces.
+    /// True if the connection has an unfinished piecewise transfer.
     waits: bool,
 }
 
-/// Receives a message of at most `max` bytes. Fails at the end of the stream, and on a message that is too long or of another type.
+/// Receives a message of at most `max` bytes. Fails at the end of the stream, and on an overlong or invalid message.
 async fn receive<T: DeserializeOwned>(
     from: &mut (impl AsyncRead + Unpin),
     max: u32,
@@ -104,7 +104,7 @@ async fn receive<T: DeserializeOwned>(
     Ok(serde_json::from_slice(&bytes)?)
 }
 
-/// The policy and settings of a helper.
+/// A helper's policy and settings.
 pub(crate) struct Work<'a> {
     pub(crate) caller: MachineName,
     pub(crate) resource: Resource,
@@ -113,7 +113,7 @@ pub(crate) struct Work<'a> {
     pub(crate) settings: Arc<Settings>,
 }
 
-/// Runs those of the ordered calls that the policy grants, until the socket is closed.
+/// Runs the ordered calls that the policy grants, until the socket is closed.
 pub(crate) async fn serve(work: Work<'_>, socket: UnixStream) {
     let (reader, mut writer) = socket.into_split();
     let (reports, mut queue) = mpsc::unbounded_channel::<Vec<u8>>();
@@ -159,7 +159,7 @@ pub(crate) async fn serve(work: Work<'_>, socket: UnixStream) {
                         result,
                         waits: !session.is_idle(),
                     };
-                    // If the report cannot be sent, the worker sees the end of this process.
+                    // If the report cannot be sent, the worker notices that this process has ended.
                     if let Ok(report) = framed(&report) {
                         let _ = reports.send(report);
                     }
@@ -180,7 +180,7 @@ pub(crate) async fn serve(work: Work<'_>, socket: UnixStream) {
 }
 
 impl Work<'_> {
-    /// Decides a call of one of this process's tools by the policy in force.
+    /// Decides a call to one of this process's tools under the policy in force.
     fn decide(&self, service: &str, arguments: &Map<String, Value>) -> Option<Grant> {
         let caller = Caller::Consumer(self.caller.clone());
         let request = Request {
@@ -197,7 +197,7 @@ impl Work<'_> {
     }
 }
 
-/// Runs the tool of a grant; a panic fails the call as well.
+/// Runs a grant's tool; a panic also fails the call.
 async fn run(
     grant: Option<Grant>,
     session: &ToolSession,

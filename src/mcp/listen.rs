@@ -1,4 +1,4 @@
-//! Serves a socket for each consumer: the socket identifies the caller.
+//! Serves one socket per consumer: the socket identifies the caller.
 //!
 //! Sockets follow the policy in force: a removed consumer loses its socket and its connections.
 
@@ -34,13 +34,13 @@ use crate::tool::Surroundings;
 use folder::{FolderError, SocketFolder};
 use worker::WorkerSupervisor;
 
-/// Interval for comparing the sockets with the policy; each call reads the policy itself.
+/// Interval at which the sockets are compared with the policy; each call reads the policy itself.
 const FOLLOW: Duration = Duration::from_millis(250);
-/// Time for connections to end, including their running calls.
+/// Time for connections, including their running calls, to end.
 const END: Duration = STOP_TIME.saturating_add(Duration::from_secs(5));
-/// Time for them to end after an immediate shutdown.
+/// Time for connections to end after an immediate shutdown.
 const LAST: Duration = Duration::from_secs(3);
-// They end before the server is killed, with a second to spare.
+// Connections end before the server is killed, with a second to spare.
 const _: () = assert!(END.as_secs() + LAST.as_secs() + 1 < STOP_SECONDS);
 
 /// The status of a server, for `mcp status`.
@@ -50,7 +50,7 @@ pub(crate) struct ServerStatus {
     pub(crate) version: Foreign,
     /// The policy in force.
     pub(crate) services: Services,
-    /// Its digest.
+    /// The policy's digest.
     pub(crate) digest: Foreign,
     /// The reason why the newest services file was refused.
     pub(crate) refused: Option<Foreign>,
@@ -67,7 +67,7 @@ pub(crate) struct ServerStatus {
     pub(crate) confinement: Option<InForce>,
 }
 
-/// The state of a server that all its consumers share.
+/// The server state shared by all consumers.
 #[derive(Clone)]
 pub(crate) struct ServerState {
     /// The services file.
@@ -75,17 +75,17 @@ pub(crate) struct ServerState {
     /// The policy in force.
     pub(crate) live: Arc<PolicyWatcher>,
     pub(crate) recorder: Arc<Recorder>,
-    /// Its load.
+    /// The server's load.
     pub(crate) gate: Arc<ConcurrencyLimiter>,
     pub(crate) loans: Arc<Mutex<Loans>>,
     pub(crate) confinement: InForce,
-    /// The address of the launcher of its gpg-agent, if it started one.
+    /// The address of the server's gpg-agent launcher, if it started one.
     pub(crate) launcher: Option<String>,
     /// True if the workers report each answer.
     pub(crate) verbose: bool,
 }
 
-/// Memory that a server has lent to its callers, and their number.
+/// Memory that a server has lent to its callers, and the number of callers.
 #[derive(Debug, Default)]
 pub(crate) struct Loans {
     callers: u64,
@@ -96,12 +96,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The failures of workers.
+/// Worker failures.
 #[derive(Debug, Default)]
 struct WorkerFailures {
     /// Failed starts, until one succeeds.
     unstarted: BTreeMap<MachineName, String>,
-    /// Abnormal exits that are not reported yet. Each concerns only its consumer and needs no retry.
+    /// Abnormal exits that have not been reported yet. Each affects only its consumer and needs no retry.
     exits: Vec<String>,
 }
 
@@ -117,13 +117,13 @@ impl WorkerFailures {
     }
 }
 
-/// A server of many consumers.
+/// A server for many consumers.
 pub(crate) struct Listening {
     folder: SocketFolder,
     state: ServerState,
     stop: Shutdown,
     sockets: BTreeMap<MachineName, ConsumerSocket>,
-    /// Consumers whose sockets are to be removed.
+    /// Consumers whose sockets must be removed.
     removed: BTreeSet<MachineName>,
     last_status: Option<ChangingStatus>,
     worker_failures: Arc<Mutex<WorkerFailures>>,
@@ -140,7 +140,7 @@ struct ChangingStatus {
 
 /// A consumer's socket.
 struct ConsumerSocket {
-    /// Cancelled to accept no new connections.
+    /// Cancelled to stop accepting new connections.
     close: CancellationToken,
     connections: Shutdown,
 }
@@ -158,7 +158,7 @@ impl Listening {
         }
     }
 
-    /// Serves until it is stopped. Calls `ready` once, when every socket exists, and `complain` for each later failure.
+    /// Serves until stopped. Calls `ready` once every socket exists, and `complain` for each later failure.
     /// Fails if a socket of the initial policy cannot be created.
     pub(crate) async fn run(
         mut self,
@@ -168,7 +168,7 @@ impl Listening {
         raise_open_files_limit();
         let mut tasks = JoinSet::new();
         if let Some(failed) = self.follow(&mut tasks).into_iter().next() {
-            // Removes the sockets that were created.
+            // Removes the sockets already created.
             let _ = self.end(tasks).await;
             return Err(failed);
         }
@@ -181,7 +181,7 @@ impl Listening {
                 () = self.stop.graceful.cancelled() => break,
                 _ = ticks.tick() => {
                     self.state.recorder.count();
-                    // The next tick retries what failed.
+                    // The next tick retries failed operations.
                     let failed = self.follow(&mut tasks);
                     let failed = self.failures(&failed);
                     let exits = std::mem::take(&mut lock(&self.worker_failures).exits);
@@ -220,7 +220,7 @@ impl Listening {
         failed
     }
 
-    /// Closes and removes the sockets of other consumers.
+    /// Closes and removes the sockets of all other consumers.
     fn close(&mut self, wanted: &BTreeSet<&MachineName>) -> Vec<FolderError> {
         self.sockets.retain(|name, socket| {
             let is_wanted = wanted.contains(name);
@@ -242,7 +242,7 @@ impl Listening {
         failed
     }
 
-    /// Creates and serves the socket of a consumer, even in place of a deleted one.
+    /// Creates and serves a consumer's socket, even to replace a deleted one.
     fn bind(
         &mut self,
         name: &MachineName,
@@ -273,7 +273,7 @@ impl Listening {
         };
         tasks.spawn(supervisor.run());
         if let Some(old) = old {
-            // Its connections continue, and end with those of the new socket.
+            // The old socket's connections continue, and end with those of the new socket.
             old.close.cancel();
         }
         Ok(ConsumerSocket { close, connections })
@@ -288,7 +288,7 @@ impl Listening {
             .collect()
     }
 
-    /// Writes the status if it changed.
+    /// Writes the status if it has changed.
     fn write_status(&mut self, policy: &Policy, failed: &[FolderError]) -> Result<(), FolderError> {
         let now = ChangingStatus {
             digest: policy.digest.clone(),
@@ -317,7 +317,7 @@ impl Listening {
         Ok(())
     }
 
-    /// Stops accepting connections, lets the running calls end, and removes the sockets.
+    /// Stops accepting connections, lets running calls finish, and removes the sockets.
     async fn end(self, mut tasks: JoinSet<()>) -> Result<(), FolderError> {
         for socket in self.sockets.values() {
             socket.close.cancel();
@@ -331,11 +331,11 @@ impl Listening {
     }
 }
 
-/// Raises the limit of open files to the maximum, for child processes as well: each connection takes one file, each
-/// consumer a few, and systemd sets 1024.
+/// Raises the limit on open files to the maximum, also for child processes: each connection takes one file, each
+/// consumer a few, and systemd's default limit is 1024.
 fn raise_open_files_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
-    // If that is forbidden, the current limit stays.
+    // If that is forbidden, the current limit remains in force.
     let _ = setrlimit(Resource::Nofile, limit);
 }

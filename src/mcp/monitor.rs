@@ -1,7 +1,7 @@
-//! Decides whether a call may run, and logs it: the policy in force, the limits over all callers, the log.
+//! Decides whether a call may run, by the policy in force and the limits across all callers, and logs the call.
 //!
-//! A server of one connection does this itself ([`Local`]). A server of many consumers does it for all of them, and
-//! their workers ask it ([`remote`], [`attend()`]): a worker never opens the log, and cannot name another caller.
+//! A server with one connection does this itself ([`Local`]). A server with many consumers does it for all of them;
+//! their workers ask it ([`remote`], [`attend()`]), so a worker never opens the log and cannot name another caller.
 
 mod protocol;
 pub(crate) mod remote;
@@ -27,7 +27,7 @@ use crate::policy::Caller;
 use crate::tool::Resource;
 use protocol::{MonitorRequest, REQUEST_MAX, Response, SpinRead, receive, send};
 
-/// Answers the requests of a connection before and after each call.
+/// Answers a connection's requests before and after each call.
 pub(crate) trait Monitor: Send + Sync {
     /// Returns the policy in force.
     fn policy(&self) -> Arc<Policy>;
@@ -38,7 +38,7 @@ pub(crate) trait Monitor: Send + Sync {
         self.policy()
     }
 
-    /// Admits a call that the policy grants; `line` is its line of the log, except for its end.
+    /// Admits a call that the policy grants; `line` is its log line, except for how the call ends.
     fn admit(&self, line: Call) -> Result<Box<dyn Admitted>, AdmitError>;
 
     /// Logs a call that does not run. Fails if the line cannot be written, unless unlogged calls are allowed.
@@ -48,18 +48,18 @@ pub(crate) trait Monitor: Send + Sync {
 /// An admitted call. If dropped before [`Admitted::ended`], it ended with its connection and is logged as cancelled.
 pub(crate) trait Admitted: Send {
     /// Makes room for the next call and logs how this one ended. When this returns, the line is in the file and the
-    /// answer may be sent. Fails as [`Monitor::log`] does.
+    /// answer may be sent. Fails under the same conditions as [`Monitor::log`].
     fn ended(self: Box<Self>, outcome: Outcome, bytes_out: u64) -> Result<(), LogError>;
 }
 
 /// The reason why a call that the policy grants does not run.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum AdmitError {
-    /// A limit is reached.
+    /// A limit has been reached.
     Overloaded(Overloaded),
-    /// It could not be logged.
+    /// The call could not be logged.
     Unlogged,
-    /// The policy in force is not the one that granted it.
+    /// The policy in force is not the one that granted the call.
     Changed,
 }
 
@@ -67,13 +67,13 @@ pub(crate) enum AdmitError {
 #[derive(Debug)]
 pub(crate) struct LogError;
 
-/// A monitor that works in this process.
+/// A monitor within this process.
 pub(crate) struct Local {
-    /// The caller. Calls of the operator have no limits.
+    /// The caller. The operator's calls have no limits.
     pub(crate) caller: Caller,
     pub(crate) policy: PolicySource,
     pub(crate) recorder: Arc<Recorder>,
-    /// The limits over all callers.
+    /// The limits across all callers.
     pub(crate) limiter: Arc<ConcurrencyLimiter>,
 }
 
@@ -92,7 +92,7 @@ impl Local {
                 let called = line.service.raw();
                 let service = policy.services.service(called);
                 let service = service.filter(|service| service.serves(name));
-                // The worker decided by another policy, or not at all.
+                // The worker decided under another policy, or not at all.
                 let service = service.ok_or(AdmitError::Changed)?;
                 let entered = self.limiter.enter(name.as_str(), called, &service.limits);
                 Some(entered.map_err(AdmitError::Overloaded)?)
@@ -120,7 +120,7 @@ impl Local {
             bytes_out: 0,
             tool: service.map_or(line.tool, |service| Some(service.tool.as_str().into())),
             reason: if not_consumer && line.decision == Verdict::Refused {
-                // The caller gets the same answer for a missing service as for one of others; only the log differs.
+                // The caller gets the same answer for a missing service as for a forbidden one; only the log differs.
                 "not a consumer".into()
             } else {
                 line.reason
@@ -161,9 +161,9 @@ impl Admitted for LocalCall {
     }
 }
 
-/// Gives a worker helpers and memory.
+/// Provides a worker with helpers and memory.
 pub(crate) trait House {
-    /// Starts a helper and returns the socket to it. Fails if the policy grants the consumer none, or the system refuses.
+    /// Starts a helper and returns its socket. Fails if the policy grants the consumer none, or if a system call fails.
     fn start(&self, resource: Resource) -> io::Result<OwnedFd>;
 
     /// Lends memory if enough is free; returns whether it did.
@@ -173,7 +173,7 @@ pub(crate) trait House {
     fn give_back(&self);
 }
 
-/// Answers a worker until it closes its end or sends an invalid request. Its running calls end with it.
+/// Answers a worker until it closes its end or sends an invalid request. Its running calls then end as well.
 pub(crate) fn attend(
     process: &UnixStream,
     caller: &MachineName,
@@ -241,7 +241,7 @@ fn done(logged: Result<(), LogError>) -> Response {
     logged.map_or(Response::Unlogged, |()| Response::Done)
 }
 
-/// Builds the response with the part of the policy that a worker may know: that of its consumer.
+/// Builds the response with the part of the policy that a worker may know: its consumer's part.
 fn policy(caller: &MachineName, watcher: &PolicyWatcher) -> Response {
     let (policy, settled) = watcher.current_and_settled();
     Response::Policy {
@@ -251,7 +251,7 @@ fn policy(caller: &MachineName, watcher: &PolicyWatcher) -> Response {
     }
 }
 
-/// Truncates the text fields, which the worker sets.
+/// Truncates the text fields, which are set by the worker.
 fn truncate_fields(line: Call) -> Call {
     Call {
         id: bounded(line.id.raw()),

@@ -13,11 +13,11 @@ use rustix::fs::{Mode, OFlags, open};
 
 use crate::services::{Services, ServicesFault};
 
-/// Maximum size of a services file that is read, in bytes.
+/// Maximum size of a services file, in bytes.
 const FILE_MAX: u64 = 16 * 1024 * 1024;
 /// A file younger than this may change again within one tick of the file system's clock, so it is read again.
 const UNSETTLED: Duration = Duration::from_millis(100);
-/// The name of a machine without a services file.
+/// The machine name used without a services file.
 const NAMELESS: &str = "unnamed";
 
 /// A policy, and its digest.
@@ -40,13 +40,13 @@ impl Policy {
 /// The reason why a services file is refused.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PolicyError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("the services file `{}` cannot be read: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
-    /// It is too large.
+    /// The file is too large.
     #[error("the services file `{}` has more than {FILE_MAX} bytes", .0.display())]
     TooLarge(PathBuf),
-    /// Its content is not a policy.
+    /// The file's content is not a policy.
     #[error("the services file `{}` is refused: {fault}", path.display())]
     Fault { path: PathBuf, fault: ServicesFault },
 }
@@ -54,10 +54,10 @@ pub(crate) enum PolicyError {
 /// Receives every change: the policy in force, and the error if a new file was refused.
 pub(crate) type OnChange = Box<dyn Fn(&Policy, Option<&PolicyError>) + Send + Sync>;
 
-/// A policy that was read just now.
+/// A policy that has just been read.
 pub(crate) struct Loaded {
     pub(crate) policy: Arc<Policy>,
-    /// True if it holds until the file changes.
+    /// True if it remains valid until the file changes.
     pub(crate) settled: bool,
 }
 
@@ -79,7 +79,7 @@ struct PolicyState {
     refused: Option<String>,
 }
 
-/// Metadata that distinguishes states of the file without reading it.
+/// Metadata that distinguishes different states of the file without reading it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Stamp {
     Gone,
@@ -150,7 +150,7 @@ impl PolicyWatcher {
             read,
             on_change,
             state: Mutex::new(PolicyState {
-                // It may have changed since it was read.
+                // The file may have changed since it was read.
                 seen: Stamp::Unsettled,
                 policy: first,
                 refused: None,
@@ -163,7 +163,7 @@ impl PolicyWatcher {
         self.current_and_settled().0
     }
 
-    /// Returns the policy in force, and whether it holds until the file changes.
+    /// Returns the policy in force, and whether it remains valid until the file changes.
     pub(crate) fn current_and_settled(&self) -> (Arc<Policy>, bool) {
         let mut state = self.lock();
         let now = stamp(&self.path);
@@ -187,7 +187,7 @@ impl PolicyWatcher {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns why the newest file was refused, if it was.
+    /// Returns the reason why the newest file was refused, if it was.
     pub(crate) fn refused(&self) -> Option<String> {
         self.lock().refused.clone()
     }
@@ -205,7 +205,7 @@ impl PolicyWatcher {
 
     fn refuse(&self, state: &mut PolicyState, error: &PolicyError) {
         if let PolicyError::Io { .. } = error {
-            // It was not read, for example for lack of descriptors, and will look the same: read it again next time.
+            // The file was not read, perhaps for lack of descriptors, and will look unchanged: read it again next time.
             state.seen = Stamp::Unsettled;
         }
         let text = error.to_string();

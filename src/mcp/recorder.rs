@@ -1,6 +1,6 @@
 //! Writes a server's log, and decides whether calls may run if that fails.
 //!
-//! Lines that could not be written are kept until they can be, and no new call runs until then.
+//! Lines that could not be written are kept until they can be, and no new calls run until then.
 
 #[cfg(test)]
 mod tests;
@@ -16,9 +16,9 @@ use crate::audit::flood::{CallKind, Counted, Floods};
 use crate::audit::{self, AuditError, Call, Event, Log, Outcome, Verdict};
 use crate::text::Foreign;
 
-/// Maximum number of lines that are kept until they can be written. Calls beyond them are counted.
+/// Maximum number of lines kept until they can be written. Calls beyond that are only counted.
 const KEPT_MAX: usize = 1024;
-/// The reason why a call did not run, or has no line of its own although it ran.
+/// The logged reason for calls that did not run, or that ran but have no line of their own.
 const NO_LOG: &str = "the log could not be written";
 
 /// Receives each failure to write the log.
@@ -26,13 +26,13 @@ pub(crate) type Complain = Box<dyn Fn(&AuditError) + Send + Sync>;
 
 /// The log as a server uses it.
 pub(crate) struct Recorder {
-    /// The path of a log that each write tries to open until it succeeds; `None` if only `log` is written.
+    /// The path of a log that each write tries to open until one succeeds; `None` if only `log` is used.
     path: Option<PathBuf>,
-    /// The log, once it could be opened.
+    /// The log, once it has been opened.
     log: OnceLock<Log>,
     /// True if no call may run unlogged, unless the policy allows it. False for the operator.
     required: bool,
-    /// Number of running calls, for whose lines room is reserved.
+    /// Number of running calls; space is reserved for their lines.
     running: AtomicUsize,
     /// Unwritten lines, oldest first.
     kept: Mutex<VecDeque<KeptLine>>,
@@ -51,7 +51,7 @@ struct KeptLine {
 }
 
 impl Recorder {
-    /// Creates a recorder for `log`. If `required`, no call runs that cannot be logged, unless the policy allows it.
+    /// Creates a recorder for `log`. If `required`, calls that cannot be logged do not run unless the policy allows it.
     pub(crate) fn new(log: Option<Log>, required: bool, complain: Complain) -> Self {
         Self {
             path: None,
@@ -83,8 +83,8 @@ impl Recorder {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reserves room for the line of a call that is about to run. `line` is that line without its end; seals its digest
-    /// of the arguments. Fails if the line cannot be written, unless that is allowed; the call then counts as refused.
+    /// Reserves space for the line of a call that is about to run. `line` omits how the call ends; its argument digest
+    /// is sealed. Fails if the line cannot be written, unless that is allowed; the call then counts as refused.
     pub(crate) fn begin(
         self: &Arc<Self>,
         mut line: Call,
@@ -108,7 +108,7 @@ impl Recorder {
     }
 
     /// Logs a call that did not run. When this returns, the line is in the file or counted in a later one. Fails if it
-    /// could not be written, unless unlogged calls are allowed; it is counted.
+    /// could not be written (the call is then counted), unless unlogged calls are allowed.
     pub(crate) fn call(&self, mut call: Call, allow_unlogged: bool) -> Result<(), AuditError> {
         self.seal(&mut call);
         let kind = kind(&call, call.decision, call.reason.clone());
@@ -134,15 +134,15 @@ impl Recorder {
         self.tolerate(appended, allow_unlogged)
     }
 
-    /// Writes the kept lines, and the counted lines that are due. A line that cannot be written is due again the next time.
+    /// Writes the kept lines, and the counted lines that are due. A line that cannot be written is due again next time.
     pub(crate) fn count(&self) {
         self.count_at(self.began.elapsed());
     }
 
-    /// Does the same as [`Self::count`] at a given time since the recorder's creation.
+    /// Like [`Self::count`], at a given time since the recorder's creation.
     fn count_at(&self, now: Duration) {
         let due = self.floods().due(now);
-        // Notices that the log can be written again, even without a call.
+        // Detects that the log has become writable again, even without a call.
         if self.trouble().is_some() || !self.kept().is_empty() {
             let ready = self.ready(self.running.load(Ordering::Relaxed));
             self.note(&ready);
@@ -156,7 +156,7 @@ impl Recorder {
         }
     }
 
-    /// Writes everything that is left, then `stop`. Returns the lines that cannot be written.
+    /// Writes everything that is left, then `stop`. Returns the lines that could not be written.
     pub(crate) fn end(&self, stop: Option<Event>) -> Vec<String> {
         let rest = self.floods().rest().into_iter().map(event);
         for event in rest.chain(stop) {
@@ -182,7 +182,7 @@ impl Recorder {
     /// Returns the log, if this server has one.
     fn log(&self) -> Result<Option<&Log>, AuditError> {
         if let (None, Some(path)) = (self.log.get(), &self.path) {
-            // Another thread may have opened it as well.
+            // Another thread may have opened the log as well.
             let _ = self.log.set(Log::open(path)?);
         }
         Ok(self.log.get())
@@ -201,13 +201,13 @@ impl Recorder {
         Ok(Some(log))
     }
 
-    /// Writes the kept lines, and reserves room for the lines of that many running calls.
+    /// Writes the kept lines, and reserves space for the lines of `running` calls.
     fn ready(&self, running: usize) -> Result<(), AuditError> {
         let log = self.flushed_log()?;
         log.map_or(Ok(()), |log| log.reserve(running))
     }
 
-    /// Writes a line that belongs to no running call, and leaves the room that is reserved for those.
+    /// Writes a line that belongs to no running call, without using the space reserved for running calls.
     fn write(&self, time: String, event: Event) -> Result<(), AuditError> {
         let Some(log) = self.flushed_log()? else {
             return Ok(());
@@ -219,7 +219,7 @@ impl Recorder {
         log.append_of(time, event).map(drop)
     }
 
-    /// Writes the line of a call that ran into its reserved room, or keeps it.
+    /// Writes the line of a finished call into its reserved space, or keeps the line if that fails.
     fn write_ran(&self, call: Call) -> Result<(), AuditError> {
         let time = audit::now();
         let event = Event::Call(Box::new(call));
@@ -291,7 +291,7 @@ pub(crate) struct BegunCall {
 
 impl BegunCall {
     /// Logs how the call ended. When this returns, the line is in the file and the answer may be sent. If the line
-    /// could not be written, it is kept; this fails unless that is allowed, and the answer must not be sent.
+    /// could not be written, it is kept; unless that is allowed, this fails and the answer must not be sent.
     pub(crate) fn ended(mut self, outcome: Outcome, bytes_out: u64) -> Result<(), AuditError> {
         let written = self.write(outcome, bytes_out);
         written.map_or(Ok(()), |written| {

@@ -1,9 +1,9 @@
-//! Joins a client's stdin and stdout to a provider's socket.
+//! Connects a client's stdin and stdout to a provider's socket.
 //!
 //! The channel has no half-close: the end of the client's requests is not passed on, and the relay ends when every
-//! request has its answer. It outlives its provider: requests in flight are answered with an error, and the client's next
+//! request is answered. It outlives its provider: requests in flight are answered with an error, and the client's next
 //! message opens another connection, on which the handshake is repeated. Messages are passed on unchanged, except for the
-//! answer to `initialize`, which then declares that the list of tools may change.
+//! answer to `initialize`, which is edited to declare that the tool list may change.
 
 #[cfg(test)]
 mod tests;
@@ -23,24 +23,24 @@ use tracking::{Handshake, PendingAnswers};
 
 /// Maximum size of one read, in bytes.
 const CHUNK: usize = 64 * 1024;
-/// Time-out for the repeated handshake.
+/// Timeout for the repeated handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Code of the errors that replace the answers of a lost provider (the official SDKs' `ConnectionClosed`).
 const CLOSED: i32 = -32000;
-/// The notification to a client after a reconnection.
+/// The notification sent to a client after a reconnection.
 const LIST_CHANGED: &[u8] =
     b"{\"jsonrpc\":\"2.0\",\"method\":\"notifications/tools/list_changed\"}\n";
 
 /// The reason why a relay ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RelayEnd {
-    /// The client's input ended, and every request has its answer.
+    /// The client's input ended, and every request has been answered.
     InOrder,
     /// The provider closed the connection.
     Vanished {
         /// Number of answers that are still due.
         unanswered: usize,
-        /// True if the provider sent something.
+        /// True if the provider sent anything.
         spoke: bool,
     },
     /// The client's input ended, and the provider was silent for too long.
@@ -48,15 +48,15 @@ pub(crate) enum RelayEnd {
         /// Number of answers that are still due.
         unanswered: usize,
     },
-    /// A provider that came back does not accept the repeated handshake.
+    /// A provider that came back did not accept the repeated handshake.
     NotGreeted,
-    /// It closed the connection before the handshake was repeated.
+    /// The provider closed the connection before the handshake was repeated.
     Closed,
     /// The client no longer reads stdout.
     Unheard,
 }
 
-/// A client, over all the connections to its provider.
+/// A client, across all connections to its provider.
 #[derive(Debug)]
 pub(crate) struct Relay<I, O, G> {
     input: I,
@@ -152,7 +152,7 @@ where
                         Err(_) if state.write_closed || !self.is_open() => {
                             return Ok(self.state.silent());
                         }
-                        // While its client lives, a provider may have a reason to read nothing.
+                        // While the client is alive, the provider may have a reason not to read.
                         Err(_) => {}
                     }
                 }
@@ -160,10 +160,10 @@ where
         }
     }
 
-    /// Answers for a lost provider, and waits for the client's next message; returns false at the end.
+    /// Answers for a lost provider, and waits for the client's next message; returns false at the end of the input.
     pub(crate) async fn outlive(&mut self, why: &str) -> io::Result<bool> {
         let mut is_open = self.give_up(why).await;
-        // The rest of a message whose beginning went to the lost provider.
+        // Handles the rest of a message whose beginning was sent to the lost provider.
         while is_open && self.state.requests.is_within_a_line() {
             is_open = self.answer_one(why).await?;
         }
@@ -177,7 +177,7 @@ where
         self.tell(&out).await
     }
 
-    /// Answers the pending message for an unreachable provider, and waits for the next; returns false at the end.
+    /// Answers the pending message for an unreachable provider, and waits for the next one; returns false at the end.
     pub(crate) async fn refuse(&mut self, why: &str) -> io::Result<bool> {
         Ok(self.answer_one(why).await? && self.wait().await?)
     }
@@ -189,7 +189,7 @@ where
         Ok(!self.state.input_ended)
     }
 
-    /// Returns the client's next bytes; empty at the end.
+    /// Returns the client's next bytes; none at the end of the input.
     async fn next_bytes(&mut self) -> io::Result<Vec<u8>> {
         let mut bytes = mem::take(&mut self.state.pending_input);
         if bytes.is_empty() {
@@ -226,7 +226,7 @@ where
         }
     }
 
-    /// Repeats the handshake on a new connection; drops other messages of the provider.
+    /// Repeats the handshake on a new connection; drops other messages from the provider.
     async fn greet<R, W>(&mut self, reader: &mut R, writer: &mut W) -> io::Result<()>
     where
         R: AsyncRead + Unpin,
@@ -237,7 +237,7 @@ where
         let mut answers = LineSplitter::default();
         let mut bytes = vec![0; CHUNK];
         let mut is_accepted = None;
-        // Reads to the end of a line, or the client would get the rest of it.
+        // Reads to the end of a line; otherwise, the client would get the rest of it.
         while is_accepted.is_none() || answers.is_within_a_line() {
             let count = reader.read(&mut bytes).await?;
             if count == 0 {
@@ -253,8 +253,8 @@ where
         writer.write_all(&self.handshake.notification).await
     }
 
-    /// Ends the relay. Passes on the provider's unfinished line only to a client that gets nothing more: if another
-    /// provider may take over, it would be half an answer.
+    /// Ends the relay. Passes on the provider's unfinished line only if the client will get nothing more: if another
+    /// provider may take over, the line would be a partial answer.
     async fn end(&mut self, end: RelayEnd) -> RelayEnd {
         let rest = if self.is_open() {
             Vec::new()
@@ -277,26 +277,26 @@ where
 
 #[derive(Debug, Default)]
 struct RelayState {
-    /// Requests that are not written yet: writing must not block reading the provider's answers.
+    /// Requests not yet written: writing must not block reading the provider's answers.
     outgoing: Vec<u8>,
-    /// Input of the client that is read but not yet processed.
+    /// Client input that has been read but not yet processed.
     pending_input: Vec<u8>,
     unfinished: UnfinishedAnswer,
     requests: LineSplitter,
     answers: LineSplitter,
     pending_answers: PendingAnswers,
-    /// True if no more requests come.
+    /// True if no more requests will come.
     input_ended: bool,
-    /// True if the provider reads nothing more; its earlier output is still to be read.
+    /// True if the provider no longer reads; its earlier output must still be read.
     write_closed: bool,
     spoke: bool,
 }
 
-/// The beginning of an answer that waits for its end.
+/// The beginning of an incomplete answer.
 #[derive(Debug, Default)]
 struct UnfinishedAnswer {
     bytes: Vec<u8>,
-    /// True if the client has the bytes before: the answer was too long to be held back.
+    /// True if the client already has the earlier bytes: the answer was too long to be held back.
     is_passed_on: bool,
 }
 
@@ -320,7 +320,7 @@ impl RelayState {
         }
     }
 
-    /// Notes input of the client; adds a newline to a last line without one, as no server answers it otherwise.
+    /// Notes input from the client; adds a missing newline to the last line, as no server would answer it otherwise.
     fn sent(&mut self, bytes: &[u8], handshake: &mut Handshake) {
         if bytes.is_empty() {
             self.input_ended = true;
@@ -337,7 +337,7 @@ impl RelayState {
         });
     }
 
-    /// Notes output of the provider; returns the part that goes to the client now.
+    /// Notes output from the provider; returns the part to be sent to the client now.
     fn received(&mut self, bytes: &[u8], handshake: &mut Handshake) -> Vec<u8> {
         self.spoke = true;
         let mut out = Vec::with_capacity(bytes.len());
@@ -369,7 +369,7 @@ impl RelayState {
         ids.iter().map(line).collect::<String>().into_bytes()
     }
 
-    /// Forgets a lost connection; returns the newline that ends an answer whose beginning the client has.
+    /// Forgets a lost connection; returns the newline that ends an answer whose beginning the client already has.
     fn forget_provider(&mut self) -> Vec<u8> {
         self.outgoing.clear();
         self.answers = LineSplitter::default();

@@ -1,4 +1,4 @@
-//! Serves one connection: the channel identifies the caller, the policy decides, the tool runs, the answer is sent.
+//! Serves one connection: the channel identifies the caller, the policy decides, the tool runs, and the answer is sent.
 //!
 //! Nothing here prints, opens sockets or reads files.
 
@@ -36,7 +36,7 @@ use handler::PanicGuard;
 use in_flight::InFlightRequests;
 use transport::ServerTransport;
 
-/// Receives each answer that was written.
+/// Receives each written answer.
 pub(crate) type Observer = Arc<dyn Fn(&AnsweredRequest) + Send + Sync>;
 /// Runs a grant: [`tool::run`], except in tests.
 type ServerRun =
@@ -47,14 +47,14 @@ type RunningServer<'a> = BoxFuture<'a, Result<ToolOutcome, ToolError>>;
 /// Tells a connection to end.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Shutdown {
-    /// Read no more requests; the running calls are answered first, within [`ConnectionLimits::stop`].
+    /// Read no more requests; running calls are still answered, within [`ConnectionLimits::stop`].
     pub(crate) graceful: CancellationToken,
     /// End the running calls as well; they are answered with an error.
     pub(crate) immediate: CancellationToken,
 }
 
 impl Shutdown {
-    /// Returns a shutdown that begins with this one, or earlier by itself.
+    /// Returns a shutdown that begins together with this one, or earlier on its own.
     pub(crate) fn child(&self) -> Self {
         Self {
             graceful: self.graceful.child_token(),
@@ -65,10 +65,10 @@ impl Shutdown {
 
 /// State shared by all connections of a caller.
 pub(crate) struct Shared {
-    /// The policy, the limits, the log.
+    /// The policy, the limits and the log.
     pub(crate) monitor: Box<dyn Monitor>,
     pub(crate) settings: Arc<Settings>,
-    /// Runs the tools that this process cannot run; `None`: it runs every tool itself.
+    /// Runs the tools that this process cannot run; `None` if it runs every tool itself.
     pub(crate) helpers: Option<Arc<Helpers>>,
     pub(crate) observer: Observer,
 }
@@ -79,7 +79,7 @@ pub(crate) struct Server {
     caller: Caller,
     shared: Arc<Shared>,
     limits: ConnectionLimits,
-    /// The throttle of the caller; `None` if it is read as fast as it writes.
+    /// The caller's throttle; `None` if its requests are read as fast as it writes them.
     throttle: Option<Arc<ReadThrottle>>,
     /// The caller's maximum number of connections, if this one exceeds it.
     over_limit: Option<usize>,
@@ -87,7 +87,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Creates the server of a connection of `caller`, by the policy in force at each call.
+    /// Creates the server for a connection of `caller`, under the policy in force at each call.
     pub(crate) fn new(caller: Caller, shared: Arc<Shared>) -> Self {
         Self {
             caller,
@@ -99,8 +99,8 @@ impl Server {
         }
     }
 
-    /// Creates the server of a consumer's connection, with the throttle that all its connections share. When told to
-    /// end, it lets the running calls take as long as a person at a pinentry.
+    /// Creates the server for a consumer's connection, with the throttle that all its connections share. When told to
+    /// stop, it lets running calls take as long as a person may need at a pinentry.
     pub(crate) fn of_consumer(
         consumer: MachineName,
         shared: Arc<Shared>,
@@ -112,14 +112,14 @@ impl Server {
         server
     }
 
-    /// Makes this a connection beyond the `max` that its caller may have: its first request is answered with
+    /// Marks this connection as beyond the `max` that its caller may have: its first request is answered with
     /// "overloaded", and logged if it is a call; then the connection ends.
     pub(crate) const fn over_limit(mut self, max: usize) -> Self {
         self.over_limit = Some(max);
         self
     }
 
-    /// Serves one connection to its end: until its requests have ended and are answered, or until `stop`.
+    /// Serves one connection to its end: until its input has ended and all requests are answered, or until `stop`.
     pub(crate) async fn serve<R, W>(self, reader: R, writer: W, stop: Shutdown)
     where
         R: AsyncRead + Send + Unpin + 'static,
@@ -132,12 +132,12 @@ impl Server {
         let guard = PanicGuard::new(self, flight);
         // Not `serve`: it ends a connection on an unexpected first message, such as `tools/list` typed by hand.
         let running = rmcp::service::serve_directly_with_ct(guard, transport, None, immediate);
-        // A loop that panicked has ended as well; its peer sees the end of the stream.
+        // A panic ends the loop as well; the peer then sees the end of the stream.
         let _ = running.waiting().await;
     }
 
-    /// Returns the maximum length of a request, in bytes, by the policy in force when it begins: the maximum of the
-    /// caller's services, as the service that a request names is known only after it is read.
+    /// Returns the maximum length of a request, in bytes, under the policy in force when it begins: the largest of the
+    /// limits of the caller's services, as the service named in a request is known only after the request is read.
     fn max_line(&self) -> LineLimit {
         let default = self.limits.line;
         let Caller::Consumer(name) = self.caller.clone() else {

@@ -47,7 +47,7 @@ fn namesake(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
         PlanCode::OtherInfrastructure,
         None,
         format!(
-            "an infrastructure {} is on Incus, and this file declares none of its domains: {}",
+            "the infrastructure {} exists on Incus, and this file declares none of its domains: {}",
             quote(inputs.project()),
             projects.join(", ").escape_debug()
         ),

@@ -210,7 +210,7 @@ fn claim(
             format!("`anklume apply --adopt {adopt}` takes it over"),
         ),
         Ownership::Nobody | Ownership::Ours => (
-            "is on Incus already and was not made by anklume".to_owned(),
+            "already exists on Incus and was not made by anklume".to_owned(),
             format!("`anklume apply --adopt {adopt}` takes it over, or give it another name here"),
         ),
     };

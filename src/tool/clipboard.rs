@@ -243,7 +243,7 @@ fn refusal(answer: &HolderAnswer, display: &Display) -> ToolError {
         ),
         HolderAnswer::Text(_) | HolderAnswer::Nothing | HolderAnswer::Refused => {
             ToolError::Unavailable(
-                "the display, or the program that owns its clipboard, does not hand it over".to_owned(),
+                "the display, or the program that owns its clipboard, did not provide the content".to_owned(),
             )
         }
     }

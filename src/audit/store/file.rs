@@ -1,4 +1,4 @@
-//! Names the files of a log, lists them, and reads the end of one.
+//! Names and lists a log's files, and reads the end of one.
 
 use std::fs::File;
 use std::io;
@@ -15,12 +15,12 @@ use crate::dir::open_or_make;
 ///
 /// # Errors
 ///
-/// The existence of a file cannot be determined.
+/// Fails if the existence of a file cannot be determined.
 pub fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for number in (1..=KEEP).rev() {
         let file = numbered(path, number);
-        // An interrupted rotation leaves the last file with both names.
+        // After an interrupted rotation, the current file has both names.
         if file.try_exists()? && !same_file(&file, path) {
             files.push(file);
         }
@@ -31,16 +31,16 @@ pub fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Returns whether rotation may have dropped a file of the log: only one with the last number is ever dropped.
+/// Returns whether rotation may have dropped a log file: only the file with the last number is ever dropped.
 ///
 /// # Errors
 ///
-/// As [`files`].
+/// The same as for [`files`].
 pub fn may_have_dropped(path: &Path) -> io::Result<bool> {
     numbered(path, KEEP).try_exists()
 }
 
-/// Returns whether both paths name one file.
+/// Returns whether both paths name the same file.
 pub(super) fn same_file(one: &Path, other: &Path) -> bool {
     let identity = |path| std::fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()));
     matches!((identity(one), identity(other)), (Ok(one), Ok(other)) if one == other)
@@ -64,14 +64,14 @@ pub(super) fn fresh(path: &Path) -> PathBuf {
     beside(path, ".new")
 }
 
-/// Appends to the log's whole name, so that a log with another extension gets another file.
+/// Appends to the log's full name, so that logs with different extensions get different files.
 pub(super) fn beside(path: &Path, end: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(end);
     name.into()
 }
 
-/// Opens a file for writing, through no link; creates it (0600) if it is missing.
+/// Opens a file for writing, without following links; creates it (0600) if it is missing.
 pub(super) fn open_file(path: &Path) -> Result<File, AuditError> {
     open_or_make(CWD, path).map_err(|source| AuditError::Io {
         doing: "opened",
@@ -82,11 +82,11 @@ pub(super) fn open_file(path: &Path) -> Result<File, AuditError> {
 
 /// The end of a file.
 pub(super) struct LogEnd {
-    /// Length of its whole lines, in bytes.
+    /// Total length of its whole lines, in bytes.
     pub(super) length: u64,
-    /// The last of them without its newline; `None` if none exists, or if the rest after it is longer than any line.
+    /// The last whole line, without its newline; `None` if there is none, or if the text after it exceeds any line.
     pub(super) line: Option<Vec<u8>>,
-    /// The rest after them, without a newline.
+    /// The text after the whole lines, without a newline.
     pub(super) tail: Vec<u8>,
 }
 

@@ -1,4 +1,4 @@
-//! Reads the machine's key beside the log, or makes one.
+//! Reads the machine's key, stored beside the log, or creates one.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
@@ -20,11 +20,11 @@ pub(super) fn path_of(log: &Path) -> PathBuf {
     beside(log, ".key")
 }
 
-/// Reads the key, or makes one.
+/// Reads the key, or creates one.
 ///
 /// # Errors
 ///
-/// The system refuses, or the file holds no key. A new key would make the digests of equal arguments differ.
+/// Fails if a system call fails or the file holds no key: a new key would make the digests of equal arguments differ.
 pub(super) fn read_or_make(path: &Path) -> Result<SealKey, AuditError> {
     let error = |doing| {
         move |source| AuditError::Io {

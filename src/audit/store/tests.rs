@@ -305,7 +305,7 @@ fn rotations_that_fail_take_no_file_away() {
         log.append(stop(pid)).unwrap();
     }
     let before = files(&path).unwrap().len();
-    // Blocks the new file, as a full disk would.
+    // Blocks the creation of the new file, as a full disk would.
     std::fs::create_dir(fresh(&path)).unwrap();
     for pid in 5..20 {
         log.append(stop(pid)).unwrap();

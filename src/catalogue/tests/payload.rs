@@ -1,4 +1,4 @@
-//! Payloads: strict base64, within its limit, never printed.
+//! Tests payloads: strict base64, within the limit, never printed.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -1,5 +1,5 @@
-//! Shows a run: a progress bar and the running actions on a terminal, one line per action elsewhere; at its end the
-//! result, and for each failed action the command that shows more.
+//! Shows a run: a progress bar and the running actions on a terminal, one line per action elsewhere; at the end, the
+//! result and, for each failed action, the command that shows more.
 
 use std::time::Duration;
 
@@ -13,9 +13,9 @@ use crate::command::output::Output;
 use crate::error::Exit;
 use crate::plan::{Action, ActionSummary, Plan};
 
-/// Advice for actions that were not done.
+/// Advice if some actions were not carried out.
 pub(super) const RESUMES: &str = "run the command again: it resumes where it stopped";
-/// Interval between two redraws of a running action.
+/// Interval between redraws of a running action.
 const TICK: Duration = Duration::from_millis(120);
 
 /// The progress of a run.
@@ -120,7 +120,7 @@ impl<'a> ActionEntry<'a> {
     }
 }
 
-/// Prints the result of a run, or `nothing` if it had no step; returns its exit.
+/// Prints the result of a run, or `nothing` if it had no steps; returns the exit code.
 ///
 /// `writes` is the number of requests to Incus that may have changed something.
 pub(super) fn print(
@@ -151,7 +151,7 @@ pub(super) fn print(
     });
     let all = outcomes.len();
     if report.stopped && skipped > 0 {
-        // The answer fails on a closed terminal; the failures are written anyway.
+        // Writing the answer fails if the terminal is closed; the failures are printed anyway.
         if failed > 0 {
             print_failures(report, failed, 0, output);
         }
@@ -185,7 +185,7 @@ fn print_failures(report: &RunReport, failed: usize, skipped: usize, output: &Ou
     }
 }
 
-/// Prints a plan that is not carried out, or `nothing` if it has no action.
+/// Prints a plan that is not carried out, or `nothing` if it has no actions.
 pub(super) fn print_plan(plan: &Plan, nothing: &str, output: &Output) -> anyhow::Result<()> {
     let actions: Vec<ActionSummary> = plan.actions().map(Action::shown).collect();
     if !output.is_json() {

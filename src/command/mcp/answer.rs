@@ -1,4 +1,4 @@
-//! Prints the result of a tool: its text as it is, or the whole result in JSON.
+//! Prints a tool's result: its text, or the whole result as JSON.
 
 use std::fs::File;
 use std::io::{self, BufReader, IsTerminal as _, Seek as _, Write as _};
@@ -23,7 +23,7 @@ pub(super) enum CallAnswer {
     InFile {
         /// The rest of the result.
         result: Foreign<CallToolResult>,
-        /// The content, checked.
+        /// The content, already checked.
         file: File,
     },
 }
@@ -59,7 +59,7 @@ pub(super) fn report(
     Err(Failure::new(Exit::Failed, format!("`{tool}` failed: {reason}")).into())
 }
 
-/// Returns the text for a shell user: the tool's text, and a line for each content of another kind.
+/// Returns the text for a shell user: the tool's text, and a line for each item of another kind.
 fn text(result: &CallToolResult) -> Foreign {
     if result.content.is_empty()
         && let Some(structured) = &result.structured_content
@@ -94,7 +94,7 @@ fn named(uri: &str) -> String {
     format!("[resource {}]", word(uri))
 }
 
-/// Escapes a server's text for a line of ours, even in a pipe, because it is not the tool's text.
+/// Escapes a server's text for one of our lines, even in a pipe, because it is not the tool's text.
 fn word(text: &str) -> String {
     /// Maximum length, in characters.
     const MAX: usize = 500;
@@ -113,7 +113,7 @@ fn text_out(text: &Foreign) -> String {
     safe
 }
 
-/// Returns a server's reason for a failure, with further lines marked, so that they are not taken for ours.
+/// Returns a server's reason for a failure, with continuation lines marked, so that they are not taken for ours.
 fn reason(text: &Foreign) -> String {
     let reason = text.part(|text| {
         let cut: String = text.trim_end().chars().take(WORDS_SHOWN).collect();
@@ -125,7 +125,7 @@ fn reason(text: &Foreign) -> String {
     }
 }
 
-/// Prints content that came in pieces as if it had come in one: base64, in constant memory.
+/// Prints content that came in pieces as if it had come in one: as base64, using constant memory.
 fn print_file(
     result: &Foreign<CallToolResult>,
     mut file: File,

@@ -1,4 +1,4 @@
-//! The arguments of a call: read from the command line before any tool is known, then typed by the tool's schema.
+//! Reads a call's arguments from the command line before the tool is known, then types them by the tool's schema.
 
 use std::fs::File;
 use std::io;
@@ -16,32 +16,32 @@ use crate::mcp::framing::json;
 use crate::name::closest;
 use crate::text;
 
-/// Maximum length of an object that is read from stdin, in bytes.
+/// Maximum length of an object read from stdin, in bytes.
 const OBJECT_MAX: u64 = 256 * 1024 * 1024;
 /// Maximum length of a user's word in a message, in characters.
 const WORD_MAX: usize = 60;
 /// Forms of arguments after the tool's name.
 const FORMS: &str = "write `key=value`, `key=@FILE`, `key=-` (stdin), `key:=JSON`, one JSON object, or `-` (the object from stdin)";
 
-/// The arguments of the command line.
+/// The arguments on the command line.
 #[derive(Debug)]
 pub(super) enum RawArguments {
     /// One JSON object.
     Object(Map<String, Value>),
     /// One JSON object, on stdin.
     Stdin,
-    /// One argument each, in their order; keys are unique. Empty without arguments.
+    /// Separate arguments, in order; keys are unique. Empty if there are no arguments.
     Pairs(Vec<(String, RawArgument)>),
 }
 
-/// One value of the command line.
+/// One value on the command line.
 #[derive(Debug)]
 pub(super) enum RawArgument {
     /// `key=value`
     Text(String),
     /// `key:=JSON`
     Json(Value),
-    /// `key=@FILE` or `key=-`, open.
+    /// `key=@FILE` or `key=-`, already opened.
     Content {
         /// For messages: the file's path, or `stdin`.
         from: String,
@@ -57,7 +57,7 @@ impl RawArguments {
     }
 }
 
-/// Parses the arguments after the tool's name and opens files, so that a missing one is reported before the server is asked.
+/// Parses the arguments after the tool's name and opens files, so that a missing file is reported before any request.
 pub(super) fn parse(args: &[String]) -> Result<RawArguments, Failure> {
     if let [arg] = args {
         if arg == "-" {
@@ -167,13 +167,13 @@ pub(super) struct Arguments {
 pub(super) struct ArgumentPayload {
     /// The argument.
     pub(super) name: String,
-    /// True if the tool takes the digest of the whole.
+    /// True if the tool takes a digest of the whole payload.
     pub(super) digest: bool,
     /// The bytes.
     pub(super) source: PayloadSource,
 }
 
-/// Types raw arguments by the tool's schema.
+/// Types raw arguments according to the tool's schema.
 pub(super) async fn typed(raw: RawArguments, tool: &Tool) -> Result<Arguments, Failure> {
     let mut arguments = Arguments::default();
     match raw {
@@ -236,7 +236,7 @@ impl Arguments {
         Ok(())
     }
 
-    /// Takes out a payload that is too large for one message, unless the user sends pieces.
+    /// Moves a payload that is too large for one message out of the object, unless the user sends pieces.
     fn split(&mut self, tool: &Tool) {
         let Pieces::Up { argument, digest } = pieces::of(tool) else {
             return;
@@ -263,7 +263,7 @@ impl Arguments {
     }
 }
 
-/// Reports that plain text for bytes is ambiguous: `test` is four bytes, or three others in base64.
+/// Reports that plain text for bytes is ambiguous: `test` could be four bytes, or base64 for three others.
 fn text_or_base64(key: &str) -> Failure {
     let key = key.escape_debug();
     let message = format!(
@@ -294,7 +294,7 @@ fn utf8(key: &str, from: &str, bytes: Vec<u8>) -> Result<String, Failure> {
     })
 }
 
-/// Rejects an argument that the tool does not have; a tool without a schema takes any.
+/// Rejects an argument that the tool does not have; a tool without a schema accepts any.
 fn check_known(tool: &Tool, key: &str) -> Result<(), Failure> {
     let names: Vec<&str> = pieces::arguments(tool).map(String::as_str).collect();
     let open = !tool.input_schema.contains_key("properties")
@@ -326,7 +326,7 @@ fn types<'a>(tool: &'a Tool, key: &str) -> Vec<&'a str> {
     }
 }
 
-/// Converts a text to the type of the schema. It stays a string if the schema allows one.
+/// Converts text to the type in the schema; it stays a string if the schema allows one.
 fn from_text(tool: &Tool, key: &str, text: String) -> Result<Value, Failure> {
     let types = types(tool, key);
     let wrong = |expected: &str| {

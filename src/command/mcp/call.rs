@@ -1,4 +1,4 @@
-//! `anklume mcp list` and `anklume mcp call`: the tools of a machine.
+//! `anklume mcp list` and `anklume mcp call`: list and call a machine's tools.
 
 use std::env;
 use std::fmt::Write as _;
@@ -30,7 +30,7 @@ use crate::transport::{
     self, LOCAL_REMOTE, Route, Transport, incus_exec, shell_line, this_program,
 };
 
-/// Maximum number of tools that are listed if the wanted one does not exist.
+/// Maximum number of tools to list if the requested one does not exist.
 const TOOLS_MAX: usize = 40;
 /// Maximum length of a tool name in a listing, in characters; MCP allows 128.
 const NAME_MAX: usize = 128;
@@ -131,7 +131,7 @@ async fn ask(
     }
 }
 
-/// Unwraps an error of the client, which `with_client` explains.
+/// Unwraps a client error, which `with_client` explains.
 fn client_error(why: PiecesError) -> anyhow::Error {
     match why {
         PiecesError::Client(why) => why.into(),
@@ -139,7 +139,7 @@ fn client_error(why: PiecesError) -> anyhow::Error {
     }
 }
 
-/// Makes an unnamed file for an answer of up to gigabytes; avoids `/tmp`, which is in memory on many systems.
+/// Creates an unnamed file for an answer of up to gigabytes; avoids `/tmp`, which many systems keep in memory.
 fn payload_file() -> io::Result<File> {
     if env::var_os("TMPDIR").is_some() {
         return tempfile::tempfile();
@@ -147,13 +147,13 @@ fn payload_file() -> io::Result<File> {
     tempfile::tempfile_in("/var/tmp").or_else(|_| tempfile::tempfile())
 }
 
-/// Returns whether the answer may come in pieces; not if the arguments select a piece.
+/// Returns whether the answer may come in pieces, which it may not if the arguments select a piece.
 fn comes_in_pieces(tool: &Tool, object: &Map<String, Value>) -> bool {
     let says = |name| object.contains_key(name);
     pieces::of(tool) == Pieces::Down && !says("offset") && !says("length")
 }
 
-/// Reports that the tool does not exist, or not for this caller: the provider answers both alike.
+/// Reports that the tool does not exist or is not available to this caller: the provider's answer is the same.
 fn unknown(name: &str, tools: &[Foreign<Tool>], channel: &Transport) -> Failure {
     let names: Vec<&str> = tools.iter().map(|tool| &*tool.raw().name).collect();
     let listed = names.iter().take(TOOLS_MAX).map(|name| escaped(name));
@@ -180,9 +180,9 @@ fn unknown(name: &str, tools: &[Foreign<Tool>], channel: &Transport) -> Failure 
     Failure::new(Exit::Refused, message).help(format!("{help}; {ask}"))
 }
 
-/// Returns the command that explains on the host why a machine may not use a service, with the names known here.
+/// Returns the command to run on the host to learn why a machine may not use a service, with the names known here.
 fn explain(name: &str, caller: Option<&MachineName>, provider: Option<&MachineName>) -> String {
-    // Only a valid name goes into a command that a user may paste into a shell.
+    // Only a valid name may appear in a command that a user may paste into a shell.
     let service = name.parse::<ServiceName>();
     let service = service.as_ref().map_or("NAME", ServiceName::as_str);
     let caller = caller.map_or("MACHINE", MachineName::as_str);
@@ -241,7 +241,7 @@ const fn request(method: &'static str, params: Value) -> DryRunRequest {
     }
 }
 
-/// Shows the command and the messages of `--dry-run`; runs nothing.
+/// Shows the command and the messages for `--dry-run`; runs nothing.
 fn dry_run(
     args: &ChannelArgs,
     output: &Output,

@@ -1,4 +1,4 @@
-//! `anklume mcp connect`: connects stdin and stdout of any MCP client to a provider's socket.
+//! `anklume mcp connect`: connects the stdin and stdout of any MCP client to a provider's socket.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, fstat};
@@ -13,7 +13,7 @@ use crate::mcp::client::Timeouts;
 use crate::mcp::relay::{Relay, RelayEnd};
 use crate::transport::{self, OpenTransport, Route};
 
-/// Runs `anklume mcp connect`: 0 when every request was answered, 4 when the provider vanished and the client has ended.
+/// Runs `anklume mcp connect`: 0 if every request was answered, 4 if the provider vanished and the client has ended.
 pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit> {
     let wanted = ChannelArgs {
         instance: args.provider.clone(),
@@ -51,7 +51,7 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
                 }
                 RelayEnd::NotGreeted => relay.refuse(NOT_GREETED).await?,
                 RelayEnd::Closed => relay.refuse(CLOSED).await?,
-                // A provider that never answered may not exist: reported at once, while somebody is watching.
+                // A provider that never answered may not exist: reports that immediately, while somebody is watching.
                 RelayEnd::Vanished { spoke: false, .. } if is_first => {
                     relay.give_up(LOST).await;
                     return Err(unreachable(&end.died(timeouts.first).await).into());
@@ -88,10 +88,10 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
     })
 }
 
-/// The message for a client when a provider starts differently after a reconnection.
+/// The message for a client when its provider starts differently after a reconnection.
 const NOT_GREETED: &str = "the provider does not answer as it did when this connection began; the next message tries again";
 
-/// The message for a client when a provider ends during reconnection.
+/// The message for a client when its provider closes the connection during reconnection.
 const CLOSED: &str =
     "Cannot reach MCP server: it closed the connection; the next message tries again";
 
@@ -99,7 +99,7 @@ const CLOSED: &str =
 const LOST: &str = "the provider closed the connection before it answered: the call may have been carried out; \
     the next message connects again";
 
-/// Opens the channel to the current place of the provider.
+/// Opens the channel to wherever the provider is now.
 async fn open(
     route: &Route,
     timeouts: Timeouts,
@@ -117,7 +117,7 @@ fn nobody_writes() -> bool {
     let is_file = fstat(stdin)
         .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
     let mut ends = [PollFd::new(&stdin, PollFlags::RDHUP)];
-    // An error counts as a present writer.
+    // On error, assumes that there is a writer.
     let polled = poll(&mut ends, Some(&Timespec::default()));
     let gone = PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR;
     is_file || (polled.is_ok() && ends.iter().any(|end| end.revents().intersects(gone)))

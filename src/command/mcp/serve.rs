@@ -1,4 +1,4 @@
-//! `anklume mcp serve`: this machine's tools on stdin and stdout, or on a socket for each consumer.
+//! `anklume mcp serve`: serves this machine's tools on stdin and stdout, or on a socket for each consumer.
 //!
 //! stdout carries only the protocol; messages go to stderr and never include contents.
 
@@ -39,10 +39,10 @@ use crate::setup::surroundings;
 use crate::text::first_sentence;
 use crate::tool::{Display, has_gnupg};
 
-/// Threads for blocking work: a few more than one connection can run tools at a time.
+/// Threads for blocking work: a few more than the number of tools that one connection can run at a time.
 const THREADS: usize = 16;
 
-/// Interval between two checks for due counted lines.
+/// Interval between checks for counted lines that are due.
 const COUNT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Maximum time that cancelled work may take to clean up.
@@ -67,12 +67,12 @@ pub(crate) fn run(args: &McpServeArgs, output: &Output) -> anyhow::Result<Exit> 
             None => serve(args, output).await,
         }
     });
-    // Gives cancelled work time to clean up, but does not wait for a thread that still reads stdin.
+    // Gives cancelled work time to clean up, but does not wait for a thread that is still reading stdin.
     runtime.shutdown_timeout(CLEANUP_TIMEOUT);
     served.map(|()| Exit::Done)
 }
 
-/// Builds a runtime with one thread that serves, and this many for blocking work.
+/// Builds a runtime with one serving thread and this many threads for blocking work.
 pub(super) fn runtime(blocking: usize) -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -81,7 +81,7 @@ pub(super) fn runtime(blocking: usize) -> anyhow::Result<tokio::runtime::Runtime
         .context("cannot start the server")
 }
 
-/// The launcher of gpg-agent, which runs until this value is dropped.
+/// The gpg-agent launcher, which runs until this value is dropped.
 #[derive(Debug)]
 struct Launcher {
     /// The socket on which it listens.
@@ -89,7 +89,7 @@ struct Launcher {
     _stdin: Option<std::process::ChildStdin>,
 }
 
-/// Limits the server to what it and its child processes may need for any policy. Starts the launcher first, unlimited.
+/// Limits the server to what it and its child processes may need for any policy. First starts the launcher, unlimited.
 fn confine() -> anyhow::Result<(InForce, Option<Launcher>)> {
     let settings = shared::settings()?;
     let launcher = match settings.agent_launcher {
@@ -125,8 +125,8 @@ fn launcher() -> anyhow::Result<Launcher> {
     })
 }
 
-/// Becomes the user of this machine's server, with its environment: the operator means the portal, the clipboard
-/// and the keys of that user, wherever the call comes from.
+/// Becomes this machine's server user, with that user's environment: the operator means that user's portal, clipboard
+/// and keys, wherever the call comes from.
 fn become_the_server_user(args: &McpServeArgs) -> anyhow::Result<()> {
     let operator = args.listen.is_none() && args.caller.is_none();
     if !operator || !Path::new(SERVICES).exists() {
@@ -149,7 +149,7 @@ fn become_the_server_user(args: &McpServeArgs) -> anyhow::Result<()> {
     command.arg0("anklume").args(std::env::args_os().skip(1));
     let command = account.runs(&mut command, &environment);
     if !is_account {
-        // The user may not be allowed into root's folder.
+        // The user may not have access to root's folder.
         command.current_dir("/");
     }
     // Returns only on failure.
@@ -174,7 +174,7 @@ async fn serve(args: &McpServeArgs, output: &Output) -> anyhow::Result<()> {
     let stop = stop_on_signal()?;
     let (reader, writer) = rmcp::transport::stdio_pipes();
     let gate = Arc::new(ConcurrencyLimiter::default());
-    // The operator's connection writes no start and stop lines.
+    // The operator's connection writes no start or stop lines.
     let (caller, policy, recorder, last): (_, PolicySource, _, _) = match &args.caller {
         None => {
             let policy = Policy::new(no_services()?);
@@ -212,7 +212,7 @@ async fn serve(args: &McpServeArgs, output: &Output) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Serves, and writes the counted lines of the log when they are due.
+/// Serves, and writes counted lines to the log when they are due.
 async fn counting(count: impl Fn(), serving: impl Future<Output = ()>) {
     let mut serving = pin!(serving);
     let mut ticks = interval(COUNT_INTERVAL);
@@ -225,7 +225,7 @@ async fn counting(count: impl Fn(), serving: impl Future<Output = ()>) {
     }
 }
 
-/// Serves on a socket for each consumer, until a signal ends it.
+/// Serves on a socket for each consumer until a signal stops it.
 async fn listen(
     path: &Path,
     args: &McpServeArgs,
@@ -240,7 +240,7 @@ async fn listen(
     let listening = Listening::new(folder, state, stop_on_signal()?);
     let ready = || {
         output.say(&format!("serving in `{}`", path.display()));
-        // Does nothing if no supervisor waits for it.
+        // Does nothing if no supervisor is waiting for it.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     };
     let complain = |text: &str| output.stderr(&format!("error: {}", text.escape_debug()));
@@ -266,7 +266,7 @@ fn no_folder(error: &FolderError) -> Failure {
     Failure::new(Exit::Failed, error.to_string()).help(help)
 }
 
-/// Writes the last lines of the log: those still due or counted, and the end. A line that cannot be written goes to stderr.
+/// Writes the log's last lines: those still due or counted, and the stop event. Lines that fail are printed to stderr.
 fn end_log(recorder: &Recorder, stop: Option<Event>, output: &Output) {
     for line in recorder.end(stop) {
         output.stderr(&format!("error: not in the log: {line}"));
@@ -279,7 +279,7 @@ fn stopped() -> Event {
     }
 }
 
-/// Ends the server on a signal: on the first, once its calls are answered; on the second, at once.
+/// Stops the server on a signal: on the first, once its calls are answered; on the second, immediately.
 fn stop_on_signal() -> anyhow::Result<Shutdown> {
     let mut signals = StopSignals::watch().context("cannot watch for signals")?;
     let stop = Shutdown::default();
@@ -293,7 +293,7 @@ fn stop_on_signal() -> anyhow::Result<Shutdown> {
     Ok(stop)
 }
 
-/// Makes a panic report only its place, because its message may quote a caller's contents.
+/// Makes a panic report only its location, because its message may quote a caller's contents.
 pub(super) fn redact_panics(output: &Output) {
     let output = output.clone();
     panic::set_hook(Box::new(move |panic| {

@@ -1,4 +1,4 @@
-//! `anklume mcp status`: the services of this machine's server, their consumers, and the policy in force.
+//! `anklume mcp status`: shows the services of this machine's server, their consumers, and the policy in force.
 
 use std::path::Path;
 
@@ -13,11 +13,11 @@ use crate::mcp::listen::folder::SocketFolder;
 use crate::services::Services;
 use crate::text::Foreign;
 
-/// Maximum length of a fault of the status file in a message, in characters.
+/// Maximum length of a status file's fault in a message, in characters.
 const WHY_MAX: usize = 300;
 
 /// Runs `anklume mcp status`: 0 served by the newest policy, 1 a newer one was refused, a part of it failed or the log
-/// cannot be written, 4 no server runs.
+/// cannot be written, 4 no server is running.
 pub(super) fn run(folder: &Path, output: &Output) -> anyhow::Result<Exit> {
     let status = read(folder)?;
     let answer = json!({

@@ -1,4 +1,4 @@
-//! Opens a channel by the command line's flags, talks to the server and ends what was started; explains failures.
+//! Opens the channel that the flags ask for, talks to the server and ends what was started; explains failures.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -23,7 +23,7 @@ const TIMEOUT_MAX: f64 = 86_400.0;
 pub(in crate::command) type ServerClient =
     Client<Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>>;
 
-/// Opens the channel that the flags ask for and runs `talk` over it; ends what was started in any case.
+/// Opens the channel that the flags ask for and runs `talk` over it; in any case, ends what was started.
 pub(in crate::command) fn with_client(
     args: &ChannelArgs,
     output: &Output,
@@ -67,7 +67,7 @@ pub(super) fn timeouts(args: &ChannelArgs) -> Result<Timeouts, Failure> {
     })
 }
 
-/// Runs to the end or to the first signal that asks to stop; then ends everything that was started.
+/// Runs `work` until it ends or a signal asks to stop; then ends everything that was started.
 pub(super) fn interruptible(
     work: impl Future<Output = anyhow::Result<Exit>>,
 ) -> anyhow::Result<Exit> {
@@ -81,7 +81,7 @@ pub(super) fn interruptible(
             () = signals.next() => Ok(Exit::Interrupted),
         }
     });
-    // Does not wait for a thread that still reads stdin.
+    // Does not wait for a thread that is still reading stdin.
     runtime.shutdown_background();
     result
 }
@@ -124,7 +124,7 @@ async fn talk_over(
         }
         Err(why) => Err(why.into()),
     };
-    // The streams close only now, which ends a server that waits for the end of its stdin.
+    // The streams close only now, which stops a server that is waiting for its stdin to end.
     let fault = match result {
         Ok(exit) => {
             end.calm().await;
@@ -178,13 +178,13 @@ fn refused(fault: &ClientError, refusal: &Foreign<ErrorData>) -> Failure {
 /// Help for a log that cannot be written.
 const ITS_LOG: &str = "the operator can see what is wrong with its log";
 
-/// Returns whether a call ran that the provider could not log; `None` if it reports no such problem.
+/// Returns whether a call that the provider could not log did run; `None` if it reports no such problem.
 fn ran_unlogged(refusal: &ErrorData) -> Option<bool> {
     let data = refusal.data.as_ref()?;
     (data.get("logged")?.as_bool() == Some(false)).then(|| data.get("ran")?.as_bool())?
 }
 
-/// Passes a server's stderr on, with `--verbose`.
+/// With `--verbose`, passes on a server's stderr.
 pub(super) fn watch(output: &Output) -> Watch {
     let output = output.clone();
     Box::new(move |line| {

@@ -1,8 +1,8 @@
-//! The processes of one consumer, both hidden subcommands: `anklume mcp-worker`, which speaks with it, and `anklume mcp-helper`, which
-//! runs its tools of one resource.
+//! The processes for one consumer, both hidden subcommands: `anklume mcp-worker`, which talks to it, and
+//! `anklume mcp-helper`, which runs its tools for one resource.
 //!
-//! Stdin of both is the socket to their server. Stdout of a worker is the socket that the consumer connects to, that of a helper the
-//! socket to the worker.
+//! The stdin of both is the socket to their server. A worker's stdout is the socket that the consumer connects to;
+//! a helper's is the socket to the worker.
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -31,9 +31,9 @@ use crate::mcp::worker::{ABORT, Acceptor, DRAIN, STOP_ACCEPTING};
 use crate::name::{MachineName, ToolName};
 use crate::tool::{Resource, portal_limits};
 
-/// Threads for blocking work: as many as one connection can run tools at a time.
+/// Threads for blocking work: as many as the tools that one connection can run at a time.
 const THREADS: usize = 8;
-/// Limits of a worker that uses neither files nor programs.
+/// Limits for a worker that uses neither files nor programs.
 const NO_FILES: ProcessLimits = ProcessLimits {
     calls: AllowedCalls::Worker { files: false },
     files: Some(Vec::new()),
@@ -46,7 +46,7 @@ pub(crate) fn run_worker(
     services: &Path,
     output: &Output,
 ) -> anyhow::Result<Exit> {
-    // Nothing runs without a server that logs it.
+    // Nothing may run without a server to log it.
     set_parent_process_death_signal(Some(Signal::KILL))?;
     redact_panics(output);
     let (server, listener) = take_sockets()?;
@@ -61,7 +61,7 @@ pub(crate) fn run_worker(
     let policy = monitor.policy();
     settings.idle = policy.services.idle_of(caller);
     let mut granted = policy.services.services.iter();
-    // A portal that does not exist yet stays out of reach; its calls go to a process that starts later.
+    // A portal that does not exist yet stays out of reach; calls to it go to a process that is started later.
     let has_portal = granted.any(|service| Resource::of(service.tool) == Resource::Portal)
         && settings.portal.is_dir();
     let (own, limits) = if has_portal {
@@ -105,7 +105,7 @@ pub(crate) fn run_helper(
 ) -> anyhow::Result<Exit> {
     redact_panics(output);
     let (server, consumer) = take_sockets()?;
-    // The worker ends with the server, and this process with the worker.
+    // The worker ends when the server does, and this process ends when the worker does.
     let monitor = RemoteMonitor::new(server.into(), services, || {})?;
     let mut settings = shared::settings()?;
     let policy = monitor.policy();
@@ -113,7 +113,7 @@ pub(crate) fn run_helper(
     settings.limit_signatures(policy.services.in_flight_of(caller, ToolName::GpgSign));
     let tools = policy.services.services.iter().map(|one| one.tool);
     let tools: Vec<ToolName> = tools.collect();
-    // Uses its own runtime, so that none of its threads is left when the process is confined.
+    // Uses a separate runtime, so that none of its threads are left when the process is confined.
     let limits = runtime(THREADS)?.block_on(resource.limits(&settings, &tools));
     confine(policy.services.memory_of(caller), &limits, &policy)?;
     #[cfg(debug_assertions)]
@@ -148,7 +148,7 @@ fn take_sockets() -> anyhow::Result<(OwnedFd, OwnedFd)> {
     Ok(both)
 }
 
-/// Limits this process for good, with this many bytes of memory.
+/// Confines this process permanently, with this many bytes of memory.
 fn confine(memory: u64, limits: &ProcessLimits, policy: &Policy) -> anyhow::Result<()> {
     fence(memory)?;
     let in_force = confinement::enter(limits).context("cannot be confined")?;
@@ -160,7 +160,7 @@ fn confine(memory: u64, limits: &ProcessLimits, policy: &Policy) -> anyhow::Resu
     }
 }
 
-/// Obeys the server's signals; the returned token is cancelled when accepting must stop.
+/// Obeys the server's signals; the returned token is cancelled when the worker must stop accepting connections.
 fn watch_orders(stop: &Shutdown) -> anyhow::Result<CancellationToken> {
     let close = CancellationToken::new();
     let orders = [
@@ -179,7 +179,7 @@ fn watch_orders(stop: &Shutdown) -> anyhow::Result<CancellationToken> {
     Ok(close)
 }
 
-/// Tries what a confined process can still do, for the tests; in debug builds only.
+/// Probes what a confined process can still do, for the tests; in debug builds only.
 #[cfg(debug_assertions)]
 mod probe {
     use std::fs::File;

@@ -1,5 +1,5 @@
-//! `anklume policy check`: may this caller use this service? `anklume policy explain`: why, and the smallest change that would
-//! reverse the decision.
+//! `anklume policy check`: may this caller use this service? `anklume policy explain`: why, and the smallest change
+//! that would reverse the decision.
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -15,7 +15,7 @@ use crate::name::MachineName;
 use crate::policy::{self, Caller, Decision, Denial, Request, decide, offers};
 use crate::services::{Service, Services};
 
-/// Help for an unknown service without a similar one.
+/// Help for an unknown service if no known one is similar.
 const ALL_SERVICES: &str = "`anklume policy list` shows all services";
 
 /// Runs `anklume policy check`: 0 allowed, 1 denied or error.
@@ -206,7 +206,7 @@ fn reachable(infra: &Infra, caller: &Caller) -> Vec<String> {
         .collect()
 }
 
-/// A call to decide, for each provider that it may mean.
+/// A call to decide on, for each provider that it may refer to.
 #[derive(Debug)]
 struct Question<'a> {
     /// The caller.
@@ -215,12 +215,12 @@ struct Question<'a> {
     service: &'a str,
     /// The caller's arguments.
     arguments: Map<String, Value>,
-    /// The named machine, or all that offer the service.
+    /// The named machine, or all machines that offer the service.
     providers: Vec<&'a Machine>,
 }
 
 impl<'a> Question<'a> {
-    /// Resolves the flags in an infrastructure.
+    /// Resolves the flags against an infrastructure.
     fn new(args: &'a PolicyCheckArgs, infra: &'a Infra) -> Result<Self, Failure> {
         let text = args.args.as_deref().unwrap_or("{}");
         let arguments = read_object(text.as_bytes()).map_err(|wrong| {
@@ -285,7 +285,7 @@ fn providers<'a>(
     Err(Failure::new(Exit::Failed, message).help(help))
 }
 
-/// Finds the machine of this name in an enabled domain; `role` is its role in the question.
+/// Finds the machine with this name in an enabled domain; `role` is its role in the question.
 pub(super) fn known_machine<'a>(
     infra: &'a Infra,
     name: &str,

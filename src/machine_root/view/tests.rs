@@ -3,7 +3,7 @@ use std::os::unix::net::UnixListener;
 
 use super::*;
 
-/// Returns a view of a folder as a machine's root, whose user 0 is the host's user 1,000,000.
+/// Returns a view of a folder as the root of a machine whose user 0 is the host's user 1,000,000.
 fn view(root: &std::path::Path) -> View {
     let map = "0 1000000 65536\n";
     View {

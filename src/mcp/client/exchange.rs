@@ -1,4 +1,4 @@
-//! Sends requests and reads their answers as JSON-RPC, over a stream that is not trusted.
+//! Sends JSON-RPC requests and reads their answers, over an untrusted stream.
 
 use std::io;
 use std::mem;
@@ -19,16 +19,16 @@ use crate::text::Foreign;
 const FOREIGN_MAX: usize = 20_000;
 /// Maximum size of those messages, in bytes.
 const FOREIGN_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Maximum number of bytes kept of a line that is not a message.
+/// Maximum number of bytes kept from a line that is not a message.
 const STRAY_MAX: usize = 1024;
-/// Maximum length of a short text of an answer, such as a name, a description or a key, in bytes.
+/// Maximum length of a short string in an answer, such as a name, a description or a key, in bytes.
 const TEXT_MAX: usize = 256 * 1024;
-/// Keys of an answer whose text may be longer.
+/// Keys in an answer whose strings may be longer.
 const PAYLOAD: [&str; 4] = ["text", "data", "blob", "message"];
-/// Keys of an answer below which every text may be longer.
+/// Keys in an answer below which every string may be longer.
 const FREE: [&str; 2] = ["structuredContent", "_meta"];
 
-/// The notification after `initialize`, without newline.
+/// The notification sent after `initialize`, without its newline.
 pub(super) const INITIALIZED: &[u8] = br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
 
 /// The stream, and the bytes still to be written to it.
@@ -40,7 +40,7 @@ pub(super) struct Exchange<R, W> {
     /// The method of the last request.
     pub(super) last_method: Option<&'static str>,
     unsent: Vec<u8>,
-    /// Bytes of `unsent` that were written.
+    /// Number of bytes of `unsent` already written.
     sent: usize,
 }
 
@@ -65,7 +65,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
         }
     }
 
-    /// Sends a request and waits for its answer; progress, including that of writing, restarts `timeout`.
+    /// Sends a request and waits for its answer; any progress, including that of the write, restarts `timeout`.
     pub(super) async fn request(
         &mut self,
         method: &'static str,
@@ -141,11 +141,11 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
         Ok(meaning)
     }
 
-    /// Queues a message without its newline; [`Self::request`] writes it.
+    /// Queues a message, given without its newline; [`Self::request`] writes it.
     pub(super) fn queue(&mut self, mut message: Vec<u8>) {
         message.push(b'\n');
         if self.unsent.is_empty() {
-            // A large message is not copied.
+            // Avoids copying a large message.
             self.unsent = message;
         } else {
             self.unsent.append(&mut message);
@@ -178,7 +178,7 @@ impl AnswerBudget {
         self.deadline = Instant::now() + self.timeout;
     }
 
-    /// Returns the time-out that expired.
+    /// Returns the timeout that expired.
     fn waited(&self) -> Duration {
         if self.end < self.deadline {
             IN_ALL.max(self.timeout)
@@ -195,7 +195,7 @@ impl AnswerBudget {
     }
 }
 
-/// Limits an answer before it is deserialized: a value takes many times more memory than its text.
+/// Checks an answer's limits before it is deserialized: a value takes many times more memory than its text.
 fn bounded(method: &'static str, answer: Box<RawValue>) -> Result<Box<RawValue>, ClientError> {
     let text = answer.get().as_bytes();
     let why = if json::has_long_text(text, TEXT_MAX, &PAYLOAD, &FREE) {
@@ -210,7 +210,7 @@ fn bounded(method: &'static str, answer: Box<RawValue>) -> Result<Box<RawValue>,
     Err(malformed(method, &why))
 }
 
-/// Converts the error of a stream: EOF, EPIPE and ECONNRESET all mean that the server is gone.
+/// Converts a stream error: EOF, EPIPE and ECONNRESET all mean that the server is gone.
 fn broken(why: io::Error) -> ClientError {
     match why.kind() {
         io::ErrorKind::BrokenPipe
@@ -227,7 +227,7 @@ pub(super) fn malformed(method: &'static str, why: &str) -> ClientError {
     ClientError::Malformed { method, why }
 }
 
-/// A message of the server with unparsed members. A duplicate key is an error.
+/// A message from the server, with unparsed members. A duplicate key is an error.
 #[derive(Debug, Deserialize)]
 struct ServerMessage<'a> {
     #[serde(borrow)]
@@ -244,7 +244,7 @@ struct ServerMessage<'a> {
     error: Option<&'a RawValue>,
 }
 
-/// Reads a value that is present, even `null`: an answer of `null` differs from a missing one.
+/// Reads a value that is present, even `null`: a `null` answer differs from a missing one.
 fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<&'de RawValue>, D::Error> {
     Deserialize::deserialize(from).map(Some)
 }
@@ -255,9 +255,9 @@ enum Meaning {
     /// An error, even one without an id, as only one request is in flight.
     Error(Box<RawValue>),
     Progress,
-    /// The reply to a request of the server.
+    /// The reply to a request from the server.
     Asked(String),
-    /// The fault of an invalid answer.
+    /// The fault in an invalid answer.
     Malformed(&'static str),
     Foreign,
 }
@@ -298,7 +298,7 @@ struct ProgressParams<'a> {
     progress_token: &'a RawValue,
 }
 
-/// Returns a request as one line without newline; `one_copy` asks for a large payload only in the text of the result.
+/// Returns a request as one line without its newline; `one_copy` asks for a large payload only in the result's text.
 pub(super) fn request(
     id: i64,
     method: &str,
@@ -322,13 +322,13 @@ pub(super) fn request(
 /// The reason why a line is not a message.
 #[derive(Debug)]
 enum NoMessage {
-    /// It is cut off, like the last line of a server that died.
+    /// The line is cut off, like the last line of a server that died.
     Cut,
     Other,
 }
 
 fn read(line: &[u8]) -> Result<ServerMessage<'_>, NoMessage> {
-    // An error of serde would quote the whole string.
+    // A serde error would quote the whole string.
     if line.trim_ascii_start().first() == Some(&b'"') {
         return Err(NoMessage::Other);
     }
@@ -355,7 +355,7 @@ impl ServerMessage<'_> {
             (None, None, None, Some(error)) => Meaning::Error(error.to_owned()),
             (None, Some(_), result, error) if ours => match (result, error) {
                 (None, Some(error)) => Meaning::Error(error.to_owned()),
-                // Some servers write an absent result as `null`, which is harmless beside an error.
+                // Some servers write an absent result as `null`, which is harmless next to an error.
                 (Some(result), Some(error)) if result.get() == "null" => {
                     Meaning::Error(error.to_owned())
                 }
@@ -379,7 +379,7 @@ impl ServerMessage<'_> {
     }
 }
 
-/// Replies to a server's request: `ping` gets an answer, every other method an error.
+/// Replies to a server's request: `ping` gets a result, any other method gets an error.
 fn reply(method: &RawValue, id: &RawValue) -> String {
     /// Maximum length of an id that the reply repeats, in bytes.
     const ID_MAX: usize = 256;

@@ -1,6 +1,6 @@
 //! Sends and fetches payloads that are too large for one call, in pieces and in constant memory.
 //!
-//! A tool's schemas, not its name, show whether it transfers pieces: a service has its own name.
+//! A tool's schemas, not its name, show whether it transfers pieces, because a service has its own name.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -27,16 +27,16 @@ pub(crate) enum Pieces {
     None,
     /// To the tool.
     Up {
-        /// The argument, base64 on the wire.
+        /// The argument, encoded as base64 on the wire.
         argument: String,
-        /// True if it also takes the digest of the whole.
+        /// True if the tool also takes the digest of the whole payload.
         digest: bool,
     },
     /// From the tool.
     Down,
 }
 
-/// Derives from a tool's schemas the direction in which it transfers pieces.
+/// Derives the direction in which a tool transfers pieces from its schemas.
 pub(crate) fn of(tool: &Tool) -> Pieces {
     let has = |name: &str| argument(tool, name).is_some();
     let output = tool.output_schema.as_ref();
@@ -54,7 +54,7 @@ pub(crate) fn of(tool: &Tool) -> Pieces {
     }
 }
 
-/// Returns the names of a tool's arguments, in its order.
+/// Returns the names of a tool's arguments, in schema order.
 pub(crate) fn arguments(tool: &Tool) -> impl Iterator<Item = &String> {
     let properties = tool.input_schema.get("properties");
     let names = properties.and_then(Value::as_object).map(Map::keys);
@@ -66,7 +66,7 @@ pub(crate) fn argument<'a>(tool: &'a Tool, name: &str) -> Option<&'a Value> {
     property(&tool.input_schema, name)
 }
 
-/// Returns whether an argument takes base64, by the `_meta` of our own servers or by `contentEncoding` of JSON Schema.
+/// Returns whether an argument takes base64, according to our own servers' `_meta` or JSON Schema's `contentEncoding`.
 pub(crate) fn is_base64(tool: &Tool, name: &str) -> bool {
     let marks = tool.meta.as_ref().and_then(|meta| meta.0.get(BASE64_KEY));
     let mut marked = marks.and_then(Value::as_array).into_iter().flatten();
@@ -81,7 +81,7 @@ fn property<'a>(schema: &'a Map<String, Value>, name: &str) -> Option<&'a Value>
 /// Maximum size of sent content, in bytes: a stream may be endless.
 const SEND_MAX: u64 = 4 * 1024 * 1024 * 1024;
 
-/// Bytes from a file, a pipe, or memory, read in another thread so that a wait can be interrupted.
+/// Bytes from a file, a pipe or memory, read in another thread so that waiting can be interrupted.
 pub(crate) struct PayloadSource(Option<Box<dyn Read + Send>>);
 
 impl fmt::Debug for PayloadSource {
@@ -117,7 +117,7 @@ impl PayloadSource {
     }
 }
 
-/// The reason why a transfer in pieces failed.
+/// The reason why a piecewise transfer failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PiecesError {
     #[error(transparent)]
@@ -130,7 +130,7 @@ pub(crate) enum PiecesError {
     Keep(#[source] io::Error),
 }
 
-/// Returns the number of bytes sent including this piece.
+/// Returns the number of bytes sent so far, including this piece.
 fn sent(offset: u64, piece: &[u8]) -> Result<u64, PiecesError> {
     let end = offset.saturating_add(piece.len() as u64);
     let fits = (end <= SEND_MAX).then_some(end);
@@ -140,9 +140,9 @@ fn sent(offset: u64, piece: &[u8]) -> Result<u64, PiecesError> {
 /// Fetched content.
 #[derive(Debug)]
 pub(crate) enum Fetched {
-    /// All in one answer, or a failure of the tool.
+    /// The whole content in one answer, or a tool failure.
     Whole(Called),
-    /// In pieces, which are in the file; the last answer, without its content.
+    /// The last answer, without its content; the pieces are in the file.
     Pieces(Foreign<CallToolResult>),
 }
 
@@ -156,7 +156,7 @@ struct AnswerPiece {
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
-    /// Sends a payload in pieces; returns the answer to the last, or the first failure of the tool.
+    /// Sends a payload in pieces; returns the answer to the last piece, or the first tool failure.
     pub(crate) async fn send_pieces(
         &mut self,
         tool: &str,
@@ -189,7 +189,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         }
     }
 
-    /// Fetches a payload in one call if it fits, otherwise in pieces into `file`; checks the digest of the whole.
+    /// Fetches a payload in one call if it fits, otherwise in pieces into `file`; checks the whole digest.
     pub(crate) async fn fetch(
         &mut self,
         tool: &str,
@@ -273,7 +273,7 @@ fn check(piece: &AnswerPiece, offset: u64, bytes: &[u8], size: u64) -> Result<()
     Ok(())
 }
 
-/// Checks the size and digest of a file that came in one answer.
+/// Checks the size and digest of a file that arrived in one answer.
 fn check_whole(piece: &AnswerPiece, bytes: &[u8]) -> Result<(), PiecesError> {
     if piece.offset != 0 || piece.size != bytes.len() as u64 {
         return Err(wrong("the content does not have its declared size"));

@@ -1,6 +1,6 @@
 //! Reads JSON strictly: duplicate keys and deep nesting are faults.
 //!
-//! If two readers disagreed on which of two equal keys counts, a policy would have a hole.
+//! If two readers disagreed on which of two duplicate keys counts, a policy could be bypassed.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -14,10 +14,10 @@ use serde_json::{Map, Value};
 
 use crate::mcp::{DEPTH_MAX, ID_MAX, VALUES_MAX, shown};
 
-/// The byte order mark of UTF-8, which a reader may ignore (RFC 8259 §8.1).
+/// The UTF-8 byte order mark, which a reader may ignore (RFC 8259 §8.1).
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Maximum length of an id's JSON text, in bytes: every byte may be an escape.
+/// Maximum length of an id's JSON text, in bytes: every byte may be escaped.
 pub(crate) const ID_WRITTEN_MAX: usize = 6 * ID_MAX + 2;
 
 /// The reason why bytes are not accepted as JSON.
@@ -26,7 +26,7 @@ pub(crate) enum JsonFault {
     /// Not JSON, or not UTF-8.
     #[error("{0}")]
     Syntax(String),
-    /// JSON with duplicate keys, too many values or too deep nesting.
+    /// JSON with duplicate keys, too many values or nesting that is too deep.
     #[error("{0}")]
     Refused(String),
 }
@@ -61,16 +61,16 @@ pub(crate) fn read_object(bytes: &[u8]) -> Result<Map<String, Value>, JsonFault>
     }
 }
 
-/// Returns whether JSON begins as an object. If it is a string, an error of serde would quote all of it.
+/// Returns whether JSON begins like an object. If it is a string, a serde error would quote all of it.
 pub(crate) fn begins_object(bytes: &[u8]) -> bool {
     trim(bytes).first() == Some(&b'{')
 }
 
-/// Reads a value at a depth.
+/// Reads a value at a given nesting depth.
 #[derive(Clone, Copy)]
 struct Strict<'c> {
     depth: usize,
-    /// Values read so far, over all depths.
+    /// Values read so far, at all depths.
     values: &'c Cell<usize>,
 }
 
@@ -92,7 +92,7 @@ impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        // A value takes many times the memory of its text: a line of empty lists must not become a gigabyte.
+        // A value takes many times the memory of its text: a line of empty arrays must not become a gigabyte.
         let values = self.values.get() + 1;
         if values > VALUES_MAX {
             return Err(D::Error::custom(format_args!(
@@ -161,7 +161,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 }
 
-/// Returns an upper bound of the number of values in JSON, without parsing it; `None` if it is nested too deeply.
+/// Returns an upper bound on the number of values in JSON, without parsing it; `None` if it is nested too deeply.
 pub(crate) fn count(json: &[u8]) -> Option<usize> {
     let (mut at, mut depth, mut values) = (0, 0_usize, 1);
     while let Some(byte) = json.get(at) {
@@ -183,8 +183,8 @@ pub(crate) fn count(json: &[u8]) -> Option<usize> {
     Some(values)
 }
 
-/// Returns whether JSON has a string of more than `max` bytes in an unexpected place: an error of serde quotes a
-/// mistyped string whole, at several times its length. Values of `payload` keys and below `free` keys may be long.
+/// Returns whether JSON has a string of more than `max` bytes in an unexpected place: a serde error quotes all of a
+/// mistyped string, at several times its length. Values of `payload` keys and below `free` keys may be long.
 pub(crate) fn has_long_text(json: &[u8], max: usize, payload: &[&str], free: &[&str]) -> bool {
     let is_one_of = |key: &[u8], keys: &[&str]| {
         let key = key.strip_prefix(b"\"");
@@ -242,7 +242,7 @@ fn id_of(text: &[u8]) -> Option<RequestId> {
     as_id(&serde_json::from_slice(text).ok()?)
 }
 
-/// Converts a JSON value to the id of a request: a string of at most 1 KiB, or an integer of 64 bits.
+/// Converts a JSON value to a request id: a string of at most 1 KiB, or a 64-bit integer.
 pub(crate) fn as_id(value: &Value) -> Option<RequestId> {
     match value {
         Value::Number(number) => number.as_i64().map(RequestId::Number),
@@ -253,8 +253,8 @@ pub(crate) fn as_id(value: &Value) -> Option<RequestId> {
     }
 }
 
-/// Searches a refused or invalid message for its id: the member `id` of the outermost object, if all strings and brackets before it are
-/// closed.
+/// Searches a refused or invalid message for its id: the outermost object's member `id`, if all strings and brackets
+/// before it are closed.
 pub(crate) fn find_id_in(bytes: &[u8]) -> Option<RequestId> {
     let bytes = trim(bytes);
     if bytes.first() != Some(&b'{') {
@@ -294,7 +294,7 @@ pub(crate) fn find_id_in(bytes: &[u8]) -> Option<RequestId> {
     None
 }
 
-/// Returns the string or number at the beginning of JSON that continues after it.
+/// Returns the string or number at the beginning of JSON text that continues after it.
 fn scalar(json: &[u8]) -> Option<&[u8]> {
     let end = if json.first()? == &b'"' {
         end_of_string(json, 0)?
@@ -322,7 +322,7 @@ pub(crate) fn find_id(head: &[u8], tail: &[u8]) -> Option<RequestId> {
     find_id_in(head).or_else(|| id_from_back(tail))
 }
 
-/// Reads `"id":…}` at the very end; too many braces would follow an `id` of an inner object.
+/// Reads `"id":…}` at the very end; an inner object's `id` would be followed by too many braces.
 fn id_from_back(tail: &[u8]) -> Option<RequestId> {
     const KEY: &[u8] = b"\"id\"";
     let start = tail.windows(KEY.len()).rposition(|window| window == KEY)?;

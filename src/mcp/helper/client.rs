@@ -1,4 +1,4 @@
-//! Starts the helpers of a worker and sends them its calls.
+//! Starts a worker's helpers and sends them its calls.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -21,16 +21,16 @@ use crate::name::ToolName;
 use crate::policy::Grant;
 use crate::tool::{Copies, Resource, ToolError, ToolOutcome};
 
-/// Time for which an idle helper stays running.
+/// Time for which an idle helper keeps running.
 const IDLE: Duration = Duration::from_secs(3);
 
 /// Runs the tools that this process cannot run itself.
 pub(crate) struct Helpers {
-    /// Has the server start a helper and returns the socket to it.
+    /// Asks the server to start a helper and returns the socket to it.
     start: Box<dyn Fn(Resource) -> io::Result<UnixStream> + Send + Sync>,
     /// The resource that this process may use itself.
     own: Option<Resource>,
-    /// Idle deadline of transfers in pieces.
+    /// Idle timeout of piecewise transfers.
     pieces: Duration,
     running: Mutex<HashMap<Resource, Arc<Helper>>>,
     numbers: AtomicU64,
@@ -38,35 +38,35 @@ pub(crate) struct Helpers {
 
 /// A running helper.
 struct Helper {
-    /// A queue of one call; the others wait in their own memory.
+    /// A queue of one call; further calls wait in their senders.
     calls: mpsc::Sender<(u64, Vec<u8>)>,
     /// Short orders, which never wait.
     orders: mpsc::UnboundedSender<Vec<u8>>,
-    /// Its socket, for closing it at once.
+    /// The helper's socket, for closing it immediately.
     socket: UnixStream,
-    /// Cancelled when it has ended, or is about to.
+    /// Cancelled when the helper has ended or is about to end.
     ended: CancellationToken,
     state: Mutex<HelperState>,
 }
 
 struct HelperState {
     waiting: HashMap<u64, oneshot::Sender<Result<ToolOutcome, ToolError>>>,
-    /// The connections with an unfinished transfer in pieces.
+    /// The connections with an unfinished piecewise transfer.
     busy: HashSet<u64>,
-    /// Idle deadline of such a transfer.
+    /// Idle timeout of such a transfer.
     pieces: Duration,
     /// The time at which the last call ended.
     since: Instant,
 }
 
-/// The helpers of one connection; its transfers in pieces end with it.
+/// One connection's access to the helpers; its piecewise transfers end with it.
 pub(crate) struct Connection {
     helpers: Arc<Helpers>,
     number: u64,
 }
 
 impl Helpers {
-    /// Creates the set of helpers, and starts none yet.
+    /// Creates the set of helpers without starting any.
     pub(crate) fn new(
         own: Option<Resource>,
         pieces: Duration,
@@ -85,7 +85,7 @@ impl Helpers {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Returns the helper of a resource; starts it if none runs.
+    /// Returns the helper for a resource; starts it if none is running.
     fn of(self: &Arc<Self>, resource: Resource) -> io::Result<Arc<Helper>> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(helper) = running.get(&resource)
@@ -124,12 +124,12 @@ impl Connection {
         Self { helpers, number }
     }
 
-    /// Returns whether a helper, and not this process, runs this tool.
+    /// Returns whether a helper, not this process, runs this tool.
     pub(crate) fn runs(&self, tool: ToolName) -> bool {
         self.helpers.own != Some(Resource::of(tool))
     }
 
-    /// Runs the tool of a grant in a helper.
+    /// Runs a grant's tool in a helper.
     pub(crate) async fn run(
         &self,
         grant: &Grant,
@@ -177,7 +177,7 @@ impl Drop for Connection {
     }
 }
 
-/// A call that waits for its result; dropping it earlier cancels the call.
+/// A call that is waiting for its result; dropping this value earlier cancels the call.
 struct WaitingCall<'a> {
     helper: &'a Helper,
     id: u64,
@@ -233,7 +233,7 @@ impl Helper {
         }
     }
 
-    /// Passes on the helper's reports until it ends or has been idle for a while.
+    /// Passes on the helper's reports until the helper ends or has been idle for a while.
     async fn read(self: Arc<Self>, reader: OwnedReadHalf) {
         let mut reader = BufReader::new(reader);
         let mut report = Box::pin(receive(&mut reader, REPORT_MAX));
@@ -251,9 +251,9 @@ impl Helper {
                 () = sleep_until(next_check) => {
                     let state = self.state();
                     if state.idle_until().is_some_and(|until| until <= Instant::now()) {
-                        // Under the lock, so that no call begins to wait meanwhile; a later call sees the cancellation.
+                        // Under the lock, so that no call starts to wait meanwhile; later calls see the cancellation.
                         self.ended.cancel();
-                        // The next helper of the resource starts after the end of this one.
+                        // The next helper for the resource starts after this one has ended.
                         let _ = self.socket.shutdown(Shutdown::Both);
                         break;
                     }
@@ -269,7 +269,7 @@ impl Helper {
         let mut state = self.state();
         state.since = Instant::now();
         let waiting = state.waiting.remove(&report.id);
-        // A connection that has ended waits for nothing, so it is not busy.
+        // A connection that has ended is not waiting, so it is not busy.
         if report.waits && waiting.is_some() {
             state.busy.insert(report.connection);
         } else if !report.waits {
@@ -283,7 +283,7 @@ impl Helper {
 }
 
 impl HelperState {
-    /// Returns the time at which the helper counts as idle; by then it has given up transfers in pieces itself.
+    /// Returns the time at which the helper counts as idle; by then, it has itself given up piecewise transfers.
     fn idle_until(&self) -> Option<Instant> {
         let pieces = if self.busy.is_empty() {
             Duration::ZERO

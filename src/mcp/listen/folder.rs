@@ -1,4 +1,4 @@
-//! Keeps the folder of a server's sockets: private, used by one server at a time, and cleared at its end.
+//! Manages a server's socket folder: private, used by one server at a time, and cleared when the server ends.
 
 use std::fs::{DirEntry, File, TryLockError};
 use std::io::{self, Write as _};
@@ -17,13 +17,13 @@ use crate::name::MachineName;
 
 /// Maximum wait for the folder's lock: a check for a running server holds it briefly.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
-/// Maximum length of a path of a Unix socket, in bytes (`sun_path` without its final zero).
+/// Maximum length of a Unix socket path, in bytes (`sun_path` without its final zero).
 const SOCKET_PATH_MAX: usize = 107;
 /// The file that a running server keeps locked.
 const LOCK: &str = ".lock";
-/// Name of the status file of the running server.
+/// Name of the running server's status file.
 const STATUS: &str = ".status.json";
-/// Name of a socket before it listens; shorter than that of any consumer's socket.
+/// Name of a socket before it listens; shorter than the name of any consumer's socket.
 const FRESH: &str = ".new";
 /// Name of the status file until it is complete.
 const FRESH_STATUS: &str = ".status.new";
@@ -32,20 +32,20 @@ const STATUS_MODE: u32 = 0o600;
 /// Suffix of a consumer's socket.
 const SOCKET_SUFFIX: &str = ".sock";
 
-/// The reason why sockets cannot be made in a folder.
+/// The reason why sockets cannot be created in a folder.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FolderError {
-    /// The system refused.
+    /// A system call failed.
     #[error("`{}` cannot be {doing}: {source}", path.display())]
     Io {
         /// The attempted operation.
         doing: &'static str,
-        /// The path of the operation.
+        /// The path on which it was attempted.
         path: PathBuf,
         /// The system's error.
         source: io::Error,
     },
-    /// The folder contains a file that no server made.
+    /// The folder contains a file that no server created.
     #[error("`{}` contains `{}`, which no server created", folder.display(), name.escape_debug())]
     Foreign {
         /// The folder.
@@ -53,26 +53,26 @@ pub(crate) enum FolderError {
         /// Name of the file.
         name: String,
     },
-    /// It is a link, a file, or belongs to another user.
+    /// The folder is a link or a file, or belongs to another user.
     #[error("`{}` is not a folder that belongs to this user", .0.display())]
     NotOurs(PathBuf),
-    /// Something other than a socket has the name of a socket.
+    /// Something other than a socket has the name of the socket.
     #[error("`{}` is not a socket, so no socket can be created there", .0.display())]
     InTheWay(PathBuf),
-    /// Another server uses the folder.
+    /// Another server is using the folder.
     #[error("another server uses the folder `{}`", .0.display())]
     Taken(PathBuf),
-    /// The path of a socket would be longer than the system allows.
+    /// A socket path would be longer than the system allows.
     #[error("the socket path `{}` has {length} bytes; the maximum is {SOCKET_PATH_MAX}", path.display())]
     PathTooLong {
-        /// The socket.
+        /// The socket's path.
         path: PathBuf,
         /// Length of its path, in bytes.
         length: usize,
     },
 }
 
-/// The folder of this process's sockets, and its lock.
+/// This process's socket folder and its lock.
 #[derive(Debug)]
 pub(crate) struct SocketFolder {
     path: PathBuf,
@@ -80,11 +80,11 @@ pub(crate) struct SocketFolder {
 }
 
 impl SocketFolder {
-    /// Makes the folder private (0700), takes its lock and removes the sockets of a killed server.
+    /// Makes the folder private (0700), takes its lock and removes the sockets left by a killed server.
     ///
     /// # Errors
     ///
-    /// If the folder belongs to another user, cannot be made, contains foreign files, or is used by another server.
+    /// Fails if the folder belongs to another user, cannot be created, contains foreign files, or is in use.
     pub(crate) fn take(path: &Path) -> Result<Self, FolderError> {
         make_private(path)?;
         let lock = open_or_make(CWD, path.join(LOCK))
@@ -101,11 +101,11 @@ impl SocketFolder {
         Ok(folder)
     }
 
-    /// Returns whether a server holds the folder's lock now.
+    /// Returns whether a server currently holds the folder's lock.
     ///
     /// # Errors
     ///
-    /// If the folder belongs to another user.
+    /// Fails if the folder belongs to another user.
     pub(crate) fn is_served(path: &Path) -> io::Result<bool> {
         match regular(path, LOCK) {
             Ok(lock) => Ok(lock.file.try_lock_shared().is_err()),
@@ -119,13 +119,13 @@ impl SocketFolder {
     ///
     /// # Errors
     ///
-    /// If the system refuses, or if the status is too large or not a regular file.
+    /// Fails if a system call fails, or if the status is too large or not a regular file.
     pub(crate) fn status(path: &Path) -> io::Result<Vec<u8>> {
-        /// Maximum size of a status, in bytes: a services file and some more.
+        /// Maximum size of a status, in bytes: a services file plus some overhead.
         const STATUS_MAX: u64 = 17 * 1024 * 1024;
-        /// Maximum number of values in it, which keeps their memory below 32 MiB.
+        /// Maximum number of values in a status, which keeps their memory below 32 MiB.
         const VALUES_MAX: usize = 200_000;
-        /// Maximum length of a text in it, in bytes.
+        /// Maximum length of a string in a status, in bytes.
         const TEXT_MAX: usize = 64 * 1024;
         let text = regular(path, STATUS)?.read(STATUS_MAX)?;
         if json::count(&text).is_some_and(|values| values <= VALUES_MAX)
@@ -147,18 +147,18 @@ impl SocketFolder {
         self.path.join(format!("{consumer}{SOCKET_SUFFIX}"))
     }
 
-    /// Makes the socket of a consumer (0600, non-blocking).
+    /// Creates a consumer's socket (0600, non-blocking).
     ///
     /// # Errors
     ///
-    /// If the path is too long or belongs to something other than a socket, or if the system refuses.
+    /// Fails if the path is too long or taken by something other than a socket, or if a system call fails.
     pub(crate) fn bind(&self, consumer: &MachineName) -> Result<UnixListener, FolderError> {
         let path = self.socket(consumer);
         let length = path.as_os_str().len();
         if length > SOCKET_PATH_MAX {
             return Err(FolderError::PathTooLong { path, length });
         }
-        // It has another name until it listens, so that every visible socket accepts connections.
+        // The socket has a temporary name until it listens, so that every visible socket accepts connections.
         let fresh = self.path.join(FRESH);
         Self::remove_socket(&fresh)?;
         Self::remove_socket(&path)?;
@@ -166,7 +166,7 @@ impl SocketFolder {
             listener.set_nonblocking(true)?;
             // Until then, the private folder protects the socket.
             std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
-            // Anything that has this name by now is not ours, and stays.
+            // Anything that has taken this name by now is not ours and is kept.
             renameat_with(CWD, &fresh, CWD, &path, RenameFlags::NOREPLACE)?;
             Ok(listener)
         });
@@ -176,7 +176,7 @@ impl SocketFolder {
         })
     }
 
-    /// Returns whether the socket of a consumer exists; true if that cannot be determined.
+    /// Returns whether a consumer's socket exists; true if that cannot be determined.
     pub(crate) fn has(&self, consumer: &MachineName) -> bool {
         match std::fs::symlink_metadata(self.socket(consumer)) {
             Ok(there) => there.file_type().is_socket(),
@@ -189,11 +189,11 @@ impl SocketFolder {
         error("served", &self.socket(consumer), source)
     }
 
-    /// Removes the socket of a consumer; does nothing if it is missing.
+    /// Removes a consumer's socket; does nothing if it is missing.
     ///
     /// # Errors
     ///
-    /// If the system refuses, or if something other than a socket has its name.
+    /// Fails if a system call fails, or if something other than a socket has its name.
     pub(crate) fn remove(&self, consumer: &MachineName) -> Result<(), FolderError> {
         Self::remove_socket(&self.socket(consumer))
     }
@@ -211,11 +211,11 @@ impl SocketFolder {
         }
     }
 
-    /// Writes the status file for `mcp status`, whole or not at all.
+    /// Writes the status file for `mcp status` atomically.
     ///
     /// # Errors
     ///
-    /// If the system refuses.
+    /// Fails if a system call fails.
     pub(crate) fn write_status(&self, text: &[u8]) -> Result<(), FolderError> {
         open(&self.path)
             .and_then(|folder| {
@@ -230,7 +230,7 @@ impl SocketFolder {
     ///
     /// # Errors
     ///
-    /// If the system refuses.
+    /// Fails if a system call fails.
     pub(crate) fn clear(&self) -> Result<(), FolderError> {
         let failed = |source| error("cleared", &self.path, source);
         for entry in std::fs::read_dir(&self.path).map_err(failed)? {
@@ -243,7 +243,7 @@ impl SocketFolder {
     }
 }
 
-/// Returns whether a server made the entry, judging by its name and type.
+/// Returns whether a server created the entry, judging by its name and type.
 fn is_ours(entry: &DirEntry) -> io::Result<bool> {
     let kind = entry.file_type()?;
     let name = entry.file_name();
@@ -259,7 +259,7 @@ fn open(folder: &Path) -> io::Result<Dir> {
     Ok(Dir::open(folder, READ | OFlags::NOFOLLOW, BENEATH)?)
 }
 
-/// Opens a regular file of the folder, whose own path may be a link.
+/// Opens a regular file in the folder; the folder's own path may be a link.
 fn regular(folder: &Path, name: &str) -> io::Result<RegularFile> {
     let file = Dir::open(folder, SEARCH, BENEATH)?.regular(name)?;
     file.ok_or_else(|| io::ErrorKind::NotFound.into())
@@ -292,7 +292,7 @@ fn make_private(path: &Path) -> Result<(), FolderError> {
         .map_err(|source| error("made private", path, source))
 }
 
-/// Checks that a folder without a lock file contains no foreign file, before it is made private and cleared.
+/// Checks that a folder without a lock file contains no foreign files, before it is made private and cleared.
 fn holds_sockets_only(path: &Path) -> Result<(), FolderError> {
     let failed = |source| error("read", path, source);
     if regular(path, LOCK).is_ok() {

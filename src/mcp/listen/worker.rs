@@ -1,8 +1,8 @@
-//! Supervises a worker, and lends it resources of the server.
+//! Supervises a worker, and lends it the server's resources.
 //!
-//! A worker starts at the first connection, and again at the next one after its end. The kernel divides memory,
-//! processors and descriptors among processes, so a consumer that asks for too much slows down or kills only its own.
-//! The server lends a worker a helper per resource of a granted tool, and memory beyond its reserved share, if free.
+//! A worker is started on the first connection, and again on the next one after it ends. The kernel divides memory,
+//! processors and descriptors among processes, so an excessive consumer slows down or kills only its own process.
+//! The server lends a worker one helper per resource of its granted tools, and free memory beyond its reserved share.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -36,13 +36,13 @@ use crate::tool::{Resource, environment};
 const RESTART_DELAY: Duration = FOLLOW.saturating_mul(2);
 /// Time for a process to end after [`worker::ABORT`].
 const ABORT_TIME: Duration = Duration::from_secs(1);
-/// Stack of the thread that answers a process, in bytes: it writes the log, and parses requests of bounded depth.
+/// Stack size of the thread that answers a process, in bytes: it writes the log and parses requests of bounded depth.
 const STACK: usize = 1024 * 1024;
-/// Stack of the thread that answers a helper, in bytes: it hands out a policy.
+/// Stack size of the thread that answers a helper, in bytes: it only sends the policy.
 const HELPER_STACK: usize = 256 * 1024;
 /// Time for a helper to end.
 const HELPER_END: Duration = Duration::from_secs(2);
-/// Time for a process to exit after it closed its socket to the server.
+/// Time for a process to exit after closing its socket to the server.
 const EXIT_TIME: Timespec = Timespec {
     tv_sec: 1,
     tv_nsec: 0,
@@ -54,7 +54,7 @@ pub(super) struct WorkerSupervisor {
     pub(super) socket: AsyncFd<OwnedFd>,
     pub(super) state: ServerState,
     pub(super) failures: Arc<Mutex<WorkerFailures>>,
-    /// Cancelled to accept no new connections.
+    /// Cancelled to stop accepting new connections.
     pub(super) close: CancellationToken,
     pub(super) connections: Shutdown,
 }
@@ -72,7 +72,7 @@ impl WorkerSupervisor {
                     lock(&self.failures).unstarted.remove(&self.caller);
                     tokio::select! {
                         how = worker.ended() => match how {
-                            // An idle process ends normally.
+                            // An idle process has exited normally.
                             None => continue,
                             Some(how) => lock(&self.failures).died(&self.caller, &how),
                         },
@@ -96,12 +96,12 @@ impl WorkerSupervisor {
             if poll(&mut polled, Some(&Timespec::default()))? > 0 {
                 return Ok(());
             }
-            // It was ready for the connections that the ended process accepted.
+            // The socket was ready because of connections that the ended process accepted.
             ready.clear_ready();
         }
     }
 
-    /// Waits until no new connections are to be accepted.
+    /// Waits until new connections must no longer be accepted.
     async fn closed(&self) {
         tokio::select! {
             () = self.close.cancelled() => {}
@@ -109,7 +109,7 @@ impl WorkerSupervisor {
         }
     }
 
-    /// Starts the process, and a thread that answers it.
+    /// Starts the process, and a thread that answers its requests.
     fn start(&self) -> io::Result<Worker> {
         let arguments = worker::arguments(&self.caller, &self.state.services, self.state.verbose);
         let listening = self.socket.get_ref().try_clone()?;
@@ -137,7 +137,7 @@ impl WorkerSupervisor {
             // The supervisor may be gone.
             let _ = ended.send(how);
         };
-        // Without the thread, the process sees the end of its stdin and ends.
+        // Without the thread, the process sees the end of its stdin and exits.
         std::thread::Builder::new()
             .name(self.caller.to_string())
             .stack_size(STACK)
@@ -145,7 +145,7 @@ impl WorkerSupervisor {
         Ok(worker)
     }
 
-    /// Tells the process to end, each time more firmly, until it has ended.
+    /// Tells the process to end, with increasing force, until it has ended.
     async fn end(self, mut worker: Worker) {
         // Refuses new connections.
         drop(self.socket);
@@ -168,20 +168,20 @@ impl WorkerSupervisor {
     }
 }
 
-/// A running process.
+/// A running worker process.
 struct Worker {
     process: Arc<ProcessHandle>,
     end: oneshot::Receiver<Option<String>>,
 }
 
 impl Worker {
-    /// Waits for its end; describes an abnormal one.
+    /// Waits for the process to end; describes an abnormal end.
     async fn ended(&mut self) -> Option<String> {
         (&mut self.end).await.unwrap_or_default()
     }
 }
 
-/// A descriptor of a process, so that no signal reaches a later process with the same id.
+/// A process descriptor, so that no signal reaches a later process with the same id.
 struct ProcessHandle(OwnedFd);
 
 impl ProcessHandle {
@@ -197,7 +197,7 @@ impl ProcessHandle {
 
     /// Waits for a process that closed its socket, kills it after [`EXIT_TIME`], and describes an abnormal status.
     fn reap(&self, mut child: OwnedChild) -> Option<String> {
-        // A process that exits by itself closes its socket a moment before.
+        // A process that exits on its own closes its socket shortly before.
         let mut ended = [PollFd::new(&self.0, PollFlags::IN)];
         if poll(&mut ended, Some(&EXIT_TIME)) != Ok(1) {
             // A process that has ended in the meantime keeps its status.
@@ -211,7 +211,7 @@ impl ProcessHandle {
     }
 }
 
-/// A process of the server, which does not outlive this value.
+/// A child process of the server; it does not outlive this value.
 struct OwnedChild(Child);
 
 impl OwnedChild {
@@ -233,7 +233,7 @@ impl OwnedChild {
             .envs(environment())
             .env(worker::ALLOCATOR.0, worker::ALLOCATOR.1)
             .envs(variable)
-            // The server passes a terminal's signals on.
+            // The server forwards the terminal's signals.
             .process_group(0)
             .stdin(OwnedFd::from(theirs))
             .stdout(stdout)
@@ -244,13 +244,13 @@ impl OwnedChild {
 
 impl Drop for OwnedChild {
     fn drop(&mut self) {
-        // Neither affects a process that was waited for.
+        // Neither affects a process that has already been waited for.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// The resources lent to one worker; its loans end with this value.
+/// The resources lent to one worker; the loans end when this value is dropped.
 struct WorkerResources {
     caller: MachineName,
     state: ServerState,
@@ -276,7 +276,7 @@ impl Drop for WorkerResources {
     fn drop(&mut self) {
         self.give_back();
         lock(&self.state.loans).callers -= 1;
-        // The worker is gone: kills the helpers that do not end by themselves.
+        // The worker is gone: kills the helpers that do not end on their own.
         if !self.helpers.wait(HashMap::is_empty) {
             let running = lock(&self.helpers.running);
             running
@@ -318,7 +318,7 @@ impl House for WorkerResources {
         let mut lent = lock(&self.state.loans);
         let reserved = lent.callers.saturating_mul(MEMORY_RESERVED);
         let all = reserved.saturating_add(lent.bytes).saturating_add(more);
-        // One caller at a time is always lent it: with many callers, the reserved shares may take all the memory.
+        // One caller at a time can always borrow: with many callers, the reserved shares may use up all the memory.
         if lent.bytes > 0 && all > services.memory_of_all() {
             return false;
         }
@@ -363,7 +363,7 @@ impl House for WorkerResources {
             }
             drop(place);
         };
-        // Without the thread, the process sees the end of its stdin and ends.
+        // Without the thread, the process sees the end of its stdin and exits.
         std::thread::Builder::new()
             .name(format!("{}-{}", self.caller, resource.as_str()))
             .stack_size(HELPER_STACK)
@@ -372,7 +372,7 @@ impl House for WorkerResources {
     }
 }
 
-/// The entry of a running helper, removed with this value.
+/// A running helper's entry, removed when this value is dropped.
 struct HelperPlace {
     helpers: Arc<RunningHelpers>,
     resource: Resource,
@@ -423,7 +423,7 @@ mod tests {
             WorkerResources::new(name.parse().unwrap(), state.clone(), Arc::clone(&failures))
         };
         let first = house("c1");
-        // The first one borrows all the memory beyond its own reserved share.
+        // The first worker borrows all the memory beyond its own reserved share.
         assert!(first.borrow() && first.borrow());
         let second = house("c2");
         assert!(!second.borrow());

@@ -1,4 +1,4 @@
-//! Defines the protocol between a worker and its server: one request, one response, each as JSON after its length.
+//! Defines the protocol between a worker and its server: one request, one response, each as length-prefixed JSON.
 
 use std::io::{self, BufRead, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -19,7 +19,7 @@ use crate::audit::{Call, Outcome};
 use crate::services::Services;
 use crate::tool::Resource;
 
-/// Maximum length of a request, in bytes: the log line of a call has bounded names and reasons.
+/// Maximum length of a request, in bytes: a call's log line has bounded names and reasons.
 pub(super) const REQUEST_MAX: u32 = 64 * 1024;
 /// Maximum length of a response, in bytes: one consumer's services, from a file of at most 16 MiB.
 pub(super) const RESPONSE_MAX: u32 = 32 * 1024 * 1024;
@@ -30,12 +30,12 @@ pub(super) enum MonitorRequest {
     /// Send the policy in force.
     Policy,
     Admit(Box<Call>),
-    /// Log how this call ended; its answer leaves afterwards.
+    /// Log how this call ended; its answer is sent afterwards.
     Ended {
-        /// Its place in [`Response::Admit`].
+        /// The call's place from [`Response::Admit`].
         place: u64,
         outcome: Outcome,
-        /// Bytes of its answer.
+        /// Length of the answer, in bytes.
         bytes_out: u64,
     },
     /// Log that this call ended with its connection.
@@ -44,7 +44,7 @@ pub(super) enum MonitorRequest {
     },
     /// Log a call that did not run.
     Log(Box<Call>),
-    /// Start the helper that runs the tools of this resource.
+    /// Start the helper that runs the tools for this resource.
     Helper(Resource),
     /// Lend the part of this consumer's memory that is not reserved for it.
     Borrow,
@@ -56,20 +56,20 @@ pub(super) enum MonitorRequest {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Response {
     Policy {
-        /// The part that concerns this consumer.
+        /// The part of the policy that concerns this consumer.
         services: Services,
         /// The digest of the whole policy.
         digest: String,
-        /// True if it holds until its file changes.
+        /// True if the policy remains valid until its file changes.
         settled: bool,
     },
     /// The place of the running call, or the reason why it does not run.
     Admit(Result<u64, AdmitError>),
-    /// It could not be logged.
+    /// The call could not be logged.
     Unlogged,
     /// True if the memory is lent.
     Lent(bool),
-    /// The socket to the helper comes with this message.
+    /// The socket to the helper is attached to this message.
     Helper,
     /// The helper could not be started, for this reason.
     NoHelper(String),
@@ -79,7 +79,7 @@ pub(super) enum Response {
 /// Time to poll before blocking: waking a thread takes longer than most responses, and calls come in bursts.
 const SPIN: Duration = Duration::from_micros(100);
 
-/// A socket whose reader polls briefly before it blocks, and keeps the descriptor that comes with a message.
+/// A socket whose reader polls briefly before it blocks, and keeps the descriptor attached to a message.
 pub(super) struct SpinRead<S> {
     pub(super) socket: S,
     descriptor: Option<OwnedFd>,
@@ -93,7 +93,7 @@ impl<S: AsFd> SpinRead<S> {
         }
     }
 
-    /// Takes the descriptor that came with the last message.
+    /// Takes the descriptor attached to the last message.
     pub(super) const fn take_descriptor(&mut self) -> Option<OwnedFd> {
         self.descriptor.take()
     }
@@ -139,14 +139,14 @@ pub(super) fn send(
         let mut descriptors = SendAncillaryBuffer::new(&mut space);
         let one = [descriptor];
         descriptors.push(SendAncillaryMessage::ScmRights(&one));
-        // The descriptor goes with the first byte.
+        // The descriptor is sent with the first byte.
         let slice = [IoSlice::new(&bytes)];
         sent = sendmsg(to, &slice, &mut descriptors, SendFlags::NOSIGNAL)?;
     }
     to.write_all(bytes.get(sent..).unwrap_or_default())
 }
 
-/// Encodes a message after its length. Fails if it is too long.
+/// Encodes a message, prefixed with its length. Fails if the message is too long.
 pub(in crate::mcp) fn framed(message: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; size_of::<u32>()];
     serde_json::to_writer(&mut bytes, message)?;

@@ -13,7 +13,7 @@ use crate::mcp::policy_watcher::{Loaded, Policy, PolicyError, PolicyWatcher};
 use crate::mcp::throttle::Lender;
 use crate::tool::Resource;
 
-/// The socket to the server. One request at a time: blocking is cheaper than handing the request to another thread.
+/// The socket to the server, for one request at a time: blocking is cheaper than handing it to another thread.
 struct ServerSocket {
     socket: Mutex<BufReader<SpinRead<UnixStream>>>,
     /// Called when the server is gone.
@@ -26,7 +26,7 @@ impl ServerSocket {
         let answer = send(&socket.get_ref().socket, request, None)
             .and_then(|()| receive(&mut *socket, RESPONSE_MAX));
         if answer.is_err() {
-            // It may still contain half a response.
+            // The socket may still contain a partial response.
             let _ = socket.get_ref().socket.shutdown(Shutdown::Both);
             (self.lost)();
         }
@@ -81,16 +81,16 @@ impl Lender for Arc<ServerSocket> {
     }
 }
 
-/// The server as its worker sees it.
+/// The server as seen by its worker.
 pub(crate) struct RemoteMonitor {
     server: Arc<ServerSocket>,
-    /// The consumer's part of the policy, requested when the services file has changed.
+    /// The consumer's part of the policy, requested again when the services file has changed.
     watcher: PolicyWatcher,
 }
 
 impl RemoteMonitor {
-    /// Requests the policy, and again after each change of the file `services`. Calls `lost` when the server is gone:
-    /// from then on no call runs. Fails if it is already gone.
+    /// Requests the policy now and after each change to the file `services`. Calls `lost` when the server is gone:
+    /// from then on, no call runs. Fails if the server is already gone.
     pub(crate) fn new(
         socket: UnixStream,
         services: &Path,
@@ -119,7 +119,7 @@ impl RemoteMonitor {
         Arc::clone(&self.server)
     }
 
-    /// Returns a function that has the server start a helper.
+    /// Returns a function that asks the server to start a helper.
     pub(crate) fn starts_helpers(
         &self,
     ) -> impl Fn(Resource) -> io::Result<UnixStream> + Send + Sync + 'static {

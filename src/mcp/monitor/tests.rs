@@ -1,4 +1,4 @@
-//! Tests a worker and its monitor as two ends of a socket: requests, and their lines in the log.
+//! Tests a worker and its monitor as two ends of a socket: requests and their log lines.
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
@@ -89,7 +89,7 @@ impl Bench {
     }
 }
 
-/// Returns a log line whose caller and tool are false.
+/// Returns a log line whose caller and tool are wrong.
 fn line(service: &str, policy: &str) -> Call {
     Call {
         id: "1".into(),
@@ -120,7 +120,7 @@ fn a_call_is_let_in_and_logged_as_its_callers_whatever_its_process_says() {
     let full = remote.admit(line("sign", &policy.digest)).err().unwrap();
     assert!(matches!(full, AdmitError::Overloaded(_)), "{full:?}");
     place.ended(Outcome::Done, 7).unwrap();
-    // The place is free again, but another consumer's service stays out of reach.
+    // The place is free again, but another consumer's service remains out of reach.
     drop(remote.admit(line("sign", &policy.digest)).unwrap());
     let other = remote.admit(line("secret", &policy.digest)).err().unwrap();
     assert!(matches!(other, AdmitError::Changed), "{other:?}");

@@ -142,7 +142,7 @@ fn every_call_that_ran_while_the_log_was_away_is_told_of_and_memory_is_bounded()
     let (last, done) = outcomes.split_last().unwrap();
     assert!(done.iter().all(|outcome| *outcome == Outcome::Done));
     assert_eq!((done.len(), *last), (KEPT_MAX, Outcome::Cancelled));
-    // Ten that ran, and one that was refused.
+    // Ten calls that ran, and one that was refused.
     assert_eq!(bench.counted(), 11);
     assert_eq!(bench.recorder.running.load(Ordering::Relaxed), 0);
 }

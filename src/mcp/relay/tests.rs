@@ -1,4 +1,4 @@
-//! Tests the relay between a client and providers of every kind.
+//! Tests the relay between a client and all kinds of providers.
 
 use tokio::io::{BufReader, DuplexStream, ReadHalf, WriteHalf, duplex, split};
 
@@ -6,7 +6,7 @@ use super::*;
 
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// Relays `input` to a provider that replies to each line with `answer`; unless it `stays`, it leaves after the first.
+/// Relays `input` to a provider that replies to each line with `answer`; unless it `stays`, it closes after the first.
 async fn relayed(
     input: &[u8],
     stays: bool,
@@ -19,7 +19,7 @@ async fn relayed(
     let mut seen = Vec::new();
     let provide = async {
         use tokio::io::AsyncBufReadExt as _;
-        // Moved in, so that leaving closes the stream.
+        // Moved in, so that the end of this task closes the stream.
         let mut far_writer = far_writer;
         let mut lines = BufReader::new(far_reader);
         let mut line = Vec::new();
@@ -176,7 +176,7 @@ async fn more_than_a_buffer_goes_both_ways_at_once() {
 
 type Talking = Relay<ReadHalf<DuplexStream>, WriteHalf<DuplexStream>, fn() -> bool>;
 
-/// Returns a client that can send more, and its relay.
+/// Returns a client that can keep sending, and its relay.
 fn talking() -> (DuplexStream, Talking) {
     let (client, near) = duplex(1 << 20);
     let (input, output) = split(near);
@@ -192,7 +192,7 @@ struct Twice {
     after: &'static str,
     /// The first server's lines before it ends.
     first: &'static str,
-    /// The second server's answers, in turn.
+    /// The second server's answers, in order.
     second: Vec<&'static str>,
 }
 
@@ -215,7 +215,7 @@ impl Twice {
         let (near, far) = duplex(1 << 20);
         let (reader, writer) = split(near);
         let (from, mut to) = split(far);
-        // Moved in, so that finishing closes the stream.
+        // Moved in, so that the end of this task closes the stream.
         let serves = async move {
             use tokio::io::AsyncBufReadExt as _;
             let mut lines = BufReader::new(from);

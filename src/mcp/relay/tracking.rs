@@ -1,8 +1,8 @@
-//! Tracks the messages that pass through a relay: the answers due to the client, and its handshake.
+//! Tracks the messages that pass through a relay: the answers due to the client, and the client's handshake.
 //!
-//! A request is answered with its id. JSON-RPC and our own server answer any other line too, such as invalid JSON:
-//! under its id if that is readable, otherwise under none or `null`. Other servers often ignore such a line.
-//! Notifications, and answers to a server's own requests, get no answer.
+//! A request is answered under its id. JSON-RPC and our own server also answer any other line, such as invalid JSON:
+//! under its id if that is readable, otherwise without an id or under `null`. Other servers often ignore such a line.
+//! Notifications, and answers to a server's own requests, are not answered.
 
 use std::collections::{HashMap, HashSet};
 
@@ -23,13 +23,13 @@ const HANDSHAKE_MAX: usize = 64 * 1024;
 /// Ids are normalized JSON text: a provider may write the same id differently.
 #[derive(Debug, Default)]
 pub(super) struct PendingAnswers {
-    /// Lines with an id of their own; true for a request.
+    /// Lines with a unique id; true for a request.
     by_id: HashMap<String, bool>,
     /// Requests whose answers cannot be told apart: `null` may answer any of them.
     ambiguous_requests: usize,
-    /// Such lines that are not requests.
+    /// Other lines whose answers cannot be told apart.
     ambiguous_others: usize,
-    /// The ids of both.
+    /// The ids of both kinds of lines.
     ambiguous_ids: HashSet<String>,
 }
 
@@ -43,7 +43,7 @@ enum ExpectedAnswer {
         request: bool,
         or_null: bool,
     },
-    /// An answer under no id.
+    /// An answer without an id.
     WithoutId,
     /// The answer to this request is no longer expected.
     Cancelled(String),
@@ -59,7 +59,7 @@ struct AnswerEnvelope<'a> {
 }
 
 impl PendingAnswers {
-    /// Notes a line of the client.
+    /// Notes a line from the client.
     pub(super) fn sent(&mut self, line: &Line) {
         match expected_answer(line) {
             ExpectedAnswer::None => {}
@@ -73,7 +73,7 @@ impl PendingAnswers {
         }
     }
 
-    /// Notes a line of the provider.
+    /// Notes a line from the provider.
     pub(super) fn received(&mut self, line: &Line) {
         match line {
             Line::TooLong { head, tail, .. } => {
@@ -103,7 +103,7 @@ impl PendingAnswers {
         self.count() == 0
     }
 
-    /// Returns whether every request has its answer.
+    /// Returns whether every request has been answered.
     pub(super) fn no_request(&self) -> bool {
         self.ambiguous_requests == 0 && self.by_id.values().all(|request| !request)
     }
@@ -113,7 +113,7 @@ impl PendingAnswers {
         self.by_id.len() + self.ambiguous_requests + self.ambiguous_others
     }
 
-    /// Forgets every line that waits for an answer; returns the ids of those that have one, as JSON text.
+    /// Forgets every line that is waiting for an answer; returns the ids of the lines that have one, as JSON text.
     pub(super) fn give_up(&mut self) -> Vec<String> {
         let all = std::mem::take(self);
         all.by_id.into_keys().chain(all.ambiguous_ids).collect()
@@ -136,14 +136,14 @@ impl PendingAnswers {
         }
     }
 
-    /// Notes an answer under an id. An unexpected one, such as that to a cancelled request, settles no other line.
+    /// Notes an answer under an id. An unexpected answer, such as one to a cancelled request, settles no other line.
     fn settle(&mut self, id: &str) {
         if self.by_id.remove(id).is_none() && self.ambiguous_ids.contains(id) {
             self.settle_ambiguous(true);
         }
     }
 
-    /// Notes the answer to one of the ambiguous lines: to a request or to another line, if both kinds wait.
+    /// Notes the answer to an ambiguous line; if both kinds are waiting, `request` selects the kind.
     fn settle_ambiguous(&mut self, request: bool) {
         let (requests, others) = (&mut self.ambiguous_requests, &mut self.ambiguous_others);
         let settled = match (*requests, *others) {
@@ -159,7 +159,7 @@ impl PendingAnswers {
     }
 }
 
-/// Returns the answer expected for a line: that of our own server, and that required by JSON-RPC.
+/// Returns the answer expected for a line, both from our own server and according to JSON-RPC.
 fn expected_answer(line: &Line) -> ExpectedAnswer {
     let bytes = match line {
         Line::TooLong { head, tail, .. } => return by_id(json::find_id(head, tail), true, false),
@@ -209,26 +209,26 @@ fn expected_for(message: &Map<String, Value>) -> ExpectedAnswer {
     }
 }
 
-/// Writes an id as JSON text.
+/// Converts an id to JSON text.
 fn id_text(id: &RequestId) -> String {
     id.clone().into_json_value().to_string()
 }
 
-/// Normalizes an id, for example by removing needless escapes; leaves an overlong one as it is.
+/// Normalizes an id, for example by removing needless escapes; leaves an overlong id unchanged.
 fn normalized(id: &RawValue) -> String {
     let short = Some(id.get()).filter(|id| id.len() <= ID_WRITTEN_MAX);
     let read = short.and_then(|id| serde_json::from_str::<Value>(id).ok());
     read.map_or_else(|| id.get().to_owned(), |value| value.to_string())
 }
 
-/// The handshake of a client, to be repeated with a provider that came back.
+/// A client's handshake, to be repeated with a provider that came back.
 #[derive(Debug, Default)]
 pub(super) struct Handshake {
     /// The request that no provider has accepted yet.
     pending: Option<HandshakeRequest>,
     /// The last accepted request.
     accepted: Option<HandshakeRequest>,
-    /// The notification after it, as the client wrote it; empty until it comes.
+    /// The notification after the request, as the client wrote it; empty until it arrives.
     pub(super) notification: Vec<u8>,
 }
 
@@ -245,7 +245,7 @@ impl Handshake {
         self.accepted.as_ref().map(|request| &*request.line)
     }
 
-    /// Notes a message of the client.
+    /// Notes a message from the client.
     pub(super) fn sent(&mut self, line: &Line) {
         let Some((bytes, message)) = short_object(line) else {
             return;
@@ -261,8 +261,8 @@ impl Handshake {
         }
     }
 
-    /// Notes a message of the provider. Returns a replacement for the answer that accepts the handshake: it declares that
-    /// the list of tools may change, as it does when the provider comes back.
+    /// Notes a message from the provider. Returns a replacement for the answer that accepts the handshake: it declares
+    /// that the tool list may change, as it does when the provider comes back.
     pub(super) fn answered(&mut self, line: &Line) -> Option<Vec<u8>> {
         let pending = self.pending.as_ref()?;
         let (_, mut message) = short_object(line)?;

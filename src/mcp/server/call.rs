@@ -1,5 +1,4 @@
-//! Waits on behalf of a call and reports its progress meanwhile; counts the running calls of a connection; builds the results of
-//! tools.
+//! Waits on behalf of a call while reporting its progress; counts a connection's running calls; builds tool results.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,22 +17,22 @@ use crate::mcp::monitor::{AdmitError, Admitted};
 use crate::mcp::{DECISION_KEY, REFUSED};
 use crate::tool::ToolOutcome;
 
-/// Time that an answer waits for a progress report that is being written, so that the report does not follow it.
+/// Maximum time that an answer waits for a progress report being written, so that the report does not follow it.
 const LAST_REPORT: Duration = Duration::from_secs(1);
 
-/// A granted call that waits or runs.
+/// A granted call that is waiting or running.
 pub(super) struct CallProgress<'a> {
     pub(super) context: &'a RequestContext<RoleServer>,
-    /// The service that was called; for the operator, the tool.
+    /// The called service; for the operator, the tool.
     pub(super) name: &'a str,
-    /// When the call came in.
+    /// The time at which the call arrived.
     pub(super) since: Instant,
-    /// Interval of the reports.
+    /// Interval between progress reports.
     pub(super) interval: Duration,
 }
 
 impl CallProgress<'_> {
-    /// Waits for a future on behalf of the call, reporting progress to a caller that asked for it. Fails when the call is
+    /// Waits for a future on behalf of the call, reporting progress to a caller that asked for it. Fails if the call is
     /// cancelled.
     pub(super) async fn wait_for<T>(
         &self,
@@ -48,7 +47,7 @@ impl CallProgress<'_> {
             tokio::select! {
                 biased;
                 done = &mut future => {
-                    // A report that is being written goes out before the answer, not after it.
+                    // A report that is being written must be sent before the answer, not after it.
                     let _ = timeout(LAST_REPORT, OptionFuture::from(report.as_mut())).await;
                     return Ok(done);
                 }
@@ -64,19 +63,19 @@ impl CallProgress<'_> {
         }
     }
 
-    /// Tells the caller how many seconds its call has been running.
+    /// Reports to the caller how many seconds its call has been running.
     fn report(&self, token: ProgressToken) -> BoxFuture<'_, ()> {
         let seconds = self.since.elapsed().as_secs_f64();
         let progress = ProgressNotificationParam::new(token, seconds)
             .with_message(format!("{} is still running", self.name));
         Box::pin(async {
-            // A connection that has ended ends the call by itself.
+            // If the connection has ended, the call ends anyway.
             let _ = self.context.peer.notify_progress(progress).await;
         })
     }
 }
 
-/// The running calls of one connection, by service: a call beyond the limit waits for them and gets no "overloaded".
+/// The running calls of one connection, by service: a call beyond the limit waits for them instead of failing.
 #[derive(Default)]
 pub(super) struct OwnCalls {
     running: Mutex<HashMap<String, usize>>,
@@ -88,13 +87,13 @@ impl OwnCalls {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Admits a call by `admit`. Returns `Ok(None)` if calls of this connection have reached the limit.
+    /// Admits a call with `admit`. Returns `Ok(None)` if this connection's calls have reached the limit.
     pub(super) fn enter<'a>(
         &'a self,
         service: &'a str,
         admit: impl FnOnce() -> Result<Box<dyn Admitted>, AdmitError>,
     ) -> Result<Option<OwnCall<'a>>, AdmitError> {
-        // Locked for both counts, so that each contains the same calls.
+        // Locked during both counts, so that both contain the same calls.
         let mut running = self.running();
         let own = running.entry(service.to_owned()).or_default();
         match admit() {
@@ -118,7 +117,7 @@ pub(super) struct OwnCall<'a> {
     pub(super) count: OwnCount<'a>,
 }
 
-/// Counts a call among those of its connection until dropped.
+/// Counts a call among its connection's running calls until dropped.
 pub(super) struct OwnCount<'a> {
     own: &'a OwnCalls,
     service: &'a str,
@@ -145,15 +144,15 @@ pub(super) fn failed(text: impl Into<String>) -> CallToolResult {
     CallToolResult::error(vec![ContentBlock::text(text)])
 }
 
-/// Builds the result for an argument that the policy refuses: a model may read it and omit the argument. A mark
-/// distinguishes it from the failure of a tool.
+/// Builds the result for an argument that the policy refuses: a model can read it and omit the argument. A mark
+/// distinguishes it from a tool failure.
 pub(super) fn refused(text: String) -> CallToolResult {
     let mut meta = MetaObject::new();
     meta.0.insert(DECISION_KEY.to_owned(), REFUSED.into());
     failed(text).with_meta(Some(meta))
 }
 
-/// Builds the error for a request that panicked.
+/// Builds the error for a request whose handler panicked.
 pub(super) fn fault() -> ErrorData {
     ErrorData::internal_error("the request failed because of a fault in this server", None)
 }

@@ -1,6 +1,6 @@
-//! Takes one call through its stages: decided, admitted, run, logged, and only then answered.
+//! Takes one call through its stages: it is decided, admitted, run, logged, and only then answered.
 //!
-//! The policy decides when the call comes in, and again after the call had to wait for its turn.
+//! The policy decides when the call arrives, and again after the call has waited for its turn.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ use crate::name::ToolName;
 use crate::policy::{self, Caller, Decision, Denial, Grant, Request};
 use crate::tool::{self, Copies, ToolError, ToolOutcome, ToolSession};
 
-/// Code of the error "overloaded" (JSON-RPC leaves -32000 to -32099 to servers).
+/// Code of the "overloaded" error (JSON-RPC leaves -32000 to -32099 to servers).
 pub(crate) const OVERLOADED: i32 = -32010;
 
 impl From<Overloaded> for ErrorData {
@@ -76,7 +76,7 @@ pub(super) struct CallPipeline<'a> {
     connection: &'a ConnectionState,
     progress: CallProgress<'a>,
     arguments: &'a Map<String, Value>,
-    /// The log entry of the call, as far as it is known on arrival.
+    /// The call's log entry, as far as it is known on arrival.
     entry: audit::Call,
 }
 
@@ -114,8 +114,8 @@ impl<'a> CallPipeline<'a> {
         }
     }
 
-    /// Decides, runs and logs the call. Fails with the protocol error for the caller, such as unknown, overloaded,
-    /// cancelled or not logged.
+    /// Decides, runs and logs the call. Fails with a protocol error for the caller, for example if the service is
+    /// unknown or the call is overloaded, cancelled or not logged.
     pub(super) async fn answer(&self) -> Answer {
         self.run().await.unwrap_or_else(|answer| answer)
     }
@@ -127,13 +127,13 @@ impl<'a> CallPipeline<'a> {
             .decide(&policy)
             .map_err(|denial| self.refuse(&policy, &denial))?;
         let mut memory = None;
-        // A call whose arguments the tool will refuse waits for nothing, so that they are kept only briefly.
+        // A call whose arguments the tool will refuse does not wait, so that its arguments are kept only briefly.
         if check_some(grant.tool(), grant.arguments()).is_ok() {
             let reserved = self.reserve(&grant).await;
             memory = reserved.map_err(|cancelled| self.never_ran(&policy, &grant, cancelled))?;
         }
         let (grant, max_time, call) = self.admit().await?;
-        // The caller's throttle is for requests that run nothing.
+        // The caller's throttle applies only to requests that run nothing.
         if let Some(throttle) = &server.throttle {
             throttle.runs(usize::try_from(self.entry.bytes_in).unwrap_or(usize::MAX));
         }
@@ -161,8 +161,7 @@ impl<'a> CallPipeline<'a> {
         }
     }
 
-    /// Waits for a slot among the running tools, and for the memory of an answer that may be large. Fails when the call is
-    /// cancelled.
+    /// Waits for a slot to run the tool, and for memory if the answer may be large. Fails if the call is cancelled.
     async fn reserve(&self, grant: &Grant) -> Result<Option<MemoryPermit>, ErrorData> {
         let ConnectionState { server, flight, .. } = self.connection;
         let slots = slots_of(grant.tool()).min(server.limits.running);
@@ -173,7 +172,7 @@ impl<'a> CallPipeline<'a> {
         }
         let bytes = tool::largest_answer(grant, self.copies());
         match &server.throttle {
-            // A short answer is not counted.
+            // Short answers are not counted.
             Some(throttle) if bytes > SHORT => {
                 Ok(self.progress.wait_for(throttle.answer(bytes)).await?.ok())
             }
@@ -181,8 +180,8 @@ impl<'a> CallPipeline<'a> {
         }
     }
 
-    /// Admits the call by the policy now in force, as it may have waited long. Waits for calls of this connection,
-    /// which is back-pressure, not overload. Returns the maximum duration of the call as well.
+    /// Admits the call under the policy now in force, as the call may have waited for long. Waits for this connection's
+    /// calls, which is back-pressure, not overload. Also returns the call's maximum duration.
     async fn admit(&self) -> Result<(Grant, Duration, OwnCall<'_>), Answer> {
         let monitor = &self.connection.server.shared.monitor;
         let own = &self.connection.own;
@@ -203,7 +202,7 @@ impl<'a> CallPipeline<'a> {
                     return Err(Err(self.overload(&policy, full)));
                 }
                 Err(AdmitError::Unlogged) => return Err(Err(unlogged(false))),
-                // Decides again; policies change too rarely for this to go on.
+                // Decides again; policies change too rarely for this to loop for long.
                 Err(AdmitError::Changed) => {}
             }
         }
@@ -219,9 +218,9 @@ impl<'a> CallPipeline<'a> {
         }
     }
 
-    /// Runs the tool. Returns its outcome for the log, and the answer: a tool's failure is a result.
+    /// Runs the tool. Returns its outcome for the log, and the answer: a tool failure is a result.
     async fn run_tool(&self, grant: &Grant, max_time: Duration) -> (Outcome, Answer) {
-        // Caught here, so that a call that panicked is logged as well.
+        // Panics are caught here, so that a call that panicked is logged as well.
         let running = AssertUnwindSafe(self.tool(grant)).catch_unwind();
         match self.progress.wait_for(timeout(max_time, running)).await {
             Ok(Ok(Ok(Ok(outcome)))) => (Outcome::Done, Ok(succeeded(outcome))),
@@ -253,7 +252,7 @@ impl<'a> CallPipeline<'a> {
         }
     }
 
-    /// Logs and answers a denied call. A missing service and one of other consumers get the same answer.
+    /// Logs and answers a denied call. The answer is the same for a missing service and for one of other consumers.
     fn refuse(&self, policy: &Policy, denial: &Denial) -> Answer {
         let (reason, answer) = match denial {
             Denial::Unknown | Denial::NotConsumer { .. } => {
@@ -270,7 +269,7 @@ impl<'a> CallPipeline<'a> {
         answer
     }
 
-    /// Logs a call over a connection beyond the `max` that its caller may have, and returns its error: nothing is decided.
+    /// Logs a call on a connection beyond its caller's maximum of `max`, and returns its error; nothing is decided.
     pub(super) fn turn_away(&self, max: usize) -> ErrorData {
         let policy = self.connection.server.shared.monitor.policy();
         self.overload(&policy, too_many_connections(max))
@@ -281,7 +280,7 @@ impl<'a> CallPipeline<'a> {
         self.log(line).err().unwrap_or_else(|| full.into())
     }
 
-    /// Logs a call that was cancelled while it waited for its turn.
+    /// Logs a call that was cancelled while waiting for its turn.
     fn never_ran(&self, policy: &Policy, grant: &Grant, cancelled: ErrorData) -> Answer {
         let mut line = self.granted_line(policy, grant);
         line.reason = "cancelled while it waited".into();
@@ -324,7 +323,7 @@ const fn slots_of(tool: ToolName) -> u32 {
     }
 }
 
-/// Builds the error of a call that cannot be logged: it does not run, or, if it `ran`, its answer is withheld.
+/// Builds the error for a call that cannot be logged: it does not run, or, if it `ran`, its answer is withheld.
 fn unlogged(ran: bool) -> ErrorData {
     let text = if ran {
         "the call ran, but its answer is withheld: this server cannot write its log"

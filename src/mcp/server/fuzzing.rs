@@ -1,4 +1,4 @@
-//! Feeds arbitrary bytes to a connection, and checks that it ends and answers in JSON-RPC; for the fuzzer and tests.
+//! Feeds arbitrary bytes to a connection and checks that it ends and answers in JSON-RPC; for the fuzzer and tests.
 
 #![expect(clippy::panic, reason = "a violation stops the fuzzer")]
 
@@ -23,7 +23,7 @@ use crate::tool::{Settings, ToolOutcome};
 /// Maximum duration of a run; a longer run counts as a hang.
 const MAX_TIME: Duration = Duration::from_secs(20);
 
-/// Returns the first lines, up to half the number that is read at once: more might wait.
+/// Returns the first lines, up to half the number that may arrive in one burst: more might have to wait.
 fn in_time(bytes: &[u8]) -> &[u8] {
     let lines = bytes.split_inclusive(|byte| *byte == b'\n');
     let length = lines
@@ -33,17 +33,17 @@ fn in_time(bytes: &[u8]) -> &[u8] {
     bytes.get(..length).unwrap_or(bytes)
 }
 
-/// Serves a consumer that sends these bytes and then closes; the tools do nothing but answer.
+/// Serves a consumer that sends these bytes and then closes its end; the tools do nothing but answer.
 ///
 /// # Panics
 ///
-/// If the server does not end, or writes anything other than lines of JSON-RPC.
+/// Panics if the server does not end, or writes anything other than JSON-RPC lines.
 pub fn connection(bytes: &[u8]) {
     let folder = tempfile::tempdir().unwrap_or_else(|error| panic!("no folder: {error}"));
     serve(in_time(bytes), &folder.path().join("audit.jsonl"));
 }
 
-/// Returns the server's answers to these bytes; `log` is its log of calls.
+/// Returns the server's answers to these bytes; `log` is the path of its call log.
 fn serve(bytes: &[u8], log: &Path) -> Vec<Value> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -128,7 +128,7 @@ mod tests {
             called += results.filter(|content| content.is_array()).count();
         }
         let lines = String::from_utf8(std::fs::read(&log).unwrap()).unwrap();
-        // One of the two calls was cancelled; it still has its line and its id.
+        // One of the two calls was cancelled; it still has a line with its id.
         assert_eq!((called, lines.lines().count()), (1, 2), "{lines}");
         for id in [r#""id":"\"a\"""#, r#""id":"2""#] {
             assert!(lines.contains(id), "{lines}");

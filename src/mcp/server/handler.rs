@@ -1,5 +1,5 @@
-//! Serves the handshake, the list of tools and the calls; each request is in flight until it is handled, and a panic is
-//! answered as well.
+//! Handles the handshake, the tool list and calls; each request is in flight until it is handled, and even a panic is
+//! answered.
 
 use std::borrow::Cow;
 use std::panic::AssertUnwindSafe;
@@ -33,7 +33,7 @@ use crate::services::Services;
 const INSTRUCTIONS: &str = "Tools of one machine, for the machines that the operator allowed. \
     The `_meta[\"anklume/tool\"]` of each tool gives the tool behind its name.";
 
-/// Handles the requests of one connection by rmcp's rules for each method.
+/// Handles one connection's requests according to rmcp's rules for each method.
 struct Handler {
     connection: ConnectionState,
     /// True after a request of the stateless era: from then on, a request without `_meta` is refused.
@@ -57,7 +57,7 @@ impl Handler {
         Ok(())
     }
 
-    /// Returns the error for a request of a connection beyond its caller's limit; `None`: the connection is served.
+    /// Returns the error for a request on a connection beyond its caller's limit; `None` if the connection is served.
     fn turn_away(
         &self,
         request: &ClientRequest,
@@ -89,7 +89,7 @@ impl ServerHandler for Handler {
         context: RequestContext<RoleServer>,
     ) -> Result<InitializeResult, ErrorData> {
         let answer = self.negotiate_initialize(&request)?;
-        // The agreed version applies to later requests. Nothing else is kept: a client's description has no limit.
+        // The agreed version applies to later requests. Nothing else is kept: a client's description has no size limit.
         let mut peer_info = InitializeRequestParams::default();
         peer_info.protocol_version = answer.protocol_version.clone();
         context.peer.set_peer_info(peer_info);
@@ -112,7 +112,7 @@ impl ServerHandler for Handler {
         let policy = server.shared.monitor.refreshed_policy();
         let result = ListToolsResult::with_all_items(list(&policy.services, &server.caller));
         if is_modern(context.protocol_version()) {
-            // The list is private to this caller, and may change at any moment.
+            // The list is private to this caller and may change at any time.
             return Ok(result.with_ttl_ms(0).with_cache_scope(CacheScope::Private));
         }
         Ok(result)
@@ -139,7 +139,7 @@ impl ServerHandler for Handler {
     }
 }
 
-/// Guards each request of a [`Handler`], as rmcp's service loop calls it.
+/// Wraps a [`Handler`] for rmcp's service loop, and catches panics in each request.
 pub(super) struct PanicGuard(Handler);
 
 impl PanicGuard {
@@ -186,7 +186,7 @@ impl Service<RoleServer> for PanicGuard {
     }
 }
 
-/// Lists the tools of a caller, in the order of the services or, for the operator, of the documentation. The policy
+/// Lists a caller's tools in the order of the services or, for the operator, in documentation order. The policy
 /// alone selects them.
 pub(crate) fn list(services: &Services, caller: &Caller) -> Vec<Tool> {
     policy::offers(services, caller)

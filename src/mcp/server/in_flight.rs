@@ -1,6 +1,6 @@
-//! Tracks the requests of one connection that are read but not yet answered.
+//! Tracks the requests of one connection that have been read but not yet answered.
 //!
-//! Each gets an inner id within the server, so that requests that share or reuse an id never get each other's answers.
+//! Each gets an inner id, so that requests that share or reuse an id never get each other's answers.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -36,13 +36,13 @@ struct OpenRequest {
     bytes: usize,
     since: Instant,
     held: Held,
-    /// True once its answer is made or given up.
+    /// True once its answer has been produced or abandoned.
     handled: bool,
     /// True if its answer is no longer wanted.
     cancelled: bool,
 }
 
-/// Memory of a request and of its answer, and the slot of its tool: freed when the answer is written.
+/// The memory of a request and its answer, and its tool's slot; freed when the answer has been written.
 #[derive(Default)]
 pub(super) struct Held {
     memory: Vec<MemoryPermit>,
@@ -56,7 +56,7 @@ pub(crate) enum RequestOutcome {
     Done,
     /// The tool failed.
     Failed,
-    /// It was answered with an error of this code.
+    /// It was answered with an error with this code.
     Refused(i32),
 }
 
@@ -73,17 +73,17 @@ impl RequestOutcome {
     }
 }
 
-/// A written answer as a log may show it: without its content.
+/// A written answer as a log may show it, without its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AnsweredRequest {
-    /// The request, escaped and bounded: a method, and the tool of a call.
+    /// The request, escaped and truncated: its method and, for a call, the tool.
     pub(crate) label: String,
     pub(crate) outcome: RequestOutcome,
     /// Time from reading the request's last byte to writing the answer's last byte.
     pub(crate) took: Duration,
-    /// Length of the request.
+    /// The request's length, in bytes.
     pub(crate) bytes_in: usize,
-    /// Length of the answer.
+    /// The answer's length, in bytes.
     pub(crate) bytes_out: usize,
 }
 
@@ -138,7 +138,7 @@ impl InFlightRequests {
         Some(RequestId::Number(inner))
     }
 
-    /// Cancels a client's request and returns its inner id. Its id is free again, and no answer is written. The
+    /// Cancels a client's request and returns its inner id. The client's id is free again; no answer is written. The
     /// request stays in flight until it is handled, so that cancelled calls cannot pile up.
     pub(super) fn cancel(&self, id: &RequestId) -> Option<RequestId> {
         let mut requests = self.lock();
@@ -174,29 +174,29 @@ impl InFlightRequests {
         }
     }
 
-    /// Returns the client's id of a request in flight, as JSON text, and the length of the request in bytes.
+    /// Returns the client's id for a request in flight, as JSON text, and the request's length in bytes.
     pub(super) fn asked(&self, inner: &RequestId) -> (String, u64) {
         self.with(inner, |open| (open.id_text.clone(), open.bytes as u64))
             .unwrap_or_default()
     }
 
-    /// Keeps the slot of a running tool until its answer is written.
+    /// Holds a running tool's slot until its answer is written.
     pub(super) fn keep_slot(&self, inner: &RequestId, slot: OwnedSemaphorePermit) {
         self.with(inner, |open| open.held.slot = Some(slot));
     }
 
-    /// Keeps the memory of an answer until it is written.
+    /// Holds an answer's memory until the answer is written.
     pub(super) fn keep_memory(&self, inner: &RequestId, memory: MemoryPermit) {
         self.with(inner, |open| open.held.memory.push(memory));
     }
 
-    /// Takes the resources that an answer holds until it is written.
+    /// Takes the resources that are held until an answer is written.
     pub(super) fn take_held(&self, inner: &RequestId) -> Held {
         self.with(inner, |open| std::mem::take(&mut open.held))
             .unwrap_or_default()
     }
 
-    /// Returns the inner id of an answer and the client's id (`None` if the request had no readable one); nothing if
+    /// Returns an answer's inner id and the client's id (`None` if the request had no readable id); returns nothing if
     /// the request is no longer in flight.
     pub(super) fn outer(
         &self,
@@ -211,12 +211,12 @@ impl InFlightRequests {
         Some((inner.clone(), outer))
     }
 
-    /// Frees the client's id of a request whose answer is about to be written: its reader may use the id again.
+    /// Frees the client's id for a request whose answer is about to be written: the client may then reuse the id.
     pub(super) fn free_id(&self, inner: &RequestId) {
         self.with(inner, |open| open.id = None);
     }
 
-    /// Removes a request whose answer was written.
+    /// Removes a request whose answer has been written.
     pub(super) fn answered(
         &self,
         inner: &RequestId,
@@ -237,7 +237,7 @@ impl InFlightRequests {
         })
     }
 
-    /// Waits until one more request may be read.
+    /// Waits until another request may be read.
     pub(super) async fn wait_for_room(&self, limits: &ConnectionLimits) {
         self.until(|requests| {
             let bytes: usize = requests.open.values().map(|open| open.bytes).sum();
@@ -246,7 +246,7 @@ impl InFlightRequests {
         .await;
     }
 
-    /// Waits until every request is answered.
+    /// Waits until every request has been answered.
     pub(super) async fn wait_until_empty(&self) {
         self.until(|requests| requests.open.is_empty()).await;
     }

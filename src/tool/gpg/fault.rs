@@ -13,7 +13,7 @@ use crate::tool::GpgHome;
 pub enum GpgFault {
     /// gpg has no such secret key.
     #[error(
-        "no secret key{}; import or create one for the user that serves (uid {}) on the provider",
+        "no secret key{}; import or create one for the server's user (uid {}) on the provider",
         named(.0.as_deref()),
         geteuid()
     )]
@@ -175,7 +175,7 @@ pub enum NoAgent {
     },
     /// It cannot write to the key folder or its socket folder; holds the system error.
     #[error(
-        "it cannot write to the folder of keys or of its socket ({0}); make both writable for the server's user (uid {uid})",
+        "it cannot write to its key folder or its socket's folder ({0}); make both writable for the server's user (uid {uid})",
         uid = geteuid()
     )]
     ReadOnly(io::ErrorKind),

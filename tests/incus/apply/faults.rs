@@ -61,14 +61,14 @@ fn a_name_that_is_taken_and_its_adoption() {
         "user.mine=1",
     ];
     assert!(world.incus(1, &root).status.success());
-    let project = "the project `{b}` is on Incus already and was not made by anklume";
+    let project = "the project `{b}` already exists on Incus and was not made by anklume";
     is_refused(
         &world,
         &[],
         project,
         "`anklume apply --adopt {b}` takes it over",
     );
-    let machine = "the machine `{b}-dev` is on Incus already and was not made by anklume";
+    let machine = "the machine `{b}-dev` already exists on Incus and was not made by anklume";
     let domain = world.domains[1].clone();
     is_refused(
         &world,
@@ -153,7 +153,7 @@ fn a_bridge_and_a_subnet_that_are_taken() {
     incus(["network", "delete", &net]);
     let net = world.filled("net-{a}");
     network(&net, "ipv4.address=none");
-    let message = "the network `net-{a}` is on Incus already and was not made by anklume";
+    let message = "the network `net-{a}` already exists on Incus and was not made by anklume";
     is_refused(
         &world,
         &[],

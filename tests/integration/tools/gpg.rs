@@ -237,7 +237,7 @@ fn a_missing_or_unfit_key_is_said_with_what_to_do() {
     assert_eq!(
         vault.sign(b"hi").unwrap_err(),
         format!(
-            "no secret key; import or create one for the user that serves (uid {uid}) on the provider"
+            "no secret key; import or create one for the server's user (uid {uid}) on the provider"
         )
     );
     let missing = "0123456789ABCDEF0123456789ABCDEF01234567";

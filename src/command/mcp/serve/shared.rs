@@ -1,4 +1,4 @@
-//! The state that the connections of a server share: its policy, its log, its tools.
+//! Builds the state that a server's connections share: its policy, its log, its tools.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,10 +21,10 @@ use crate::mcp::server::{AnsweredRequest, Observer, RequestOutcome, Shared};
 use crate::services::Services;
 use crate::tool::Settings;
 
-/// Minimum interval between two messages about a log that cannot be written.
+/// Minimum interval between messages about a log that cannot be written.
 const COMPLAIN_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Builds the state of a server for consumers: a watched services file, and a log, required unless waived.
+/// Builds the state of a server for consumers: a watched services file and a log, which is required unless waived.
 pub(super) fn state(
     args: &McpServeArgs,
     confinement: InForce,
@@ -74,7 +74,7 @@ pub(super) fn state(
     })
 }
 
-/// Builds the state that the connections of a caller share.
+/// Builds the state that a caller's connections share.
 pub(in crate::command::mcp) fn shared(
     monitor: impl Monitor + 'static,
     settings: Settings,
@@ -98,7 +98,7 @@ pub(super) fn operators_log(args: &McpServeArgs, output: &Output) -> anyhow::Res
     Ok(Arc::new(Recorder::new(log, false, complain(output))))
 }
 
-/// Reads the settings of the tools from the environment.
+/// Reads the tools' settings from the environment.
 pub(in crate::command::mcp) fn settings() -> Result<Settings, Failure> {
     Settings::from_env().map_err(|relative| Failure::new(Exit::Usage, relative.to_string()))
 }
@@ -112,7 +112,7 @@ fn required_log(
     let complain = complain(output);
     match Log::open(&path) {
         Ok(log) => Ok(Recorder::new(Some(log), true, complain)),
-        // The first line to be written reports that the log cannot be opened.
+        // The first attempt to write a line reports that the log cannot be opened.
         Err(_) if policy.allow_unlogged => Ok(Recorder::waiting_for(path, complain)),
         Err(error) => Err(no_log(&error)),
     }
@@ -138,7 +138,7 @@ fn broken_policy(error: &PolicyError) -> Failure {
     )
 }
 
-/// Reports a change of the policy, as an error if it was refused.
+/// Reports a policy change, as an error if it was refused.
 fn on_change(recorder: &Arc<Recorder>, output: &Output) -> OnChange {
     let (recorder, output) = (Arc::clone(recorder), output.clone());
     Box::new(move |policy, error| {

@@ -101,7 +101,8 @@ fn owners_that_do_as_they_like_give_their_text_or_the_cause() {
     };
     let password = "the clipboard's content is marked as a password, and this service does not hand passwords over; \
         the operator can allow it: `with: {passwords: true}`";
-    let withheld = "the display, or the program that owns its clipboard, does not hand it over";
+    let withheld =
+        "the display, or the program that owns its clipboard, did not provide the content";
     for (words, expected) in [
         (&["password"][..], Err(password)),
         (&["mark-withheld"], Err(password)),
