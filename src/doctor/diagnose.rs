@@ -255,7 +255,7 @@ impl Examiner<'_> {
         let all = foreign_devices(self.edges, &self.state.instances);
         let one = all.into_iter().find(|one| one.socket == socket)?;
         let detail = format!(
-            "{} (project {}) has a device of this channel, {}, and is no end of it",
+            "{} (project {}) has a device of this channel, {}, but is not one of its ends",
             one.machine.name.escape_debug(),
             one.machine.project.escape_debug(),
             one.device.escape_debug()

@@ -112,7 +112,7 @@ fn rights(machine: &str, found: &ObservedMachine) -> (Cause, String) {
         Cause::Program
     };
     let why = if ABOVE.contains(&path) {
-        "keeps out the user who may call from there"
+        "is not accessible to the user who may call from there"
     } else {
         "no longer has the owner and mode that `apply` set"
     };

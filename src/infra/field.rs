@@ -160,7 +160,11 @@ impl<'t, 'a> Fields<'t, 'a> {
         let written = self.text(key, findings)?;
         let found = choices.iter().find(|choice| **choice == written.text);
         if found.is_none() {
-            let message = format!("{} is no value of {}", quote(written.text), quote(key));
+            let message = format!(
+                "{} is not a valid value of {}",
+                quote(written.text),
+                quote(key)
+            );
             findings
                 .error(Code::InvalidValue, written.at, message)
                 .help(format!("one of: {}", choices.join(", ")));
@@ -241,7 +245,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         let written = quote(&scalar.text);
         let message = match bytes {
             Some(_) => format!("{written} is outside the range of {}", quote(key)),
-            None => format!("{written} is no amount of memory"),
+            None => format!("{written} is not an amount of memory"),
         };
         let (min, max) = (range.start() / MEBIBYTE, range.end() / MEBIBYTE);
         findings
@@ -272,7 +276,7 @@ impl<'t, 'a> Fields<'t, 'a> {
     pub(super) fn absolute_path(&self, key: &str, findings: &mut Findings) -> Option<Text<'t>> {
         let written = self.text(key, findings)?;
         if !written.text.starts_with('/') || written.text.contains(char::is_control) {
-            let message = format!("{} is no absolute path", quote(written.text));
+            let message = format!("{} is not an absolute path", quote(written.text));
             findings
                 .error(Code::InvalidPath, written.at, message)
                 .help("a path begins with `/` and holds no control characters");

@@ -246,7 +246,7 @@ impl<'a> Builder<'a, '_> {
                         return Ok(());
                     }
                     self.findings
-                        .error(Code::ComplexKey, at, "a key that is no plain text")
+                        .error(Code::ComplexKey, at, "a key that is not plain text")
                         .help("a key is a name: text without `?`, `[` or `{` before it");
                 }
             }
@@ -306,7 +306,7 @@ impl<'a> Builder<'a, '_> {
         }
         self.findings
             .error(code, at, escaped)
-            .help("everything after this place is unread, and may hold more faults");
+            .help("nothing after this place was read; more errors may follow");
         Err(Stopped)
     }
 

@@ -116,7 +116,10 @@ fn adopted(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
             faults.add(
                 PlanCode::NothingToAdopt,
                 None,
-                format!("{} is no machine and no domain of this file", quote(name)),
+                format!(
+                    "{} is neither a machine nor a domain of this file",
+                    quote(name)
+                ),
                 "declare it first, to match Incus",
             );
         }

@@ -166,7 +166,7 @@ fn delete_domain(
             name: one.name.clone(),
         })
     }));
-    // The network and the access list bear the domain's mark; a network that other machines use is kept, with its list.
+    // The network and the access list carry the domain's mark; a network that other machines use is kept, with its list.
     let is_ours = |config: &ConfigMap| {
         owner(config, project) == Ownership::Ours
             && config.get(ownership::DOMAIN).is_some_and(|of| of == name)

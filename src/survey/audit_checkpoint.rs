@@ -56,7 +56,7 @@ pub(crate) async fn keep(session: &Session, provider: &Instance) -> LogState {
     };
     let machine = provider.name.escape_debug();
     let altered = |what: &str| LogState::Altered {
-        detail: format!("the log of calls of {machine} {what}"),
+        detail: format!("the log of calls on {machine} {what}"),
         accept: shell_line([OsStr::new("rm"), path.as_os_str()]),
     };
     let kept = match CheckpointStore::read(&path) {
@@ -74,7 +74,7 @@ pub(crate) async fn keep(session: &Session, provider: &Instance) -> LogState {
             kept.seq
         )),
         None => LogState::Unknown(format!(
-            "the log of calls of {machine} is not watched: {why}"
+            "the log of calls on {machine} is not watched: {why}"
         )),
     };
     let mut last = LogState::Sound;

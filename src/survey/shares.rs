@@ -172,7 +172,7 @@ impl Location {
 struct Mounts(Vec<Mount>);
 
 struct Mount {
-    /// The mounted folder of its file system.
+    /// The folder of its file system that is mounted.
     root: Location,
     /// The mount point.
     point: PathBuf,

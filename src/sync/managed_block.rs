@@ -71,7 +71,7 @@ pub(crate) fn find(text: &str) -> Result<Option<BlockParts<'_>>, BlockFault> {
         None => Ok(None),
         Some((_, line)) => Err(BlockFault {
             line,
-            message: format!("the managed block begins and does not end: no line `{END}`"),
+            message: format!("the managed block has no end: no line `{END}`"),
             help: "put that line back after the block, or delete the line that begins it",
         }),
     }

@@ -148,7 +148,7 @@ fn mapping(text: &str, what: &str) -> Result<Mapping, BlockFault> {
         Ok(Value::Null) => Ok(Mapping::new()),
         Ok(_) => Err(BlockFault {
             line: 1,
-            message: format!("{what} is no map of variables"),
+            message: format!("{what} is not a map of variables"),
             help: "write `NAME: VALUE` lines",
         }),
         Err(fault) => Err(BlockFault {
@@ -264,7 +264,7 @@ mod tests {
                 0,
                 "is not readable as one YAML document",
             ),
-            ("", "\n- x\n", 1, "is no map of variables"),
+            ("", "\n- x\n", 1, "is not a map of variables"),
             (
                 "",
                 "\nx: \u{1b}[31m\n",

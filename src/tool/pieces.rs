@@ -191,7 +191,7 @@ pub(super) fn progress(size: u64) -> String {
     format!("{} taken; the next piece begins there", text::bytes(size))
 }
 
-/// Locks a map, which a panic elsewhere leaves intact.
+/// Locks a map even if it is poisoned: a panic elsewhere leaves it intact.
 fn lock<T>(slots: &Mutex<Slots<T>>) -> MutexGuard<'_, Slots<T>> {
     slots.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -119,7 +119,7 @@ impl Unreachable {
             Self::Find(fault) => Some(find_help(fault)),
             Self::NotRunning(machine) => Some(wake(machine)),
             Self::NoIncusProgram => {
-                Some("install the client of Incus (Debian: `apt install incus-client`)".to_owned())
+                Some("install the Incus client (Debian: `apt install incus-client`)".to_owned())
             }
             Self::NoBinary(machine) | Self::NotRunnable { machine, .. } => {
                 Some(format!("install this program there: {}", push(machine)))

@@ -168,7 +168,7 @@ pub(crate) struct Costs {
     tools: Vec<(&'static str, Duration, Duration, Duration)>,
 }
 
-/// Attacks a server of the program with each attack separately, and then with all attacks at once.
+/// Runs each attack separately against a server, and then all attacks at once.
 pub(crate) fn costs(anklume: impl Fn() -> Command, folder: &Path) -> Costs {
     let scene = Scene::new(folder);
     let services = services(&anklume, folder, &INFRA.replace("LIMITS", FREE));

@@ -219,7 +219,7 @@ fn arguments_that_the_tool_would_refuse_are_an_error() {
             1,
             "",
             &format!(
-                "error: `--args` is no call of `sign` on `a`: {wrong}\n  = help: `sign` runs `gpg_sign`; \
+                "error: `--args` is not a valid call of `sign` on `a`: {wrong}\n  = help: `sign` runs `gpg_sign`; \
                  `anklume mcp serve --list-tools --format json` shows what that takes\n"
             ),
         );

@@ -299,7 +299,7 @@ pub(super) fn redact_panics(output: &Output) {
     panic::set_hook(Box::new(move |panic| {
         let place = panic.location();
         let place = place.map_or_else(String::new, |place| format!(" at {place}"));
-        output.stderr(&format!("a call failed by a fault of anklume{place}"));
+        output.stderr(&format!("a call failed because of a bug in anklume{place}"));
     }));
 }
 

@@ -55,7 +55,7 @@ fn check_arguments(question: &Question<'_>) -> Result<(), Failure> {
         };
         check_some(service.tool, &policy::sent(&question.arguments)).map_err(|wrong| {
             let (machine, tool) = (&provider.name, service.tool);
-            let message = format!("`--args` is no call of `{}` on `{machine}`: {wrong}", service.name);
+            let message = format!("`--args` is not a valid call of `{}` on `{machine}`: {wrong}", service.name);
             Failure::new(Exit::Failed, message).help(format!(
                 "`{}` runs `{tool}`; `anklume mcp serve --list-tools --format json` shows what that takes",
                 service.name

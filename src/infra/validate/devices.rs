@@ -207,7 +207,7 @@ fn name(entry: &Entry<'_>, what: &str, findings: &mut Findings) -> Option<String
     let text = entry.key.text.as_ref();
     let forbidden = |c: char| c.is_whitespace() || c.is_control() || c == '/';
     if text.is_empty() || text.len() > NAME_MAX || text.contains(forbidden) || text == "~" {
-        let message = format!("{} is no name of a {what}", quote(text));
+        let message = format!("{} is not a valid {what} name", quote(text));
         findings
             .error(Code::InvalidName, entry.at, message)
             .help(format!("1 to {NAME_MAX} characters without spaces and `/`"));

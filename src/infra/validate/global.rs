@@ -78,10 +78,10 @@ pub(super) fn project(top: Fields<'_, '_>, default: &str, findings: &mut Finding
         return default.to_owned();
     };
     if written.text.trim().is_empty() || written.text.contains(char::is_control) {
-        let message = format!("{} is no name of a project", quote(written.text));
+        let message = format!("{} is not a valid project name", quote(written.text));
         findings
             .error(Code::InvalidName, written.at, message)
-            .help("a name has a visible character and stays on one line");
+            .help("a name must contain a visible character and be on one line");
     }
     written.text.to_owned()
 }
@@ -147,7 +147,7 @@ pub(super) fn image(fields: Fields<'_, '_>, key: &str, findings: &mut Findings) 
     let forbidden = |c: char| c.is_whitespace() || c.is_control();
     if written.text.is_empty() || written.text.starts_with('-') || written.text.contains(forbidden)
     {
-        let message = format!("{} is no name of an image", quote(written.text));
+        let message = format!("{} is not a valid image name", quote(written.text));
         findings
             .error(Code::InvalidValue, written.at, message)
             .help("such as `images:debian/13`: without spaces, not beginning with `-`");
@@ -196,7 +196,7 @@ fn subnets(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<(Scheme, A
         None => (BASE_SUBNET, fields.at),
     };
     let Some(base) = network::base_octets(text) else {
-        let message = format!("{} is no base of subnets", quote(text));
+        let message = format!("{} is not a valid base for subnets", quote(text));
         findings
             .error(Code::InvalidSubnet, at, message)
             .help("the first two octets of an address, such as `\"10.100\"`");
@@ -259,7 +259,7 @@ fn host_reserve(fields: Fields<'_, '_>, key: &str, findings: &mut Findings) {
         || positive(text)
         || key == "memory" && number.is_some_and(positive);
     if !fits {
-        let message = format!("{} is no reserve", quote(text));
+        let message = format!("{} is not a valid reserve", quote(text));
         findings
             .error(Code::InvalidValue, entry.value.at, message)
             .help("such as `20%`, a positive number, or of memory `2GiB`");

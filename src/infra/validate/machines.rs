@@ -225,7 +225,7 @@ fn give_addresses(
         findings
             .error(Code::NoAddressLeft, draft.at, message)
             .help(format!(
-                "only .{first} to .{last} are given out: write `ip` for some machines, from .{} on",
+                "only .{first} to .{last} are assigned: set `ip` for some machines, from .{} on",
                 last + 1
             ));
     }
@@ -245,7 +245,7 @@ fn profiles(
         };
         if text != "default" && !context.profiles.contains_key(text) {
             let message = format!(
-                "{} is no profile of domain {}",
+                "{} is not a profile of domain {}",
                 quote(text),
                 quote(context.domain)
             );
@@ -282,7 +282,7 @@ fn shaped(
     let Text { text, at } = fields.text(key, findings)?;
     let (fits, rule) = shape;
     if !fits(text) {
-        let message = format!("{} is no value of `{key}`", quote(text));
+        let message = format!("{} is not a valid value of `{key}`", quote(text));
         findings.error(Code::InvalidValue, at, message).help(rule);
     }
     Some(text.to_owned())

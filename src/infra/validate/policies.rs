@@ -108,7 +108,7 @@ fn ports(fields: Fields<'_, '_>, findings: &mut Findings) {
             if scalar.reading() == Reading::Integer && scalar.text.parse::<NonZero<u16>>().is_ok());
         if !is_port {
             findings
-                .error(Code::InvalidValue, item.at, "this is no port")
+                .error(Code::InvalidValue, item.at, "this is not a port")
                 .help("numbers from 1 to 65535, or `ports: all`");
         }
     }

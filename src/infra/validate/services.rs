@@ -55,7 +55,7 @@ fn run_as(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<String> {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
     let begins = |c: char| c.is_ascii_lowercase() || c == '_';
     if text.len() > USER_MAX || !text.starts_with(begins) || !text.chars().all(inner) {
-        let message = format!("{} is no name of a user", quote(text));
+        let message = format!("{} is not a valid user name", quote(text));
         findings.error(Code::InvalidName, at, message).help(
             "a lower-case letter or `_`, then lower-case letters, digits, `_` and `-`, at most 32",
         );

@@ -65,7 +65,7 @@ fn volume_name<'t>(entry: &'t Entry<'_>, findings: &mut Findings) -> Option<&'t 
     let text = field::text_key(entry, "the name of a volume", findings)?;
     // The same rule as for machines, so that `sv-NAME` is a valid device name.
     if text.parse::<MachineName>().is_err() {
-        let message = format!("{} is no name of a volume", quote(text));
+        let message = format!("{} is not a valid volume name", quote(text));
         findings
             .error(Code::InvalidName, entry.at, message)
             .help("lower-case letters, digits and `-`, with a letter or digit at both ends");
@@ -248,7 +248,7 @@ fn consumer<'t>(
         "ro" => Some((name, true)),
         "rw" => Some((name, false)),
         other => {
-            let message = format!("{} is no access to a volume", quote(other));
+            let message = format!("{} is not a valid volume access mode", quote(other));
             findings
                 .error(Code::InvalidValue, access.at, message)
                 .help("one of: ro, rw");

@@ -87,7 +87,7 @@ fn read_message(mut message: Map<String, Value>) -> ClientMessage {
         (Some(_), Some(id)) => read_request(id, &method, params),
         (Some(_), None) => invalid(
             None,
-            &format!("`id` is not a string of at most {ID_MAX} bytes or an integer of 64 bits"),
+            &format!("`id` is not a string of at most {ID_MAX} bytes or a 64-bit integer"),
         ),
     }
 }
@@ -132,7 +132,7 @@ fn read_params(
     let is_token = |token: &Value| token.is_null() || json::as_id(token).is_some();
     if !meta.get("progressToken").is_none_or(is_token) {
         return Err(bad_params(format!(
-            "`progressToken` is not a string of at most {ID_MAX} bytes or an integer of 64 bits"
+            "`progressToken` is not a string of at most {ID_MAX} bytes or a 64-bit integer"
         )));
     }
     Ok((params, RequestMetaObject(MetaObject(meta))))

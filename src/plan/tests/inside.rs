@@ -173,7 +173,7 @@ fn a_machine_that_serves_no_longer_is_withdrawn_from() {
         lines.contains(&"- services of signer".to_owned()),
         "{lines:#?}"
     );
-    // Nothing is installed in a machine that was never an end.
+    // Nothing is installed in a machine that was never part of a channel.
     let alone = INFRA.replace("consumers: [dev]", "consumers: []");
     let plan = planned(&alone, &empty(), &Facts::clone(&facts), &[]).unwrap();
     assert!(plan.actions().all(

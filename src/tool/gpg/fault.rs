@@ -51,7 +51,7 @@ pub enum GpgFault {
     },
     /// gpg's output is not a good signature of the content.
     #[error(
-        "gpg made no good signature of the content: {0}; nothing was handed out. \
+        "gpg did not make a good signature of the content: {0}; nothing was handed out. \
          To see more, run `gpg --detach-sign` on a file on the provider, then `gpg --verify`"
     )]
     NotGood(&'static str),
@@ -206,7 +206,7 @@ impl GpgFault {
     pub(super) fn of_home(home: &GpgHome) -> Option<Self> {
         let what = match home.path.metadata() {
             Ok(entry) if entry.is_dir() => return None,
-            Ok(_) => "something that is no folder",
+            Ok(_) => "something that is not a folder",
             Err(why) if why.kind() == io::ErrorKind::NotFound => "a folder that does not exist",
             Err(_) => "a folder that cannot be reached",
         };

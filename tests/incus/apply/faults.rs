@@ -76,7 +76,7 @@ fn a_name_that_is_taken_and_its_adoption() {
         machine,
         "`anklume apply --adopt {b}-dev` takes it over",
     );
-    let unknown = "`nobody` is no machine and no domain of this file";
+    let unknown = "`nobody` is neither a machine nor a domain of this file";
     is_refused(&world, &["--adopt", "nobody"], unknown, "declare it first");
     let ran = world.run(&["apply", "--adopt", &domain, "--adopt", &dev]);
     assert_eq!(ran.status, 0, "{}", ran.stderr);

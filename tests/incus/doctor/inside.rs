@@ -124,7 +124,7 @@ fn rights_that_keep_the_caller_out_are_named_and_put_right() {
     patient.exec(1, "dev", "chmod 700 /srv");
     patient.recovers(
         "folder",
-        "`/srv` in {dev} keeps out the user who may call from there",
+        "`/srv` in {dev} is not accessible to the user who may call from there",
     );
     // Nothing else that belongs to the machine changes.
     patient.exec(1, "dev", "test $(stat -c %a:%u /srv) = 711:0");
@@ -258,7 +258,7 @@ fn a_log_of_calls_that_was_written_anew_is_named_until_it_is_accepted() {
         ),
     ] {
         patient.exec(0, "signer", &harm);
-        let accept = patient.ails("audit", &format!("the log of calls of {{signer}} {said}"));
+        let accept = patient.ails("audit", &format!("the log of calls on {{signer}} {said}"));
         // `apply` reports it too, but does not fix it: the lines are lost.
         let (status, answer) = patient.world.apply_json();
         assert_eq!(status, 0, "{answer:#}");

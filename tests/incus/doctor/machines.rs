@@ -103,7 +103,7 @@ fn a_rebuilt_machine_gets_everything_back() {
     }
     // The new log is checked like the previous one.
     patient.exec(0, "signer", "rm /var/log/anklume/audit.jsonl");
-    patient.ails("audit", "the log of calls of {signer} is gone: it had ");
+    patient.ails("audit", "the log of calls on {signer} is gone: it had ");
     let aside = |path: &std::fs::DirEntry| {
         let text = std::fs::read(path.path()).unwrap_or_default();
         String::from_utf8_lossy(&text).contains(&format!("\"{}\"", patient.signer()))

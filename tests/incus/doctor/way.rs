@@ -58,7 +58,7 @@ fn a_copy_with_a_device_of_the_channel_is_named_and_loses_it(patient: &Patient) 
         );
         patient.incus(domain, &["start", &copy]);
         let detail = format!(
-            "{copy} (project {}) has a device of this channel, {{device}}, and is no end of it",
+            "{copy} (project {}) has a device of this channel, {{device}}, but is not one of its ends",
             patient.world.domains[domain]
         );
         patient.recovers("copy", &detail);

@@ -12,7 +12,7 @@ const BOTH: &str = "{name: copy, tool: clipboard_set, consumers: [alice, bob]}";
 const ALICE: &str = "{name: copy, tool: clipboard_set, consumers: [alice]}";
 const PASTE: &str = "{name: paste, tool: clipboard_get, consumers: [alice]}";
 
-/// A connection by alice, who has already made a successful call on it.
+/// A connection from alice, who has already made a successful call on it.
 #[track_caller]
 fn calls(server: &Listening) -> Peer {
     let mut alice = server.peer("alice");

@@ -20,7 +20,7 @@ fn is_there(process: u32) -> bool {
     fs::exists(format!("/proc/{process}")).unwrap()
 }
 
-/// A connection by alice, and the process ID of the worker that serves her.
+/// A connection from alice, and the process ID of the worker that serves her.
 fn alice(server: &Listening) -> (Peer, u32) {
     let mut alice = server.peer("alice");
     alice.lives();

@@ -149,7 +149,7 @@ fn an_incus_that_cannot_be_used_says_which_it_is() {
         .env("PATH", "/nowhere")
         .run();
     let message = format!(
-        "{begin}the `incus` program is not on this computer's PATH\n  = help: install the client of Incus (Debian: `apt install incus-client`)\n"
+        "{begin}the `incus` program is not on this computer's PATH\n  = help: install the Incus client (Debian: `apt install incus-client`)\n"
     );
     ran.is(4, "", &message);
 }

@@ -118,7 +118,7 @@ fn a_folder_of_keys_that_is_not_there_is_said_to_be_that() {
     let uid = rustix::process::geteuid();
     for (variable, path, what) in [
         ("GNUPGHOME", "missing", "a folder that does not exist"),
-        ("GNUPGHOME", "file", "something that is no folder"),
+        ("GNUPGHOME", "file", "something that is not a folder"),
         ("GNUPGHOME", "file/keys", "a folder that cannot be reached"),
         ("HOME", "missing", "a folder that does not exist"),
     ] {

@@ -121,7 +121,7 @@ fn a_file_that_cannot_be_kept_right_is_refused_with_its_line_and_nothing_is_writ
     for (own, message) in [
         (
             format!("{head}instance_name: x\n"),
-            ":2: the managed block begins and does not end: no line `# === END MANAGED ===`",
+            ":2: the managed block has no end: no line `# === END MANAGED ===`",
         ),
         (
             format!("{head}x: 1\n---\n{block}\n"),
@@ -151,7 +151,7 @@ fn a_file_that_cannot_be_kept_right_is_refused_with_its_line_and_nothing_is_writ
             "--- {x: 1}\n".to_owned(),
             ":1: the document begins on the line of its `---`",
         ),
-        ("- x\n".to_owned(), "is no map of variables"),
+        ("- x\n".to_owned(), "is not a map of variables"),
         (
             "x: \u{1b}[2J\n".to_owned(),
             "is not readable as one YAML document",

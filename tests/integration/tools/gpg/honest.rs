@@ -181,7 +181,7 @@ fn a_signature_that_is_not_good_is_not_handed_out() {
                 .sign(b"first line\nsecond line\n")
                 .map(|outcome| outcome.text),
             Err(format!(
-                "gpg made no good signature of the content: {why}; nothing was handed out. \
+                "gpg did not make a good signature of the content: {why}; nothing was handed out. \
                  To see more, run `gpg --detach-sign` on a file on the provider, then `gpg --verify`"
             )),
             "{signs}"
