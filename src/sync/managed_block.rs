@@ -288,7 +288,7 @@ mod tests {
         let open = format!("---\n{BEGIN}\na: 1\n");
         let fault = update(&open, BODY).unwrap_err();
         assert_eq!(
-            (fault.line, fault.message.contains("does not end")),
+            (fault.line, fault.message.contains("has no end")),
             (2, true)
         );
         let twice = format!("{BEGIN}\na: 1\n{}", managed(BODY));

@@ -231,7 +231,7 @@ fn a_folder_of_keys_that_is_not_there_or_not_readable_is_no_empty_one() {
     fs::create_dir(vault.home.join("gpg.conf")).unwrap();
     assert_eq!(
         vault.sign(b"hi").unwrap_err(),
-        "`gpg.conf` cannot be read on the provider: it is no file; it may set the default key, so nothing is signed without it"
+        "`gpg.conf` cannot be read on the provider: it is not a file; it may set the default key, so nothing is signed without it"
     );
     fs::remove_dir(vault.home.join("gpg.conf")).unwrap();
     vault.sign(b"hi").unwrap();
