@@ -216,7 +216,7 @@ impl Payload {
         let bytes = decoded_length(&self.0);
         if bytes > ONE_CALL_MAX {
             return Err(BadArguments::from(format!(
-                "`data` holds {bytes} bytes, and one call takes at most {ONE_CALL_MAX}; \
+                "`data` holds {bytes} bytes, but one call takes at most {ONE_CALL_MAX}; \
                  send it in pieces with `offset` and `final`"
             )));
         }

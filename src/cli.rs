@@ -91,7 +91,7 @@ pub enum Command {
     /// Serve tools, list them, call them
     #[command(subcommand, arg_required_else_help = true)]
     Mcp(McpCommand),
-    /// Show and verify the log of calls
+    /// Show and verify the audit log
     #[command(subcommand, arg_required_else_help = true)]
     Audit(AuditCommand),
     /// Print a completion script for a shell

@@ -77,7 +77,7 @@ impl InForce {
     /// Returns why a server that must be confined is not. A kernel without Landlock does not count.
     pub(crate) fn missing(&self) -> Option<String> {
         match (&self.unfiltered, &self.capable) {
-            (Some(why), _) => Some(format!("no filter of system calls: {}", why.escaped())),
+            (Some(why), _) => Some(format!("no system-call filter: {}", why.escaped())),
             (None, Some(why)) => Some(format!("it has capabilities: {}", why.escaped())),
             (None, None) => None,
         }

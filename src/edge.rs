@@ -287,7 +287,7 @@ fn clashes(infra: &Infra, edges: &[Edge]) -> Vec<Diagnostic> {
 
 /// Refuses virtual machines as ends, because Incus offers them no proxy between Unix sockets.
 fn virtual_ends(infra: &Infra, edges: &[Edge]) -> Vec<Diagnostic> {
-    const HELP: &str = "Incus gives a virtual machine no Unix-socket proxy: make it a container (`type: lxc`), or take it out of the services";
+    const HELP: &str = "Incus does not support Unix-socket proxies on virtual machines: make it a container (`type: lxc`), or remove it from the services";
     let ends: HashSet<&MachineName> = edges
         .iter()
         .flat_map(|edge| [&edge.consumer.machine, &edge.provider.machine])

@@ -179,10 +179,10 @@ impl LogWalk {
 /// The reason why a text could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ForeignError {
-    #[error("cannot run the process that reads texts of machines: {0}")]
+    #[error("cannot run the process that parses machine output: {0}")]
     Io(#[from] io::Error),
     /// The child died or took too long.
-    #[error("the process that reads texts of machines died")]
+    #[error("the process that parses machine output died")]
     Died,
 }
 

@@ -44,19 +44,19 @@ pub(crate) enum IncusError {
     /// The daemon closed the connection, either immediately or during an exchange.
     #[error("Incus closed the connection without an answer")]
     Closed(#[source] hyper::Error),
-    #[error("the answer of Incus is larger than {} MiB", connection::ANSWER_MAX / 1024 / 1024)]
+    #[error("the answer from Incus is larger than {} MiB", connection::ANSWER_MAX / 1024 / 1024)]
     TooLarge,
     /// The answer does not match the API.
-    #[error("the answer of Incus to `{path}` cannot be read: {}", why.shown(WHY_SHOWN))]
+    #[error("the answer from Incus to `{path}` cannot be read: {}", why.shown(WHY_SHOWN))]
     Answer {
         path: String,
         /// May quote the answer.
         why: Foreign,
     },
-    #[error("Incus says: {} (HTTP {code})", message.escaped())]
+    #[error("Incus reports: {} (HTTP {code})", message.escaped())]
     Refused { code: u16, message: Foreign },
     /// An Incus operation failed.
-    #[error("Incus says: {}", .0.escaped())]
+    #[error("Incus reports: {}", .0.escaped())]
     Failed(Foreign),
     /// An entry in a machine is no longer the one that anklume created.
     #[error("machine altered: `{}` in it is not a folder", .0.escape_debug())]

@@ -20,7 +20,7 @@ pub enum NameFault {
     #[error("a {0} name must not be empty")]
     Empty(&'static str),
     /// More bytes than this kind of name allows.
-    #[error("a {kind} name has at most {max} characters; this one has {length}")]
+    #[error("a {kind} name can have at most {max} characters; this one has {length}")]
     TooLong {
         /// The kind of name.
         kind: &'static str,
@@ -30,7 +30,7 @@ pub enum NameFault {
         length: usize,
     },
     /// A string that does not follow the rule.
-    #[error("a {kind} name consists of {rule}")]
+    #[error("a {kind} name must consist of {rule}")]
     Shape {
         /// The kind of name.
         kind: &'static str,

@@ -199,7 +199,7 @@ pub(crate) fn incus_failure(why: &IncusError) -> Failure {
         IncusError::NoPermission(_) => RUN_AS_ROOT,
         IncusError::Silent(..) => "check Incus with `incus info`, then run the command again",
         IncusError::Refused { code: 403, .. } => {
-            "this user may use a part of Incus only: run this as root or as a member of the group `incus-admin`"
+            "this user may use only part of Incus: run this as root or as a member of the group `incus-admin`"
         }
         _ => {
             "run the command again: it resumes where it stopped; `incus monitor` shows what Incus does"

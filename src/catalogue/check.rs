@@ -182,7 +182,7 @@ fn text_fault(name: &str, text: &str) -> Option<String> {
             shown()
         )),
         "content" if length > CLIPBOARD_MAX => Some(format!(
-            "`content` has {length} bytes, and the clipboard takes at most {CLIPBOARD_MAX}"
+            "`content` has {length} bytes, but the clipboard takes at most {CLIPBOARD_MAX}"
         )),
         _ => None,
     }

@@ -65,7 +65,7 @@ pub fn describe(tool: ToolName) -> Description {
             idempotent: true,
             ..described(
                 "Read the clipboard",
-                "Gives the text on the machine's clipboard, at most 65536 bytes; nothing there is an empty text.",
+                "Gives the text on the machine's clipboard, at most 65536 bytes; an empty clipboard gives an empty string.",
             )
         },
         ToolName::ClipboardSet => Description {

@@ -47,7 +47,7 @@ pub struct McpServeArgs {
     /// The services file, as `policy export` writes it [default: /etc/anklume/services.json]
     #[arg(long, value_name = "FILE", requires = "consumers")]
     pub services: Option<PathBuf>,
-    /// The log of calls [default: /var/log/anklume/audit.jsonl]
+    /// The audit log [default: /var/log/anklume/audit.jsonl]
     #[arg(long, value_name = "FILE", env = "ANKLUME_AUDIT_LOG")]
     pub audit_log: Option<PathBuf>,
 }
@@ -157,7 +157,7 @@ impl ValueEnum for Verdict {
         let help = match self {
             Self::Allowed => "The call could run",
             Self::Refused => "It could not",
-            Self::Overloaded => "The server had too much to do",
+            Self::Overloaded => "The server was overloaded",
         };
         Some(PossibleValue::new(self.as_str()).help(help))
     }

@@ -24,8 +24,7 @@ use report::{Progress, RESUMES, print, print_plan};
 /// Message from `apply` if there are no actions.
 const NOTHING_TO_DO: &str = "nothing to do: Incus is as declared";
 /// Message from `destroy` if there are no actions.
-const NOTHING_TO_DELETE: &str =
-    "nothing to delete: nothing on Incus was made by anklume for this file";
+const NOTHING_TO_DELETE: &str = "nothing to delete: anklume created nothing on Incus for this file";
 /// Input that confirms a deletion.
 const YES: &str = "yes";
 
@@ -122,8 +121,9 @@ async fn run_steps(
     steps: impl Future<Output = RunReport>,
 ) -> anyhow::Result<RunReport> {
     let tell = || {
-        progress
-            .line("stopping once the running steps have ended; interrupt again to stop at once");
+        progress.line(
+            "stopping once the running steps have ended; interrupt again to stop immediately",
+        );
     };
     let report = session.interrupt.run(steps, tell).await;
     progress.end();
@@ -143,7 +143,7 @@ fn refuse_unknown(selection: Selection<'_>, project: &str) -> Result<(), Failure
         Selection::Machine(name) => ("machine", name),
     };
     let message = format!(
-        "anklume made no {kind} `{}` on Incus for `{}`",
+        "anklume created no {kind} `{}` on Incus for `{}`",
         name.escape_debug(),
         project.escape_debug()
     );

@@ -1,4 +1,4 @@
-//! `anklume audit …`: shows and verifies the log of calls.
+//! `anklume audit …`: shows and verifies the audit log.
 
 use std::fs::File;
 use std::io::{self, BufReader};
@@ -34,7 +34,7 @@ pub(crate) fn run(command: &AuditCommand, output: &Output) -> anyhow::Result<Exi
 fn files(path: &Path) -> Result<Vec<PathBuf>, Failure> {
     let files = audit::files(path).map_err(|why| unreadable(path, &why))?;
     if files.is_empty() {
-        let message = format!("there is no audit log `{}`", path.display());
+        let message = format!("no audit log found at `{}`", path.display());
         let help = "a server writes it on the machine where it runs; name another log with --file";
         return Err(Failure::new(Exit::Failed, message).help(help));
     }
@@ -249,7 +249,7 @@ fn report_text(report: &VerifyReport) -> String {
         lines.push(format!("and {} more", report.more));
     }
     if report.head_missing {
-        let altered = "the end was cut, or the log was written anew";
+        let altered = "the log was truncated or rewritten";
         lines.push(match report.first {
             0 | 1 => format!("the line with the given head is missing: {altered}"),
             first => format!(

@@ -20,7 +20,7 @@ const EXITS: [(Exit, &str); 8] = [
     ),
     (
         Exit::Overloaded,
-        "the provider has too much to do; the same call may succeed later",
+        "the provider is overloaded; the same call may succeed later",
     ),
     (
         Exit::Differs,

@@ -164,7 +164,7 @@ impl Examiner<'_> {
                 Some(format!("belongs to the infrastructure {other}"))
             }
             Ownership::Copy(original) => Some(format!("is a copy of {}", original.escape_debug())),
-            Ownership::Nobody => Some("was not made by anklume".to_owned()),
+            Ownership::Nobody => Some("was not created by anklume".to_owned()),
         };
         if let Some(fault) = fault {
             let detail = format!("{name} {fault}");

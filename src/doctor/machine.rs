@@ -85,7 +85,9 @@ fn described(
         DriftKind::Rights => rights(machine, found),
         DriftKind::Name => (
             Cause::Program,
-            format!("the name of {machine} or the link to its program is not as `apply` left it"),
+            format!(
+                "the name of {machine} or the link to its program differs from what `apply` set"
+            ),
         ),
         DriftKind::Services => {
             let detail = match found.services {
@@ -126,7 +128,7 @@ fn server(machine: &str, order: &MachineSpec, found: &ObservedMachine) -> (Cause
             refused: Some(why), ..
         } => {
             let why = why.shown(TEXT_MAX);
-            format!("the server of {machine} refused its newest services: it says {why}")
+            format!("the server of {machine} refused its newest services: {why}")
         }
         Serving::Policy { digest, .. } => {
             let declared = order.services().ok().flatten();
@@ -203,7 +205,7 @@ mod tests {
             (
                 policy(&digest, Some("no\nJSON")),
                 Cause::Policy,
-                "the server of signer refused its newest services: it says no\\nJSON".to_owned(),
+                "the server of signer refused its newest services: no\\nJSON".to_owned(),
             ),
             (
                 Serving::Silent,

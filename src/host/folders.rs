@@ -66,7 +66,7 @@ fn names(path: &str) -> Option<Vec<&str>> {
 fn enter(parent: &Dir, name: &str, path: &Path) -> io::Result<Dir> {
     parent.dir(name).map_err(|why| match why {
         Errno::LOOP => io::Error::other(format!(
-            "`{}` is a symbolic link, through which anklume creates no folder: declare its target",
+            "`{}` is a symbolic link, and anklume does not create folders through links: declare its target",
             path.display().to_string().escape_debug()
         )),
         why => why.into(),

@@ -131,7 +131,7 @@ fn rotate_in(folder: &Dir, name: &str) -> io::Result<()> {
     let is = fstat(&file)?;
     let plain = FileType::from_raw_mode(is.st_mode) == FileType::RegularFile;
     if !plain || is.st_nlink != 1 || !is_own(&is) {
-        return Err(io::Error::other("it is not a log of Incus's"));
+        return Err(io::Error::other("it is not an Incus log"));
     }
     let length = u64::try_from(is.st_size).unwrap_or_default();
     file.seek(SeekFrom::Start(length.saturating_sub(KEPT)))?;

@@ -58,7 +58,7 @@ pub(crate) enum FindError {
     },
     #[error("no Incus project `{}`", name.escape_debug())]
     NoProject { name: String, known: Vec<String> },
-    #[error("`{}` is a machine of several projects: {}", name.escape_debug(), projects.join(", ").escape_debug())]
+    #[error("`{}` is a machine in several projects: {}", name.escape_debug(), projects.join(", ").escape_debug())]
     Several {
         name: String,
         /// Sorted.
@@ -233,7 +233,7 @@ mod tests {
         assert_eq!(find(&all, "dev", Some("work")), Ok(all[0].clone()));
         assert_eq!(
             find(&all, "dev", None).unwrap_err().to_string(),
-            "`dev` is a machine of several projects: play, work"
+            "`dev` is a machine in several projects: play, work"
         );
         assert_eq!(
             find(&all, "vault-singer", None),

@@ -85,12 +85,12 @@ pub(super) fn default_path(folder: &Path) -> Result<PathBuf, Diagnostic> {
         (false, true) => Ok(folder),
         (true, true) => Err(fault(
             Code::BothPresent,
-            "there is an `infra.yml` and an `infra` folder here",
+            "both `infra.yml` and an `infra` folder exist here",
             "keep one of them, or name one with `--infra`",
         )),
         (false, false) => Err(fault(
             Code::NotFound,
-            "there is no `infra.yml` and no `infra` folder here",
+            "neither `infra.yml` nor an `infra` folder exists here",
             "write one (`infra.example.yml` shows every key), or name it with `--infra`",
         )),
     }
@@ -158,7 +158,7 @@ fn open_folder(folder: &Path) -> Result<Vec<InfraFile>, Faults> {
     }
     if !base {
         let folder = quote(&folder.to_string_lossy());
-        let message = format!("there is no `base.yml` in {folder}");
+        let message = format!("`base.yml` is missing from {folder}");
         let help = "write one: it holds `project_name` and `global`, and may be empty";
         faults.push(fault(Code::MissingBase, message, help));
     }
@@ -309,7 +309,7 @@ fn not_regular(path: &Path, kind: fs::FileType, expected: &str) -> Diagnostic {
 fn unreadable(path: &Path, why: &io::Error) -> Diagnostic {
     let path = quote(&path.to_string_lossy());
     if why.kind() == io::ErrorKind::NotFound {
-        let message = format!("there is no {path}");
+        let message = format!("{path} does not exist");
         return fault(Code::NotFound, message, "check the path");
     }
     let message = format!("{path} cannot be read: {why}");

@@ -112,7 +112,7 @@ impl<'a> Builder<'a, '_> {
                 self.findings
                     .error(Code::YamlAnchor, at, format!("anchor {}", quote(&name)))
                     .help(
-                        "write the value out where it is meant: anchors and aliases are not read",
+                        "write the value out where it is used: anchors and aliases are not supported",
                     );
                 Ok(())
             }
@@ -169,7 +169,7 @@ impl<'a> Builder<'a, '_> {
     fn alias(&mut self, at: At) -> Result<(), Stopped> {
         self.findings
             .error(Code::YamlAlias, at, "a YAML alias")
-            .help("write the value out: anchors and aliases are not read");
+            .help("write the value out: anchors and aliases are not supported");
         let kind = NodeKind::Unusable;
         self.put(Node { at, kind })
     }
@@ -182,7 +182,7 @@ impl<'a> Builder<'a, '_> {
             if scalar.plain && scalar.text == "<<" {
                 self.findings
                     .error(Code::YamlMergeKey, at, "a YAML merge key")
-                    .help("write the keys out: merge keys are not read");
+                    .help("write the keys out: merge keys are not supported");
                 *skip = true;
             } else {
                 *key = Some((at, scalar));

@@ -123,7 +123,7 @@ impl<'t> Names<'t> {
                 let other = findings.short(machine.at);
                 let message = format!("{} is a domain and a machine", quote(name));
                 findings.warning(Code::SameName, *at, message).help(format!(
-                    "the machine is at {other}; Ansible warns of a group and a host with one name"
+                    "the machine is at {other}; Ansible warns when a group and a host share a name"
                 ));
             }
         }
@@ -143,7 +143,7 @@ impl<'t> Names<'t> {
         findings
             .error(Code::DuplicateMachine, at, message)
             .help(format!(
-                "the first one is at {place}; a machine's name is unique over all domains"
+                "the first one is at {place}; a machine name must be unique across all domains"
             ));
     }
 
@@ -305,7 +305,7 @@ fn sections<'t, 'a>(
     }
     if alone && top.entry("domains").is_none() {
         findings
-            .error(Code::MissingKey, top.at, "there is no `domains`")
+            .error(Code::MissingKey, top.at, "`domains` is missing")
             .help(NO_DOMAIN_HELP);
     }
     Some(Sections {

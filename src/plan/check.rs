@@ -74,7 +74,7 @@ fn split_profile_devices<'a>(
 fn among_channels(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     for one in split_profile_devices(inputs).0 {
         let help = format!(
-            "take it off: `incus profile device remove {} {} --project {}`",
+            "remove it: `incus profile device remove {} {} --project {}`",
             one.profile.name.escape_debug(),
             one.device.escape_debug(),
             one.profile.project.escape_debug()

@@ -200,17 +200,17 @@ fn claim(
                 "on Incus belongs to another infrastructure, {}",
                 quote(other)
             ),
-            "give it another name here, or set `project_name` back if it was changed".to_owned(),
+            "give it another name here, or restore `project_name` if it was changed".to_owned(),
         ),
         Ownership::Copy(it) => (
             format!(
-                "on Incus is a copy of {} and was not made by anklume",
+                "on Incus is a copy of {} and was not created by anklume",
                 quote(it)
             ),
             format!("`anklume apply --adopt {adopt}` takes it over"),
         ),
         Ownership::Nobody | Ownership::Ours => (
-            "already exists on Incus and was not made by anklume".to_owned(),
+            "already exists on Incus and was not created by anklume".to_owned(),
             format!("`anklume apply --adopt {adopt}` takes it over, or give it another name here"),
         ),
     };

@@ -79,11 +79,11 @@ fn exchangeable(inputs: &PlanInputs<'_>, path: &str, folder: &str, faults: &mut 
         PlanCode::SourceInSharedFolder,
         user.map(|(_, machine)| &machine.place),
         format!(
-            "{} leads into {}, a folder of the host that a machine may write into",
+            "{} leads into {}, a host folder that a machine may write to",
             quote(path),
             quote(folder)
         ),
-        "the machine could put a link to any folder of the host there: share folders beside each other, \
+        "the machine could put a link to any host folder there: share sibling folders, \
          or let no machine write the outer one (`ro`, `readonly: true`)",
     );
 }

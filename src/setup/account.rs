@@ -30,7 +30,7 @@ pub(crate) struct Account {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AccountError {
     /// The machine has no such user.
-    #[error("there is no user `{}` in this machine: make one (`useradd -m {}`), or take another `mcp: {{run_as: …}}`", .0.escape_debug(), .0.escape_debug())]
+    #[error("the user `{}` does not exist in this machine: create one (`useradd -m {}`), or set another `mcp: {{run_as: …}}`", .0.escape_debug(), .0.escape_debug())]
     Nobody(String),
     /// The identity file cannot be read.
     #[error(
@@ -164,7 +164,7 @@ mod tests {
         let why = Account::find(Some("nobody-of-that-name")).unwrap_err();
         assert!(
             why.to_string()
-                .starts_with("there is no user `nobody-of-that-name`"),
+                .starts_with("the user `nobody-of-that-name` does not exist"),
             "{why}"
         );
         assert_eq!(Account::find(None).unwrap().uid, 0);

@@ -161,7 +161,7 @@ async fn tell(program: &str, args: &[&str]) -> Result<(), SetupError> {
             command: command_line(),
             words: format!("it did not end within {} s", TIMEOUT.as_secs()),
         })?
-        .map_err(failed("the supervisor cannot be asked"))?;
+        .map_err(failed("the supervisor cannot be queried"))?;
     if output.status.success() {
         return Ok(());
     }

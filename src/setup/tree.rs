@@ -31,7 +31,7 @@ const READ_MAX: u64 = 32 * 1024 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TreeError {
     /// A part of the path is a link, a mount, or neither a file nor a folder.
-    #[error("machine altered: `{0}` in it is a link, a mount, or no file or folder")]
+    #[error("machine altered: `{0}` in it is a link, a mount, or neither a file nor a folder")]
     Altered(String),
     /// A system call failed.
     #[error("`{path}` cannot be {doing}: {source}")]

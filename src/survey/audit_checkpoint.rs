@@ -56,15 +56,13 @@ pub(crate) async fn keep(session: &Session, provider: &Instance) -> LogState {
     };
     let machine = provider.name.escape_debug();
     let altered = |what: &str| LogState::Altered {
-        detail: format!("the log of calls on {machine} {what}"),
+        detail: format!("the audit log on {machine} {what}"),
         accept: shell_line([OsStr::new("rm"), path.as_os_str()]),
     };
     let kept = match CheckpointStore::read(&path) {
         Ok(kept) => kept,
         Err(why) => {
-            return altered(&format!(
-                "cannot be compared with what was kept of it: {why}"
-            ));
+            return altered(&format!("cannot be compared with its checkpoint: {why}"));
         }
     };
     // The machine controls whether its log can be read, so a kept line that cannot be read counts as missing.
@@ -73,9 +71,7 @@ pub(crate) async fn keep(session: &Session, provider: &Instance) -> LogState {
             "no longer shows its former line {}: {why}",
             kept.seq
         )),
-        None => LogState::Unknown(format!(
-            "the log of calls on {machine} is not watched: {why}"
-        )),
+        None => LogState::Unknown(format!("the audit log on {machine} is not watched: {why}")),
     };
     let mut last = LogState::Sound;
     for _ in 0..TRIES {
@@ -111,7 +107,7 @@ pub(crate) async fn keep(session: &Session, provider: &Instance) -> LogState {
         (LogState::Altered { .. }, Some(kept)) => {
             let machine = kept.machine.escape_debug();
             LogState::Lost {
-                note: format!("{machine} was rebuilt, and its log of calls went with it"),
+                note: format!("{machine} was rebuilt, and its audit log was lost with it"),
                 line: kept.seq,
                 path,
             }
@@ -171,14 +167,14 @@ fn judged(seen: LogSeen, files: u32, kept: Option<&Checkpoint>) -> Checked {
     Checked::Altered(match kept {
         None if files == 0 => return Checked::Missing,
         Some(kept) if files == 0 => format!("is gone: it had {} lines", kept.seq),
-        _ if seen.faults > 0 => format!("is not as it was written, at {} places", seen.faults),
+        _ if seen.faults > 0 => format!("was altered in {} places", seen.faults),
         Some(kept) if seen.head_missing => format!(
             "was truncated, rewritten, or restored from a snapshot: its former line {} is missing",
             kept.seq
         ),
         // Rotation drops a file only if the maximum number of files exists.
         _ if files <= KEEP && seen.first > 1 => {
-            format!("has lost what was before its line {}", seen.first)
+            format!("has lost everything before its line {}", seen.first)
         }
         Some(kept) if files < kept.files => {
             let gone = kept.files - files;
@@ -206,11 +202,11 @@ pub(crate) async fn keep_all(
                 // Put aside, so that the machine's next log is watched.
                 let aside = CheckpointStore::put_aside(&path, jiff::Timestamp::now());
                 notes.push(match aside.map(|aside| aside.display().to_string()) {
-                    Ok(aside) => format!(
-                        "{note}: what was kept of it, up to line {line}, is now in `{aside}`"
-                    ),
+                    Ok(aside) => {
+                        format!("{note}: its checkpoint, up to line {line}, is now in `{aside}`")
+                    }
                     Err(why) => {
-                        format!("{note}, and what was kept of it cannot be put aside: {why}")
+                        format!("{note}, but its checkpoint cannot be put aside: {why}")
                     }
                 });
             }
@@ -288,7 +284,7 @@ mod tests {
         let kept_middle = kept(&middle, 3);
         assert_eq!(said(&all, &kept_middle), "");
         // A rotation drops the oldest file only once the maximum number of files exists.
-        let gone = "has lost what was before its line 4";
+        let gone = "has lost everything before its line 4";
         assert_eq!(said(&all[1..], &kept(&middle, 2)), gone);
         let (mut every, mut end) = (Vec::new(), first.clone());
         for _ in 0..=KEEP {
@@ -306,13 +302,13 @@ mod tests {
         edited[10] ^= 1;
         assert_eq!(
             said(&[&edited, &older, &newer], &kept_middle),
-            "is not as it was written, at 1 places"
+            "was altered in 1 places"
         );
         let (anew, _) = log(3, &Head::default(), rotated());
         assert_ne!(said(&[&anew, &older, &newer], &kept_middle), "");
         assert_eq!(
             said(&all[1..], &kept_middle),
-            "has lost what was before its line 4"
+            "has lost everything before its line 4"
         );
         // A log with another chain.
         let other = Head {
@@ -327,7 +323,7 @@ mod tests {
         let many = [newer.as_slice(), &b"\n".repeat(FINDINGS_MAX + 5)].concat();
         assert_eq!(
             said(&[&oldest, &older, &many], &kept_middle),
-            "is not as it was written, at 1005 places"
+            "was altered in 1005 places"
         );
     }
 }

@@ -85,7 +85,7 @@ impl CheckpointStore {
         }
         let not_alone = || {
             let folder = self.0.display();
-            io::Error::other(format!("`{folder}` is not root's alone"))
+            io::Error::other(format!("`{folder}` is not private to root"))
         };
         let folder = match Dir::open(&self.0, READ | OFlags::NOFOLLOW, BENEATH) {
             Err(Errno::NOTDIR | Errno::LOOP) => return Err(not_alone()),

@@ -63,7 +63,7 @@ pub(crate) async fn ask(session: &Session, edge: &Edge) -> Result<ConsumerAnswer
     };
     if let Some(why) = &offered.failed {
         return Err(ConsumerFailure {
-            why: format!("the consumer says: {}", why.shown(TEXT_MAX)),
+            why: format!("the consumer reports: {}", why.shown(TEXT_MAX)),
             overloaded: offered.overloaded,
         });
     }

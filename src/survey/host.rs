@@ -196,7 +196,7 @@ async fn find(image: &str, remotes: &BTreeMap<String, Remote>) -> io::Result<Rem
     let (name, alias) = image.split_once(':').unwrap_or(("", image));
     let remote = remotes
         .get(name)
-        .ok_or_else(|| io::Error::other(format!("there is no remote `{name}`")))?;
+        .ok_or_else(|| io::Error::other(format!("the remote `{name}` does not exist")))?;
     incus(&["image", "info", "--", image]).await?;
     Ok(RemoteImage {
         server: remote.address.clone(),

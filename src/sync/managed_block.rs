@@ -181,9 +181,9 @@ fn document_start(text: &str) -> Result<Option<usize>, BlockFault> {
         return Err(BlockFault {
             line: index + 1,
             message:
-                "the document begins on the line of its `---`, so no managed block can be put in"
+                "the document begins on the line of its `---`, so no managed block can be inserted"
                     .to_owned(),
-            help: "put a line break after `---`, and the document into block style",
+            help: "add a line break after `---`, and convert the document to block style",
         });
     }
     Ok(None)

@@ -104,7 +104,7 @@ impl Candidate {
             (None, _) | (_, Some(true)) => {}
             (Some(key), Some(false)) => return Some(format!("protected: {key} is false")),
             (Some(_), None) => {
-                return Some("protected: it does not say that it is ephemeral".to_owned());
+                return Some("protected: it is not marked as ephemeral".to_owned());
             }
         }
         let domain = self.domain.as_ref();
@@ -144,7 +144,7 @@ fn protected_domains(candidates: &[Candidate]) -> BTreeMap<String, String> {
     let declared: BTreeSet<&str> = of_domains.map(|candidate| &*candidate.path.stem).collect();
     for FilePath { stem, .. } in inventories.iter().map(|candidate| &candidate.path) {
         if !declared.contains(stem.as_str()) {
-            let reason = format!("no group_vars/{stem}.yml says that it is ephemeral");
+            let reason = format!("no group_vars/{stem}.yml marks it as ephemeral");
             protected.entry(stem.clone()).or_insert(reason);
         }
     }

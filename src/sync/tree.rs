@@ -30,7 +30,7 @@ pub(crate) enum TreeFault {
     #[error("`{0}` is not a folder")]
     NotFolder(String),
     /// A folder or file is a symbolic link.
-    #[error("`{0}` is a symbolic link, and sync follows none")]
+    #[error("`{0}` is a symbolic link, which sync does not follow")]
     Symlink(String),
     /// Something other than a regular file has a file's name.
     #[error("`{0}` is not a regular file")]
@@ -90,7 +90,7 @@ impl TreeFault {
         match self {
             Self::NoBase(_) => Some("make it, or name another with `--base-dir`"),
             Self::Symlink(_) => Some(
-                "put what it leads to in its place, or name the folder that holds the real one with `--base-dir`",
+                "replace it with its target, or name the folder that holds the real one with `--base-dir`",
             ),
             Self::NotFolder(_) | Self::NotFile(_) => Some("move it out of the way"),
             Self::NotText { .. } => Some("save the file as UTF-8"),

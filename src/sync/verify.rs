@@ -133,10 +133,10 @@ fn no_declared_key(
     Err(BlockFault {
         line: line.map_or(1, |line| line + 1),
         message: format!(
-            "`{}` is declared by infra.yml and here again; Ansible would take the last of the two",
+            "`{}` is declared by infra.yml and here again; Ansible would use the last one",
             key.escape_debug()
         ),
-        help: "take it out here, or change infra.yml",
+        help: "remove it here, or change infra.yml",
     })
 }
 

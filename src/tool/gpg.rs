@@ -102,7 +102,7 @@ fn permit(settings: &Settings) -> Result<OwnedSemaphorePermit, ToolError> {
     let permit = Arc::clone(&settings.signatures).try_acquire_owned();
     permit.map_err(|_| {
         ToolError::Busy(
-            "signatures in pieces take all places that `in_flight` gives this caller; finish one first"
+            "signatures in pieces use up this caller's `in_flight` limit; finish one first"
                 .to_owned(),
         )
     })

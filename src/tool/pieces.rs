@@ -170,14 +170,14 @@ impl<T> Drop for TransferTurn<T> {
 pub(super) fn not_final(last: Option<bool>) -> Result<(), BadArguments> {
     match last {
         None => Ok(()),
-        Some(_) => Err("`final` without `offset`: a piece says where it begins".into()),
+        Some(_) => Err("`final` without `offset`: a piece must state where it begins".into()),
     }
 }
 
 /// Refuses an empty piece unless it is the last one: it would not advance the transfer.
 pub(super) fn not_empty(data: Vec<u8>, last: bool) -> Result<Vec<u8>, BadArguments> {
     if data.is_empty() && !last {
-        return Err("`data` is empty, and only the last piece (`final`) may be".into());
+        return Err("`data` is empty, but only the last piece (`final`) may be".into());
     }
     Ok(data)
 }

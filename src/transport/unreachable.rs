@@ -50,7 +50,7 @@ pub(crate) enum Unreachable {
         #[source]
         why: io::Error,
     },
-    #[error("no server listens behind the socket: it was closed without an answer")]
+    #[error("no server is listening on the socket: it was closed without an answer")]
     Gone,
     #[error("the server {}{}", ending(*status), quoted(last_lines))]
     Died {
@@ -75,7 +75,7 @@ fn socket_fault(path: &Path, why: &io::Error) -> String {
             "this file is not a socket:".to_owned()
         }
         io::ErrorKind::NotFound => "no socket exists at".to_owned(),
-        io::ErrorKind::ConnectionRefused => "no server listens behind socket".to_owned(),
+        io::ErrorKind::ConnectionRefused => "no server is listening on socket".to_owned(),
         io::ErrorKind::PermissionDenied => "no permission to use socket".to_owned(),
         _ => format!("{why}: socket"),
     }

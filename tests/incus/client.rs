@@ -169,7 +169,7 @@ fn one_name_in_two_projects_must_be_told_apart() {
     projects.sort_unstable();
     let [first, second] = projects;
     let message = format!(
-        "`{name}` is a machine of several projects: {first}, {second}\n  = help: choose one: `--project {first}` or `--project {second}`"
+        "`{name}` is a machine in several projects: {first}, {second}\n  = help: choose one: `--project {first}` or `--project {second}`"
     );
     is_unreachable(&mcp("list -i", &[&name]).run(), &message);
     let ran = mcp("list -i", &[&name, "--project", &one.name]).run();

@@ -126,7 +126,9 @@ fn lives(init: Init, file: &str) {
     let (status, answer) = world.apply_json();
     assert_eq!(status, 1, "{answer:#}");
     assert!(
-        answer.to_string().contains("there is no user `signer`"),
+        answer
+            .to_string()
+            .contains("the user `signer` does not exist"),
         "{answer:#}"
     );
     assert!(world.exec(0, "signer", init.up()).0);

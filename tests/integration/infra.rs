@@ -70,7 +70,7 @@ error[duplicate-service]: service `file_sign` is already on this machine
    |
 10 |           - name: file_sign
    |                   ^^^^^^^^^
-   = help: the first one is at infra.yml:7; a name is unique on its machine
+   = help: the first one is at infra.yml:7; a name must be unique on its machine
 
 error[missing-key]: the service has no `name`
   --> infra.yml:11:13
@@ -169,7 +169,7 @@ fn nothing_and_both_are_said() {
         1,
         "",
         "\
-error[not-found]: there is no `infra.yml` and no `infra` folder here
+error[not-found]: neither `infra.yml` nor an `infra` folder exists here
   = help: write one (`infra.example.yml` shows every key), or name it with `--infra`
 ",
     );
@@ -182,7 +182,7 @@ error[not-found]: there is no `infra.yml` and no `infra` folder here
         1,
         "",
         "\
-error[both-present]: there is an `infra.yml` and an `infra` folder here
+error[both-present]: both `infra.yml` and an `infra` folder exist here
   = help: keep one of them, or name one with `--infra`
 ",
     );

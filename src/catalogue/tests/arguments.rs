@@ -144,7 +144,7 @@ fn every_fault_of_a_call_is_said_in_words() {
         (
             ToolName::FileAccept,
             json!({"path": "../a", "data": ""}),
-            "`path` is `../a`, and `..` is not allowed in it",
+            "`path` is `../a`, and `..` is not allowed",
         ),
     ] {
         assert_eq!(faults(tool, arguments), [said]);
@@ -176,7 +176,7 @@ fn the_clipboard_limit_says_both_sizes() {
     let long = "é".repeat(CLIPBOARD_MAX / 2) + "x";
     assert_eq!(
         faults(ToolName::ClipboardSet, json!({"content": long})),
-        ["`content` has 65537 bytes, and the clipboard takes at most 65536"]
+        ["`content` has 65537 bytes, but the clipboard takes at most 65536"]
     );
 }
 

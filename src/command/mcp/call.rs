@@ -198,7 +198,7 @@ async fn requests(name: &str, raw: RawArguments) -> anyhow::Result<DryRunRequest
         return Ok((vec![request(CALL, params)], remarks));
     }
     if name.parse::<ToolName>().is_err() {
-        remarks.push("the server would be asked for the types of the arguments".to_owned());
+        remarks.push("the server would be asked for the argument types".to_owned());
     }
     let tool = known_tool(name);
     let Arguments {
@@ -210,7 +210,7 @@ async fn requests(name: &str, raw: RawArguments) -> anyhow::Result<DryRunRequest
         object.insert(payload.name, STANDARD.encode(&piece).into());
         object.insert("offset".to_owned(), 0.into());
         object.insert("final".to_owned(), false.into());
-        remarks.push("this is the first of the pieces in which the content would go".to_owned());
+        remarks.push("the content would be sent in pieces; this is the first".to_owned());
     }
     let one_copy = comes_in_pieces(&tool, &object);
     if one_copy {

@@ -89,7 +89,7 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
 }
 
 /// The message for a client when its provider starts differently after a reconnection.
-const NOT_GREETED: &str = "the provider does not answer as it did when this connection began; the next message tries again";
+const NOT_GREETED: &str = "the provider no longer answers as it did when this connection began; the next message tries again";
 
 /// The message for a client when its provider closes the connection during reconnection.
 const CLOSED: &str =

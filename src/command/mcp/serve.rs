@@ -253,14 +253,16 @@ async fn listen(
 fn no_folder(error: &FolderError) -> Failure {
     let help = match error {
         FolderError::Taken(_) => {
-            "one server serves a folder; `anklume mcp status` shows what that one serves"
+            "only one server can use a folder; `anklume mcp status` shows what it serves"
         }
-        FolderError::NotOurs(_) => "name a folder that this user may make its own with --listen",
+        FolderError::NotOurs(_) => {
+            "name a new folder, or one that belongs to this user, with --listen"
+        }
         FolderError::Foreign { .. } => {
             "a server denies others access to its folder; name an empty or new folder with --listen"
         }
         FolderError::InTheWay(_) => "move it away: a server removes only sockets",
-        FolderError::PathTooLong { .. } => "name a folder with a shorter path with --listen",
+        FolderError::PathTooLong { .. } => "use --listen to name a folder with a shorter path",
         FolderError::Io { .. } => return Failure::new(Exit::Failed, error.to_string()),
     };
     Failure::new(Exit::Failed, error.to_string()).help(help)

@@ -57,8 +57,9 @@ pub(super) fn timeouts(args: &ChannelArgs) -> Result<Timeouts, Failure> {
         .then(|| Duration::from_secs_f64(seconds))
         .filter(|timeout| !timeout.is_zero());
     let Some(timeout) = timeout else {
-        let message =
-            format!("`--timeout` is more than 0 and at most {TIMEOUT_MAX} seconds, not {seconds}");
+        let message = format!(
+            "`--timeout` must be more than 0 and at most {TIMEOUT_MAX} seconds, not {seconds}"
+        );
         return Err(Failure::new(Exit::Usage, message));
     };
     Ok(Timeouts {

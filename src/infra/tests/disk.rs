@@ -77,7 +77,7 @@ fn what_is_not_there_is_said() {
     let folder = folder(&[]);
     assert_eq!(
         refused(&folder.path().join("nope.yml")),
-        "error[not-found]: there is no `FOLDER/nope.yml`\n  = help: check the path"
+        "error[not-found]: `FOLDER/nope.yml` does not exist\n  = help: check the path"
     );
 }
 
@@ -242,7 +242,7 @@ error[symlink]: `FOLDER/infra/domains/x.yml` is a symbolic link
 error[symlink]: `FOLDER/infra/policies.yml` is a symbolic link
   = help: only a regular file is read here
 
-error[missing-base]: there is no `base.yml` in `FOLDER/infra`
+error[missing-base]: `base.yml` is missing from `FOLDER/infra`
   = help: write one: it holds `project_name` and `global`, and may be empty
 
 error[stray-file]: `FOLDER/infra/readme.md` is not read

@@ -251,12 +251,12 @@ fn domain_name(entry: &Entry<'_>, findings: &mut Findings) -> Option<DomainName>
     let bridge = BRIDGE_PREFIX.len() + text.len();
     if bridge > BRIDGE_MAX {
         let message = format!(
-            "the bridge `{BRIDGE_PREFIX}{name}` has {bridge} characters, and Linux allows {BRIDGE_MAX}"
+            "the bridge `{BRIDGE_PREFIX}{name}` has {bridge} characters, but Linux allows at most {BRIDGE_MAX}"
         );
         let max = BRIDGE_MAX - BRIDGE_PREFIX.len();
         findings
             .error(Code::NameTooLong, entry.at, message)
-            .help(format!("a domain's name has at most {max} characters"));
+            .help(format!("a domain name can have at most {max} characters"));
     }
     Some(name)
 }

@@ -165,7 +165,7 @@ impl Host {
             findings
                 .add(self.severity, Code::ReservedDeviceName, placed.at, message)
                 .help(
-                    "names of `mcp-` and 16 hexadecimal digits are reserved for anklume: choose another",
+                    "`mcp-` followed by 16 hexadecimal digits is reserved for anklume: choose another name",
                 );
         }
         if placed.is("proxy") {
@@ -193,14 +193,16 @@ impl Host {
         let at = placed.get(key).map_or(placed.at, |(_, at)| at);
         if self.nested.insert(at) {
             let message = format!(
-                "{} is in {}, a folder of the host that a machine may write into",
+                "{} is in {}, a host folder that a machine may write to",
                 quote(written),
                 quote(folder)
             );
-            findings.error(Code::SourceInSharedFolder, at, message).help(
-                "the machine could put a link to any folder of the host there: share folders beside each other, \
+            findings
+                .error(Code::SourceInSharedFolder, at, message)
+                .help(
+                    "the machine could put a link to any host folder there: share sibling folders, \
                  or let no machine write the outer one (`ro`, `readonly: true`)",
-            );
+                );
         }
     }
 
@@ -216,7 +218,7 @@ impl Host {
                 format!("{source} shares {HOST_STATE} of the host, where the channels are");
             findings
                 .add(self.severity, Code::DeviceSharesChannels, at, message)
-                .help("share a folder that neither holds it nor is in it");
+                .help("share a folder that neither contains it nor lies inside it");
         }
     }
 
@@ -230,19 +232,19 @@ impl Host {
                 continue;
             };
             if CHANNELS.iter().any(|channel| is_below(&path, channel)) {
-                let message = format!("the proxy's `{key}` is where anklume's channels are");
+                let message =
+                    format!("the proxy's `{key}` is inside one of anklume's channel folders");
                 findings
                     .add(self.severity, Code::ProxyIntoChannels, at, message)
-                    .help("choose another path: a channel is declared by `services` alone");
+                    .help("choose another path: only `services` declares channels");
             } else if host_key == Some(key)
                 && ancestors(&path).any(|folder| self.writable.contains(folder))
             {
-                let message = format!(
-                    "the proxy's `{key}` is in a folder of the host that a machine may write into"
-                );
+                let message =
+                    format!("the proxy's `{key}` is in a host folder that a machine may write to");
                 findings
                     .add(self.severity, Code::ProxyIntoSharedFolder, at, message)
-                    .help("a machine could put a link there and reach any socket of the host: choose another path");
+                    .help("a machine could put a link there and reach any host socket: choose another path");
             }
         }
     }

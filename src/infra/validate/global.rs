@@ -130,7 +130,7 @@ pub(super) fn read(top: Fields<'_, '_>, findings: &mut Findings) -> GlobalSettin
 fn check_nesting_prefix(fields: Fields<'_, '_>, findings: &mut Findings) {
     let written = fields.flag("nesting_prefix", findings);
     if let (Some(true), Some(entry)) = (written, fields.entry("nesting_prefix")) {
-        let message = "`nesting_prefix` is not applied: names on Incus get no level in front";
+        let message = "`nesting_prefix` is not applied: names on Incus get no prefix";
         findings
             .warning(Code::UnusedKey, entry.at, message)
             .help("remove it, or set it to `false`");
@@ -170,7 +170,7 @@ fn addressing(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<(Scheme
     };
     let zones = Fields::of(entry, findings)?;
     if let Some(unused) = fields.entry("base_subnet") {
-        let message = "`base_subnet` is not used beside `addressing`";
+        let message = "`base_subnet` is ignored when `addressing` is set";
         findings
             .warning(Code::UnusedKey, unused.at, message)
             .help("keep one of them");
@@ -262,6 +262,6 @@ fn host_reserve(fields: Fields<'_, '_>, key: &str, findings: &mut Findings) {
         let message = format!("{} is not a valid reserve", quote(text));
         findings
             .error(Code::InvalidValue, entry.value.at, message)
-            .help("such as `20%`, a positive number, or of memory `2GiB`");
+            .help("such as `20%`, a positive number, or, for memory, `2GiB`");
     }
 }

@@ -155,7 +155,7 @@ fn address(
         let message = format!("{} is no IPv4 address", quote(text));
         findings
             .error(Code::InvalidAddress, at, message)
-            .help("four numbers from 0 to 255 with dots, without zeros in front and without `/`");
+            .help("four numbers from 0 to 255 separated by dots, without leading zeros or `/`");
         return None;
     };
     if let Some(first) = findings.earlier(addresses, address, at) {
@@ -251,7 +251,7 @@ fn profiles(
             );
             findings
                 .error(Code::UnknownProfile, at, message)
-                .help("declare it in `profiles` of the domain, or take it off the list");
+                .help("declare it in the domain's `profiles`, or take it off the list");
         } else if !seen.insert(text) {
             let message = format!("profile {} is listed twice", quote(text));
             findings

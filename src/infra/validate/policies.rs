@@ -130,7 +130,7 @@ fn ai_access(
     }
     if to_ai > 1 {
         let message =
-            format!("{to_ai} policies lead to `{AI_DOMAIN}`, and exclusive access allows one");
+            format!("{to_ai} policies lead to `{AI_DOMAIN}`, but exclusive access allows only one");
         findings
             .error(Code::AiAccess, at, message)
             .help("keep one of them, or write `ai_access_policy: open`");
@@ -249,15 +249,15 @@ pub(super) fn check_gpus(
     let first = quote(first.machine.name.as_str());
     let count = users.len();
     if settings.gpus_shared {
-        let message = format!("{count} machines share the GPU, the first is {first}");
+        let message = format!("{count} machines share the GPU; the first is {first}");
         findings
             .warning(Code::SharedGpu, second.at, message)
             .help("on most GPUs they see each other's memory");
     } else {
-        let message = format!("{count} machines use the GPU, the first is {first}");
+        let message = format!("{count} machines use the GPU; the first is {first}");
         findings
             .error(Code::SeveralGpus, second.at, message)
-            .help("one machine alone, or `gpu_policy: shared` in `global`");
+            .help("let only one machine use it, or set `gpu_policy: shared` in `global`");
     }
 }
 

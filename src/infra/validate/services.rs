@@ -57,7 +57,7 @@ fn run_as(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<String> {
     if text.len() > USER_MAX || !text.starts_with(begins) || !text.chars().all(inner) {
         let message = format!("{} is not a valid user name", quote(text));
         findings.error(Code::InvalidName, at, message).help(
-            "a lower-case letter or `_`, then lower-case letters, digits, `_` and `-`, at most 32",
+            "a lower-case letter or `_`, then lower-case letters, digits, `_` and `-`, at most 32 characters",
         );
         return None;
     }
@@ -145,7 +145,7 @@ fn service_name<'t>(
         findings
             .error(Code::DuplicateService, at, message)
             .help(format!(
-                "the first one is at {first}; a name is unique on its machine"
+                "the first one is at {first}; a name must be unique on its machine"
             ));
     }
     Some((name(text, at, "such as `file_sign`", findings)?, at))
@@ -216,7 +216,7 @@ fn check_consumer(machine: &str, written: Text<'_>, names: &Names<'_>, findings:
                 .help("enable the domain, or take the machine off the list");
         }
     } else if names.domains.contains_key(text) {
-        let message = format!("{quoted} is a domain, and consumers are machines");
+        let message = format!("{quoted} is a domain, but consumers must be machines");
         findings
             .error(Code::DomainAsConsumer, at, message)
             .help("list the machines of the domain that may call the service, one by one");

@@ -219,7 +219,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
             offset += bytes.len() as u64;
             if piece.complete {
                 if piece.sha256 != Some(whole.end()) {
-                    return Err(wrong("the pieces do not have the digest of the whole"));
+                    return Err(wrong(
+                        "the digest of the pieces does not match that of the whole",
+                    ));
                 }
                 return Ok(Fetched::Pieces(called.result.map(|mut result| {
                     result.content.clear();

@@ -42,7 +42,7 @@ pub(super) fn read(line: &Line, max: usize) -> ClientMessage {
         Line::Whole(bytes) => read_whole(json::trim(bytes)),
         Line::TooLong { head, tail, bytes } => invalid(
             json::find_id(head, tail),
-            &format!("a message has at most {max} bytes; this one has {bytes}"),
+            &format!("a message can have at most {max} bytes; this one has {bytes}"),
         ),
     }
 }
@@ -53,8 +53,11 @@ fn read_whole(bytes: &[u8]) -> ClientMessage {
     }
     match json::read(bytes) {
         Ok(Value::Object(message)) => read_message(message),
-        Ok(Value::Array(_)) => invalid(None, "MCP has no batches; send one message per line"),
-        Ok(_) => invalid(None, "a message is a JSON object"),
+        Ok(Value::Array(_)) => invalid(
+            None,
+            "MCP does not support batches; send one message per line",
+        ),
+        Ok(_) => invalid(None, "a message must be a JSON object"),
         Err(JsonFault::Syntax(fault)) => ClientMessage::Request(refused(
             json::find_id_in(bytes),
             "",

@@ -396,7 +396,7 @@ async fn a_line_over_the_limit_is_answered_with_its_id_and_the_connection_lives(
     let bytes = long.to_string().len();
     peer.send(long).await;
     let message =
-        format!("invalid request: a message has at most 4000 bytes; this one has {bytes}");
+        format!("invalid request: a message can have at most 4000 bytes; this one has {bytes}");
     assert_eq!(peer.receive().await, error("big", -32600, &message));
     peer.send_text(&format!("{{\"method\":\"{data}\",\"id\":5}}\n"))
         .await;

@@ -209,7 +209,7 @@ fn a_profile_s_proxy_among_the_channels_is_named_and_its_socket_is_not_swept() {
     let expected = ["elsewhere", "work"].map(|project| {
         (
             format!("the device `p` of the profile `mine` (project `{project}`) has a socket in `/var/lib/anklume/mcp`, which is reserved for channels"),
-            format!("take it off: `incus profile device remove mine p --project {project}`"),
+            format!("remove it: `incus profile device remove mine p --project {project}`"),
         )
     });
     let expected = expected

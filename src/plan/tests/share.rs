@@ -125,6 +125,6 @@ fn what_a_machine_could_exchange_stands_in_the_way() {
     assert_eq!(faults[0].code, "source-in-shared-folder");
     assert_eq!(
         faults[0].message,
-        "`/srv/link` leads into `/srv/x`, a folder of the host that a machine may write into"
+        "`/srv/link` leads into `/srv/x`, a host folder that a machine may write to"
     );
 }

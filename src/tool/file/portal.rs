@@ -124,7 +124,7 @@ pub(super) fn explain(refused: Errno, path: &PortalPath, doing: &str) -> ToolErr
             let path = path.to_string();
             return ToolError::NotFound { path };
         }
-        Errno::LOOP => format!("`{path}` leads through a symbolic link, and none is followed"),
+        Errno::LOOP => format!("`{path}` leads through a symbolic link, which is not followed"),
         Errno::XDEV => format!("`{path}` leads out of the portal"),
         Errno::NOTDIR => format!("`{path}` leads through something that is not a folder"),
         Errno::NOSYS => {

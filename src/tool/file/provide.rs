@@ -131,7 +131,7 @@ impl FileSource {
         let (path, size, max) = (&self.path, self.identity.size, copies.payload_max());
         if size > max {
             return Err(ToolError::TooLarge(format!(
-                "`{path}` has {size} bytes, and one call gives at most {max}; \
+                "`{path}` has {size} bytes, but one call returns at most {max}; \
                  read it in pieces with `offset` and `length`, {PIECE} bytes each"
             )));
         }
@@ -273,13 +273,13 @@ fn regular(file: &impl AsFd, path: &PortalPath) -> Result<Stat, ToolError> {
             "has a second name (a hard link), which may lie outside the portal"
         }
         FileType::Directory => "is a folder",
-        FileType::Symlink => "is a symbolic link, and none is followed",
+        FileType::Symlink => "is a symbolic link, which is not followed",
         FileType::Fifo => "is a named pipe",
         FileType::Socket => "is a socket",
         _ => "is a device",
     };
     Err(ToolError::Refused(format!(
-        "`{path}` {fault}; only regular files are given"
+        "`{path}` {fault}; only regular files can be read"
     )))
 }
 

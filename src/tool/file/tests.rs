@@ -150,7 +150,7 @@ fn links_lead_nowhere() {
     fs::write(bench.portal().join("inside/f"), "f").unwrap();
     assert_eq!(
         bench.provide("out/secret").unwrap_err(),
-        "`out/secret` leads through a symbolic link, and none is followed"
+        "`out/secret` leads through a symbolic link, which is not followed"
     );
     for path in ["file", "in/f", "out/missing"] {
         assert!(
@@ -205,20 +205,20 @@ fn only_regular_files_with_one_name_are_given() {
     for (path, what) in [
         (
             "folder",
-            "`folder` is a folder; only regular files are given",
+            "`folder` is a folder; only regular files can be read",
         ),
         // The forerunner hung here.
         (
             "pipe",
-            "`pipe` is a named pipe; only regular files are given",
+            "`pipe` is a named pipe; only regular files can be read",
         ),
         (
             "socket",
-            "`socket` is a socket; only regular files are given",
+            "`socket` is a socket; only regular files can be read",
         ),
         (
             "hard",
-            "`hard` has a second name (a hard link), which may lie outside the portal; only regular files are given",
+            "`hard` has a second name (a hard link), which may lie outside the portal; only regular files can be read",
         ),
         ("missing", "no file `missing` in the portal"),
         ("folder/missing", "no file `folder/missing` in the portal"),
@@ -260,7 +260,7 @@ fn a_device_is_not_even_opened() {
     );
     assert_eq!(
         bench.provide("null").unwrap_err(),
-        "`null` is a device; only regular files are given"
+        "`null` is a device; only regular files can be read"
     );
 }
 

@@ -126,7 +126,7 @@ impl UnfitKey {
                 date(when)
             ),
             Self::NotForSigning => format!(
-                "neither it nor a subkey of it is for signing; `gpg --quick-add-key {key} ed25519 sign` on the provider adds one"
+                "neither it nor any of its subkeys can sign; `gpg --quick-add-key {key} ed25519 sign` on the provider adds one"
             ),
             Self::Elsewhere => {
                 "the provider has only the public key and a stub of the secret key; import the secret key there"
@@ -143,7 +143,7 @@ impl UnfitKey {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CardFault {
     /// No card is inserted.
-    #[error("which is in no reader of the provider; insert it")]
+    #[error("which is not in any of the provider's readers; insert it")]
     Absent,
     /// Another card is inserted.
     #[error("and another one is in the provider's reader; insert the right one")]

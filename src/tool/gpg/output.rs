@@ -205,7 +205,7 @@ impl GoodSignature {
         let (Some(line), None) = (valid.next(), valid.next()) else {
             return Err("it is not one valid signature");
         };
-        Self::valid(line).ok_or("it is of an unknown form")
+        Self::valid(line).ok_or("its format is unknown")
     }
 
     /// Reads `FINGERPRINT DATE TIME EXPIRES VERSION RESERVED PK HASH CLASS KEY`; the class must be that of bytes.
@@ -474,13 +474,10 @@ mod tests {
             ),
             (&without("VALIDSIG "), "it is not one valid signature"),
             // A text signature, which ignores line endings and trailing spaces.
-            (
-                &VERIFIED.replace("10 00", "10 01"),
-                "it is of an unknown form",
-            ),
+            (&VERIFIED.replace("10 00", "10 01"), "its format is unknown"),
             (
                 &VERIFIED.replace("VALIDSIG 1083", "VALIDSIG 10"),
-                "it is of an unknown form",
+                "its format is unknown",
             ),
             (
                 &VERIFIED.replace("[GNUPG:] NEWSIG", "NEWSIG"),

@@ -103,7 +103,7 @@ impl GnuPg {
         match ended.stdout.trim_end_matches('\n') {
             path if ended.success && !path.is_empty() => Ok(path.into()),
             _ => {
-                let message = "gpgconf does not say where its files are";
+                let message = "gpgconf does not report where its files are";
                 Err(GpgFault::Failed(Some(message.to_owned())).into())
             }
         }

@@ -115,7 +115,7 @@ impl Signing {
         let verified = self.verifies.end().await?;
         let good = GoodSignature::read(&verified.stdout).map_err(GpgFault::NotGood)?;
         if !verified.success {
-            return Err(GpgFault::NotGood("gpg does not take it for good").into());
+            return Err(GpgFault::NotGood("gpg does not consider it good").into());
         }
         if !self.signer.is(&good.fingerprint, &good.key) {
             return Err(GpgFault::NotGood("another key made it").into());

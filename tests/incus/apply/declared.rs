@@ -128,11 +128,11 @@ fn a_machine_that_writes_a_share_gets_no_other_folder_of_the_host_by_one_within(
     for (source, said) in [
         (
             "new/docs/inner",
-            " is in `{folder}/new/docs`, a folder of the host that a machine may write into",
+            " is in `{folder}/new/docs`, a host folder that a machine may write to",
         ),
         (
             "link",
-            " leads into `{folder}/new/docs`, a folder of the host that a machine may write into",
+            " leads into `{folder}/new/docs`, a host folder that a machine may write to",
         ),
     ] {
         world.declare(&inner(source));

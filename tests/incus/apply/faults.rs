@@ -28,8 +28,7 @@ fn an_image_that_is_not_there() {
     let message = "error[no-image]: the image `nowhere` of `{b}-dev` does not exist";
     is_refused(&local, &[], message, "help: available: bb");
     let remote = World::new(&SEED.replace("boot_autostart: true", "os_image: no-remote:x"));
-    let message =
-        "the image `no-remote:x` of `{b}-dev` cannot be found: there is no remote `no-remote`";
+    let message = "the image `no-remote:x` of `{b}-dev` cannot be found: the remote `no-remote` does not exist";
     is_refused(&remote, &[], message, "`incus remote list`");
 }
 
@@ -61,14 +60,14 @@ fn a_name_that_is_taken_and_its_adoption() {
         "user.mine=1",
     ];
     assert!(world.incus(1, &root).status.success());
-    let project = "the project `{b}` already exists on Incus and was not made by anklume";
+    let project = "the project `{b}` already exists on Incus and was not created by anklume";
     is_refused(
         &world,
         &[],
         project,
         "`anklume apply --adopt {b}` takes it over",
     );
-    let machine = "the machine `{b}-dev` already exists on Incus and was not made by anklume";
+    let machine = "the machine `{b}-dev` already exists on Incus and was not created by anklume";
     let domain = world.domains[1].clone();
     is_refused(
         &world,
@@ -153,7 +152,7 @@ fn a_bridge_and_a_subnet_that_are_taken() {
     incus(["network", "delete", &net]);
     let net = world.filled("net-{a}");
     network(&net, "ipv4.address=none");
-    let message = "the network `net-{a}` already exists on Incus and was not made by anklume";
+    let message = "the network `net-{a}` already exists on Incus and was not created by anklume";
     is_refused(
         &world,
         &[],

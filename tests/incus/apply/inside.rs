@@ -227,9 +227,9 @@ fn who_serves_is_the_declared_user_also_for_the_operator() {
     let (status, answer) = world.apply_json();
     assert_eq!(status, 1, "{answer:#}");
     assert!(
-        answer
-            .to_string()
-            .contains("there is no user `ghost` in this machine: make one (`useradd -m ghost`)"),
+        answer.to_string().contains(
+            "the user `ghost` does not exist in this machine: create one (`useradd -m ghost`)"
+        ),
         "{answer:#}"
     );
     // Meanwhile, nothing is served as another user.

@@ -106,7 +106,7 @@ fn killed_at_every_request_the_next_run_goes_on() {
     // Incus leaves a DNS server behind if a network is deleted twice at the same time.
     assert_eq!(name_servers(&world), 0);
     let ran = world.run(&["destroy", "--yes"]);
-    ran.answers("nothing to delete: nothing on Incus was made by anklume for this file\n");
+    ran.answers("nothing to delete: anklume created nothing on Incus for this file\n");
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn asked_to_stop_it_ends_the_step_in_hand_and_asked_again_it_does_not() {
     // Two domains are created concurrently, so the other one's step may be in progress too.
     assert!((6..=8).contains(&writes), "{writes} {said}");
     let (_, after) = said
-        .split_once("interrupt again to stop at once\n")
+        .split_once("interrupt again to stop immediately\n")
         .unwrap();
     assert!(after.contains("+ network net-"), "{said}");
     assert!(said.contains(": skipped, asked to stop\n"), "{said}");
@@ -228,7 +228,7 @@ fn one_machine_that_does_not_start_stops_no_other() {
     assert!(ran.stderr.contains(&more), "{}", ran.stderr);
     assert!(
         ran.stderr
-            .contains(&format!("change machine {dev}: Incus says: ")),
+            .contains(&format!("change machine {dev}: Incus reports: ")),
         "{}",
         ran.stderr
     );

@@ -111,8 +111,9 @@ fn a_program_that_is_gone_or_another_one_is_named_and_put_right() {
             format!("`/opt/anklume/anklume` in {machine} is not owned by root with mode 0755");
         patient.recovers("program", &rights);
         patient.exec(domain, name, "rm /usr/local/bin/anklume");
-        let link =
-            format!("the name of {machine} or the link to its program is not as `apply` left it");
+        let link = format!(
+            "the name of {machine} or the link to its program differs from what `apply` set"
+        );
         patient.recovers("program", &link);
     }
 }
@@ -248,7 +249,7 @@ fn a_log_of_calls_that_was_written_anew_is_named_until_it_is_accepted() {
         ),
         (
             format!("sed -i s/push/pull/ {log}"),
-            "is not as it was written, at 1 places",
+            "was altered in 1 places",
         ),
         (format!("rm {log}"), "is gone: it had "),
         // More than is ever read from one file.
@@ -258,7 +259,7 @@ fn a_log_of_calls_that_was_written_anew_is_named_until_it_is_accepted() {
         ),
     ] {
         patient.exec(0, "signer", &harm);
-        let accept = patient.ails("audit", &format!("the log of calls on {{signer}} {said}"));
+        let accept = patient.ails("audit", &format!("the audit log on {{signer}} {said}"));
         // `apply` reports it too, but does not fix it: the lines are lost.
         let (status, answer) = patient.world.apply_json();
         assert_eq!(status, 0, "{answer:#}");

@@ -93,7 +93,7 @@ fn a_rebuilt_machine_gets_everything_back() {
         let (_, aside) = applied
             .stderr
             .split_once(
-                " was rebuilt, and its log of calls went with it: what was kept of it, up to line ",
+                " was rebuilt, and its audit log was lost with it: its checkpoint, up to line ",
             )
             .unwrap_or_default();
         let aside = aside.split('`').nth(1).map(std::path::Path::new);
@@ -103,7 +103,7 @@ fn a_rebuilt_machine_gets_everything_back() {
     }
     // The new log is checked like the previous one.
     patient.exec(0, "signer", "rm /var/log/anklume/audit.jsonl");
-    patient.ails("audit", "the log of calls on {signer} is gone: it had ");
+    patient.ails("audit", "the audit log on {signer} is gone: it had ");
     let aside = |path: &std::fs::DirEntry| {
         let text = std::fs::read(path.path()).unwrap_or_default();
         String::from_utf8_lossy(&text).contains(&format!("\"{}\"", patient.signer()))

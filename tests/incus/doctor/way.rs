@@ -77,7 +77,7 @@ fn a_copy_with_a_device_of_the_channel_is_named_and_loses_it(patient: &Patient) 
     let ran = patient.world.run(&["apply"]);
     assert_eq!((ran.status, ran.stdout.as_str()), (1, ""), "{ran:?}");
     assert!(
-        ran.stderr.contains(&format!("take it off: `{fix}`")),
+        ran.stderr.contains(&format!("remove it: `{fix}`")),
         "{ran:?}"
     );
     let words: Vec<&str> = fix.split(' ').skip(1).collect();

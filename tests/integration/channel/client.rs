@@ -80,7 +80,7 @@ fn a_name_is_a_socket_and_every_end_has_its_exit_code() {
     let ran = mcp(&world, &["call", "-i", "vault", "copy", "content=x"]);
     assert_eq!((ran.status, ran.stdout.as_str()), (4, ""), "{ran:?}");
     let message = format!(
-        "error: Cannot reach MCP server: no server listens behind socket `{}/vault.sock`",
+        "error: Cannot reach MCP server: no server is listening on socket `{}/vault.sock`",
         folder.display()
     );
     assert!(ran.stderr.starts_with(&message), "{}", ran.stderr);

@@ -330,7 +330,7 @@ fn a_server_that_must_be_confined_does_not_serve_without_a_filter() {
     if !have_program("python3") {
         return;
     }
-    let why = "no filter of system calls: ";
+    let why = "no system-call filter: ";
     // The server runs with the confinement that the kernel supports, and reports what is missing.
     let world = World::new(&[COPY]);
     let server = world.listen_by(without_filters(&world));
@@ -346,7 +346,7 @@ fn a_server_that_must_be_confined_does_not_serve_without_a_filter() {
     let world = World::with_mcp(&[COPY], "{confinement: required}");
     let ran = without_filters(&world).output().unwrap();
     let stderr = String::from_utf8(ran.stderr).unwrap();
-    let said = format!("error: this server must be confined, and is not: {why}");
+    let said = format!("error: this server must be confined, but is not: {why}");
     assert!(stderr.starts_with(&said), "{stderr}");
     assert!(
         stderr.ends_with(

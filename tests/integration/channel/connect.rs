@@ -439,7 +439,7 @@ fn a_dead_and_a_silent_socket_end_it_with_4_in_time() {
     connect(&world, &dead, &[], PING).is(
         4,
         "",
-        &format!("{begin}no server listens behind socket `{}`\n  = help: the provider is stopped or its server is not running: ask the operator\n", dead.display()),
+        &format!("{begin}no server is listening on socket `{}`\n  = help: the provider is stopped or its server is not running: ask the operator\n", dead.display()),
     );
     let silent = world.path("silent.sock");
     let _listener = UnixListener::bind(&silent).unwrap();

@@ -31,7 +31,7 @@ fn a_line_over_the_limit_is_refused_in_flat_memory() {
     let answer = alice.receive();
     let total = head.len() + LONG_LINE + 4;
     let message = format!(
-        "invalid request: a message has at most {} bytes; this one has {total}",
+        "invalid request: a message can have at most {} bytes; this one has {total}",
         anklume::limits::MESSAGE_BYTES
     );
     let expected =

@@ -72,7 +72,7 @@ fn a_second_server_of_one_folder_is_refused() {
     second.is(
         1,
         "",
-        "error: another server uses the folder `sockets`\n  = help: one server serves a folder; `anklume mcp status` shows what that one serves\n",
+        "error: another server uses the folder `sockets`\n  = help: only one server can use a folder; `anklume mcp status` shows what it serves\n",
     );
     server.peer("alice").lives();
     assert_eq!(sockets(&world), ["alice.sock", "bob.sock"]);
@@ -288,7 +288,7 @@ fn a_folder_that_is_not_ours_alone_is_refused() {
     std::os::unix::fs::symlink(world.path("elsewhere"), world.path("sockets")).unwrap();
     let args = ["mcp", "serve", "--listen", "sockets"];
     let args = [&args[..], &["--services", "services.json"]].concat();
-    let refused = "error: `sockets` is not a folder that belongs to this user\n  = help: name a folder that this user may make its own with --listen\n";
+    let refused = "error: `sockets` is not a folder that belongs to this user\n  = help: name a new folder, or one that belongs to this user, with --listen\n";
     world.run(&args).is(1, "", refused);
     fs::create_dir(world.path("elsewhere")).unwrap();
     world.run(&args).is(1, "", refused);

@@ -167,7 +167,7 @@ fn a_signature_that_waits_for_its_next_piece_is_a_call_in_flight() {
     let refused = other.call("sign", &whole);
     assert_eq!(
         refused["result"]["content"][0]["text"],
-        "signatures in pieces take all places that `in_flight` gives this caller; finish one first"
+        "signatures in pieces use up this caller's `in_flight` limit; finish one first"
     );
     let last = json!({"data": "bG8=", "offset": 3, "final": true});
     assert!(keyring.verifies(b"hello", text(&waiting.call("sign", &last))));

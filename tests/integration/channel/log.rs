@@ -105,7 +105,7 @@ fn the_log_shows_what_is_asked_for() {
     let wrong = world.run(&["audit", "show", "--since", "soon"]);
     wrong.is(2, "", "error: `--since soon` is not a time\n  = help: write it as 2026-11-22T10:00:00Z, or how long ago: 90s, 15m, 2h, 7d\n");
     let none = world.run(&["audit", "show", "--file", "none.jsonl"]);
-    none.is(1, "", "error: there is no audit log `none.jsonl`\n  = help: a server writes it on the machine where it runs; name another log with --file\n");
+    none.is(1, "", "error: no audit log found at `none.jsonl`\n  = help: a server writes it on the machine where it runs; name another log with --file\n");
 }
 
 #[test]
@@ -424,7 +424,7 @@ fn a_log_that_has_grown_goes_on_in_a_new_file_in_one_chain() {
     // The line with a recorded head may have been removed with that file.
     let ran = world.run(&["audit", "verify", "--head", &oldest]);
     let missing = format!(
-        "\nthe line with the given head is missing: it is older than number {first}, where the log begins now, or the end was cut, or the log was written anew\n"
+        "\nthe line with the given head is missing: it is older than number {first}, where the log begins now, or the log was truncated or rewritten\n"
     );
     assert!(ran.stdout.contains(&missing), "{ran:?}");
 }

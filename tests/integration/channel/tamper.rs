@@ -104,7 +104,7 @@ fn what_is_done_to_the_log_is_found_and_the_line_is_named() {
     verify(&world, &whole[..4], &[]).is(0, &good(4), "");
     let cut = verify(&world, &whole[..4], &["--head", &head]);
     let end = hash(&whole[3]);
-    cut.is(1, &format!("the line with the given head is missing: the end was cut, or the log was written anew\nNOT intact: 4 line(s) from number 1 on, head {end} (number 4)\n"), "");
+    cut.is(1, &format!("the line with the given head is missing: the log was truncated or rewritten\nNOT intact: 4 line(s) from number 1 on, head {end} (number 4)\n"), "");
     verify(&world, &whole, &["--head", "abc"]).is(2, "", "error: `--head abc` is not a hash\n  = help: give the 64 hexadecimal digits that an earlier `anklume audit verify` printed\n");
     let json = verify(&world, &whole[..4], &["--head", &head, "--format", "json"]);
     let report: Value = serde_json::from_str(&json.stdout).unwrap();

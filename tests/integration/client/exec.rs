@@ -119,10 +119,13 @@ fn an_incus_that_cannot_be_used_says_which_it_is() {
     );
     run(&dead).is(4, "", &message);
     let cases = [
-        ("incus_refuses", "Incus says: not \\u{1b} you (HTTP 403)\n"),
+        (
+            "incus_refuses",
+            "Incus reports: not \\u{1b} you (HTTP 403)\n",
+        ),
         (
             "incus_changed",
-            "the answer of Incus to `/1.0/instances?recursion=1&all-projects=true` cannot be read: missing field `name` at line 1 column 28\n",
+            "the answer from Incus to `/1.0/instances?recursion=1&all-projects=true` cannot be read: missing field `name` at line 1 column 28\n",
         ),
         (
             "no_http",

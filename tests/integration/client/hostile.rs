@@ -41,7 +41,7 @@ fn a_server_that_never_answers_ends_in_a_time_out() {
 #[test]
 fn a_server_that_goes_away_is_one_error_however_it_goes() {
     let message = format!(
-        "no server listens behind the socket: it was closed without an answer\n  = help: {ASK}"
+        "no server is listening on the socket: it was closed without an answer\n  = help: {ASK}"
     );
     is_unreachable("gone", &LIST, &message);
     // Here, a server is in fact running.
@@ -208,11 +208,11 @@ fn pieces_that_do_not_make_a_whole_give_nothing() {
     let cases = [
         (
             "pieces_other_bytes",
-            "the pieces do not have the digest of the whole",
+            "the digest of the pieces does not match that of the whole",
         ),
         (
             "pieces_no_digest",
-            "the pieces do not have the digest of the whole",
+            "the digest of the pieces does not match that of the whole",
         ),
         (
             "pieces_other_size",

@@ -188,7 +188,7 @@ fn a_time_out_is_a_sensible_number() {
         let option = format!("--timeout={seconds}");
         let ran = Anklume::new().args(["mcp", "list", &option]).run();
         assert_eq!((ran.status, ran.stdout.as_str()), (2, ""), "{seconds}");
-        let begin = "error: `--timeout` is more than 0 and at most 86400 seconds, not ";
+        let begin = "error: `--timeout` must be more than 0 and at most 86400 seconds, not ";
         assert!(ran.stderr.starts_with(begin), "{}", ran.stderr);
     }
 }
@@ -213,7 +213,7 @@ fn inside_a_machine_a_name_is_a_socket_and_nothing_else() {
         server.folder().display()
     );
     run(&["-i", "fat"]).is(4, "", &message);
-    run(&["-i", "../far"]).is(2, "", "error: `../far` is not a machine name: a machine name consists of lower-case letters, digits and `-`, with a letter or digit at both ends\n");
+    run(&["-i", "../far"]).is(2, "", "error: `../far` is not a machine name: a machine name must consist of lower-case letters, digits and `-`, with a letter or digit at both ends\n");
     run(&["-i", "far", "--project", "p"]).is(2, "", "error: `--project` has no meaning inside a machine: a provider is reached over its socket\n");
 }
 
@@ -328,7 +328,7 @@ fn a_socket_without_a_server_says_so() {
     ran.is(4, "", &message);
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     let message = format!(
-        "{begin}no server listens behind socket `{}`\n  = help: the provider is stopped or its server is not running: ask the operator\n",
+        "{begin}no server is listening on socket `{}`\n  = help: the provider is stopped or its server is not running: ask the operator\n",
         socket.display()
     );
     run().is(4, "", &message);

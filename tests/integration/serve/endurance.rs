@@ -87,8 +87,9 @@ fn a_line_beyond_the_limit_is_answered_with_its_id_and_costs_no_memory() {
         }
         server.write(tail.as_bytes());
         let bytes = head.len() + size * mib + tail.len() - 1;
-        let message =
-            format!("invalid request: a message has at most 16777216 bytes; this one has {bytes}");
+        let message = format!(
+            "invalid request: a message can have at most 16777216 bytes; this one has {bytes}"
+        );
         let error =
             json!({"jsonrpc": "2.0", "id": "big", "error": {"code": -32600, "message": message}});
         assert_eq!(server.receive(), error);
@@ -387,7 +388,7 @@ fn an_answer_that_carries_its_content_twice_keeps_below_what_official_clients_re
     let given = server.ask(call(5, "file_provide", &json!({"path": "more"})).to_string());
     assert_eq!(
         given["result"]["content"][0]["text"],
-        "`more` has 3145729 bytes, and one call gives at most 3145728; read it in pieces with `offset` and `length`, 1048576 bytes each"
+        "`more` has 3145729 bytes, but one call returns at most 3145728; read it in pieces with `offset` and `length`, 1048576 bytes each"
     );
     server.ends_quietly();
 }

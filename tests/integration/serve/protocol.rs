@@ -114,8 +114,8 @@ fn what_is_not_json_is_answered_under_the_id_that_can_be_read() {
 fn what_is_no_request_is_refused_and_the_connection_lives() {
     let no_id = "invalid request: `id` is not a string of at most 1024 bytes or a 64-bit integer";
     let no_version = "invalid request: `jsonrpc` is not \"2.0\"";
-    let no_object = "invalid request: a message is a JSON object";
-    let batch = "invalid request: MCP has no batches; send one message per line";
+    let no_object = "invalid request: a message must be a JSON object";
+    let batch = "invalid request: MCP does not support batches; send one message per line";
     let long = json!({"jsonrpc": "2.0", "id": "x".repeat(1025), "method": "ping"}).to_string();
     let null = || Value::Null;
     refuses(

@@ -58,7 +58,7 @@ fn a_link_is_not_followed_wherever_it_stands() {
         assert!(ran.stderr.starts_with("error: `"), "{}", ran.stderr);
         assert!(
             ran.stderr.contains(&format!(
-                "{link}` is a symbolic link, and sync follows none"
+                "{link}` is a symbolic link, which sync does not follow"
             )),
             "{}",
             ran.stderr
@@ -252,7 +252,7 @@ error[virtual-machine-end]: `work-dev` is a virtual machine, so it cannot offer 
    |
 19 |       work-dev:
    |       ^^^^^^^^
-   = help: Incus gives a virtual machine no Unix-socket proxy: make it a container (`type: lxc`), or take it out of the services
+   = help: Incus does not support Unix-socket proxies on virtual machines: make it a container (`type: lxc`), or remove it from the services
 ",
     );
     assert!(tree(ran.folder.path()).is_empty());

@@ -251,7 +251,7 @@ fn an_inventory_alone_says_nothing_of_itself_and_stays() {
     let ran = again(ran, ["--clean-orphans"]).infra(&without_pro()).run();
     assert_eq!(
         ran.stderr,
-        "orphan: inventory/pro.yml belongs to nothing that is declared; kept (protected: no group_vars/pro.yml says that it is ephemeral)\n"
+        "orphan: inventory/pro.yml belongs to nothing that is declared; kept (protected: no group_vars/pro.yml marks it as ephemeral)\n"
     );
 }
 

@@ -354,7 +354,7 @@ fn pieces_make_one_signature() {
     );
     assert_eq!(
         piece(1_000_000, b"", false).unwrap_err(),
-        "`data` is empty, and only the last piece (`final`) may be"
+        "`data` is empty, but only the last piece (`final`) may be"
     );
     let other = json!({"data": "aGk=", "offset": 1_000_000, "key_id": "<other@example.org>"});
     assert_eq!(

@@ -127,7 +127,7 @@ fn no_log(error: &AuditError) -> Failure {
 
 /// Reports that a server is not confined, although it must be.
 pub(in crate::command::mcp) fn unconfined(why: &str) -> Failure {
-    let text = format!("this server must be confined, and is not: {why}");
+    let text = format!("this server must be confined, but is not: {why}");
     Failure::new(Exit::Failed, text)
         .help("`mcp: {confinement: available}` in infra.yml lets it serve all the same")
 }

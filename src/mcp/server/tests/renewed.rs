@@ -73,7 +73,7 @@ async fn a_live_connection_reads_messages_as_long_as_its_services_allow_now() {
         } else {
             let length = long.to_string().len();
             let text = format!(
-                "invalid request: a message has at most {bytes} bytes; this one has {length}"
+                "invalid request: a message can have at most {bytes} bytes; this one has {length}"
             );
             assert_eq!(answer, error(1, -32600, &text));
         }

@@ -44,7 +44,7 @@ fn what_is_too_large_for_one_call_goes_in_pieces() {
     bench.accept("most", &most).unwrap();
     assert_eq!(
         bench.provide("most").unwrap_err(),
-        "`most` has 8388608 bytes, and one call gives at most 3145728; \
+        "`most` has 8388608 bytes, but one call returns at most 3145728; \
          read it in pieces with `offset` and `length`, 1048576 bytes each"
     );
     let piece = bench.read_piece("most", 0, ONE_CALL_MAX).unwrap();
@@ -58,7 +58,7 @@ fn what_is_too_large_for_one_call_goes_in_pieces() {
     let refused = bench.accept("more", &vec![7; size + 1]).unwrap_err();
     assert_eq!(
         refused,
-        "`data` holds 8388609 bytes, and one call takes at most 8388608; send it in pieces with `offset` and `final`"
+        "`data` holds 8388609 bytes, but one call takes at most 8388608; send it in pieces with `offset` and `final`"
     );
     let bench = bench.with_one_copy();
     assert_eq!(bench.provide("most").unwrap(), most);
@@ -70,7 +70,7 @@ fn what_is_too_large_for_one_call_goes_in_pieces() {
     fs::write(bench.portal().join("more"), vec![7; size + 1]).unwrap();
     assert_eq!(
         bench.provide("more").unwrap_err(),
-        "`more` has 8388609 bytes, and one call gives at most 8388608; \
+        "`more` has 8388609 bytes, but one call returns at most 8388608; \
          read it in pieces with `offset` and `length`, 1048576 bytes each"
     );
 }
@@ -113,7 +113,7 @@ fn pieces_in_make_one_file_that_nobody_sees_before() {
             .unwrap_err(),
         "`mode` differs from that of an earlier piece"
     );
-    let empty = "`data` is empty, and only the last piece (`final`) may be";
+    let empty = "`data` is empty, but only the last piece (`final`) may be";
     for (path, offset) in [("new/f", 100_000), ("new/g", 0)] {
         let refused = bench.piece(path, offset, b"", json!({})).unwrap_err();
         assert_eq!(refused, empty);

@@ -84,7 +84,7 @@ fn what_is_wrong_with_a_key_is_said() {
     assert!(imported.status.success(), "{imported:?}");
     for (key, why) in [
         (&future, "it was created on 2040-01-01, which is in the future; the clock of the provider, or of the machine that made the key, is wrong".to_owned()),
-        (&certifies, format!("neither it nor a subkey of it is for signing; `gpg --quick-add-key {certifies} ed25519 sign` on the provider adds one")),
+        (&certifies, format!("neither it nor any of its subkeys can sign; `gpg --quick-add-key {certifies} ed25519 sign` on the provider adds one")),
         (&disabled, format!("it is disabled; `gpg --edit-key {disabled} enable save` on the provider enables it")),
         (&revoked, "it is revoked; create another on the provider".to_owned()),
     ] {
@@ -176,7 +176,7 @@ fn a_secret_that_is_elsewhere_is_said_to_be_there() {
     let why = said.strip_prefix(&card).unwrap_or_else(|| panic!("{said}"));
     assert!(
         [
-            "which is in no reader of the provider; insert it",
+            "which is not in any of the provider's readers; insert it",
             "and scdaemon, which talks to smartcards, is not installed on the provider; install it"
         ]
         .contains(&why),
