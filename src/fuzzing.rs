@@ -181,11 +181,11 @@ mod tests {
     use std::path::Path;
 
     /// The folder of an entry point's seeds, and the entry point.
-    type Door = (&'static str, fn(&[u8]));
+    type EntryPoint = (&'static str, fn(&[u8]));
 
     #[test]
     fn every_seed_goes_through_its_door() {
-        let doors: [Door; 7] = [
+        let entry_points: [EntryPoint; 7] = [
             ("audit", super::audit),
             ("client", super::client),
             ("connection", super::connection),
@@ -195,7 +195,7 @@ mod tests {
             ("services", super::services),
         ];
         let all = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/seeds");
-        for (name, door) in doors {
+        for (name, door) in entry_points {
             let seeds: Vec<_> = std::fs::read_dir(all.join(name)).unwrap().collect();
             assert!(seeds.len() > 1, "{name}");
             for seed in seeds {

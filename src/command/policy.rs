@@ -79,7 +79,7 @@ fn rows(infra: &Infra) -> Vec<Row> {
 }
 
 fn table(rows: &[Row]) -> String {
-    let heads = ["SERVICE", "TOOL", "CONSUMERS", "DECLARED"].map(str::to_owned);
+    let headings = ["SERVICE", "TOOL", "CONSUMERS", "DECLARED"].map(str::to_owned);
     let cells = rows.iter().map(|row| {
         [
             format!("{}/{}", row.provider, row.service),
@@ -88,7 +88,7 @@ fn table(rows: &[Row]) -> String {
             row.declared_at.clone().unwrap_or_default(),
         ]
     });
-    let lines: Vec<[String; 4]> = std::iter::once(heads).chain(cells).collect();
+    let lines: Vec<[String; 4]> = std::iter::once(headings).chain(cells).collect();
     let width = |column: usize| {
         let cells = lines.iter().filter_map(|line| line.get(column));
         cells.map(String::len).max().unwrap_or_default() + GAP

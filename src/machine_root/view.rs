@@ -125,19 +125,19 @@ impl View {
         kind: EntryKind,
         max: u64,
     ) -> Result<Option<Vec<u8>>, ViewFailure> {
-        let Some((there, is)) = self.at(path)? else {
+        let Some((handle, is)) = self.at(path)? else {
             return Ok(None);
         };
         match (kind, FileType::from_raw_mode(is.st_mode)) {
             (EntryKind::Link, FileType::Symlink) => {
-                let target = readlinkat(&there, "", Vec::new())?;
+                let target = readlinkat(&handle, "", Vec::new())?;
                 Ok(Some(target.into_bytes()))
             }
             (EntryKind::File, FileType::RegularFile) => {
                 if size(&is) > max {
                     return Err(ViewFailure::TooLarge);
                 }
-                let file = reopened(&there)?;
+                let file = reopened(&handle)?;
                 let content = RegularFile { file, stat: is }.read(max);
                 content.map(Some).map_err(|why| match why.kind() {
                     io::ErrorKind::FileTooLarge => ViewFailure::TooLarge,
@@ -150,7 +150,7 @@ impl View {
 
     /// Returns whether a regular file equals a file on the host; `None` if the path is not a regular file.
     pub(super) fn is_same_file(&self, path: &str, own: &str) -> Result<Option<bool>, ViewFailure> {
-        let Some((there, is)) = self.at(path)? else {
+        let Some((handle, is)) = self.at(path)? else {
             return Ok(None);
         };
         if FileType::from_raw_mode(is.st_mode) != FileType::RegularFile {
@@ -161,18 +161,18 @@ impl View {
         if own.metadata()?.len() != size(&is) {
             return Ok(Some(false));
         }
-        let theirs = reopened(&there)?.take(size(&is).saturating_add(1));
+        let theirs = reopened(&handle)?.take(size(&is).saturating_add(1));
         Ok(Some(are_same(own, theirs)?))
     }
 
     /// Opens a path for inspection only.
     fn at(&self, path: &str) -> Result<Option<(OwnedFd, Stat)>, ViewFailure> {
-        let there = match self.opened(path) {
+        let handle = match self.opened(path) {
             Err(Errno::NOENT) => return Ok(None),
-            there => there?,
+            handle => handle?,
         };
-        let is = fstat(&there)?;
-        Ok(Some((there, is)))
+        let is = fstat(&handle)?;
+        Ok(Some((handle, is)))
     }
 
     fn opened(&self, path: &str) -> Result<OwnedFd, Errno> {
@@ -193,8 +193,8 @@ impl View {
 }
 
 /// Reopens a file for reading.
-fn reopened(there: &OwnedFd) -> Result<File, Errno> {
-    let path = format!("/proc/self/fd/{}", there.as_raw_fd());
+fn reopened(handle: &OwnedFd) -> Result<File, Errno> {
+    let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
     let flags =
         OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOATIME | OFlags::CLOEXEC;
     open(path, flags, Mode::empty()).map(File::from)

@@ -73,10 +73,10 @@ pub(crate) struct ServerState {
     /// The services file.
     pub(crate) services: PathBuf,
     /// The policy in force.
-    pub(crate) live: Arc<PolicyWatcher>,
+    pub(crate) watcher: Arc<PolicyWatcher>,
     pub(crate) recorder: Arc<Recorder>,
     /// The server's load.
-    pub(crate) gate: Arc<ConcurrencyLimiter>,
+    pub(crate) limiter: Arc<ConcurrencyLimiter>,
     pub(crate) loans: Arc<Mutex<Loans>>,
     pub(crate) confinement: InForce,
     /// The address of the server's gpg-agent launcher, if it started one.
@@ -201,7 +201,7 @@ impl Listening {
 
     /// Creates and removes sockets to match the policy in force; returns the failures.
     fn follow(&mut self, tasks: &mut JoinSet<()>) -> Vec<FolderError> {
-        let policy = self.state.live.current();
+        let policy = self.state.watcher.current();
         let wanted = policy.services.consumers();
         let mut failed = self.close(&wanted);
         for name in wanted {
@@ -292,7 +292,7 @@ impl Listening {
     fn write_status(&mut self, policy: &Policy, failed: &[FolderError]) -> Result<(), FolderError> {
         let now = ChangingStatus {
             digest: policy.digest.clone(),
-            refused: self.state.live.refused(),
+            refused: self.state.watcher.refused(),
             failed: self.failures(failed),
             unlogged: self.state.recorder.trouble(),
         };

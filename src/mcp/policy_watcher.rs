@@ -252,7 +252,7 @@ mod tests {
     }
 
     struct Watched {
-        live: PolicyWatcher,
+        watcher: PolicyWatcher,
         path: PathBuf,
         changes: Arc<AtomicUsize>,
         _folder: tempfile::TempDir,
@@ -270,7 +270,11 @@ mod tests {
             counter.fetch_add(1, Ordering::Relaxed);
         };
         Watched {
-            live: PolicyWatcher::new(&path, PolicyWatcher::read(&path).unwrap(), Box::new(count)),
+            watcher: PolicyWatcher::new(
+                &path,
+                PolicyWatcher::read(&path).unwrap(),
+                Box::new(count),
+            ),
             path,
             changes,
             _folder: folder,
@@ -281,7 +285,7 @@ mod tests {
     fn every_change_is_seen_at_the_next_look() {
         let watched = watched(Some(&policy("a")));
         let consumers = || {
-            let policy = watched.live.current();
+            let policy = watched.watcher.current();
             let names = policy.services.consumers();
             names.iter().map(ToString::to_string).collect::<Vec<_>>()
         };
@@ -305,18 +309,18 @@ mod tests {
         let whole = policy("b").to_file();
         std::fs::write(&watched.path, &whole[..whole.len() / 2]).unwrap();
         for _ in 0..3 {
-            assert_eq!(watched.live.current().digest, policy("a").digest());
+            assert_eq!(watched.watcher.current().digest, policy("a").digest());
         }
         assert_eq!(watched.changes.load(Ordering::Relaxed), 1);
-        assert!(watched.live.refused().unwrap().contains("is refused"));
+        assert!(watched.watcher.refused().unwrap().contains("is refused"));
         std::fs::write(&watched.path, whole).unwrap();
-        assert_eq!(watched.live.current().digest, policy("b").digest());
-        assert_eq!(watched.live.refused(), None);
+        assert_eq!(watched.watcher.current().digest, policy("b").digest());
+        assert_eq!(watched.watcher.refused(), None);
     }
 
     #[test]
     fn no_file_grants_nothing_and_a_broken_one_does_not_start() {
-        assert!(watched(None).live.current().services.services.is_empty());
+        assert!(watched(None).watcher.current().services.services.is_empty());
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("services.json");
         for broken in [&b"{"[..], b"", b"[]", b"\xff"] {

@@ -173,7 +173,7 @@ async fn serve(args: &McpServeArgs, output: &Output) -> anyhow::Result<()> {
     }
     let stop = stop_on_signal()?;
     let (reader, writer) = rmcp::transport::stdio_pipes();
-    let gate = Arc::new(ConcurrencyLimiter::default());
+    let limiter = Arc::new(ConcurrencyLimiter::default());
     // The operator's connection writes no start or stop lines.
     let (caller, policy, recorder, last): (_, PolicySource, _, _) = match &args.caller {
         None => {
@@ -188,7 +188,7 @@ async fn serve(args: &McpServeArgs, output: &Output) -> anyhow::Result<()> {
                 Failure::new(Exit::Usage, message)
             })?;
             let state = shared::state(args, InForce::default(), None, output)?;
-            let policy: PolicySource = Box::new(move || state.live.current());
+            let policy: PolicySource = Box::new(move || state.watcher.current());
             (
                 Caller::Consumer(caller),
                 policy,
@@ -201,7 +201,7 @@ async fn serve(args: &McpServeArgs, output: &Output) -> anyhow::Result<()> {
         caller: caller.clone(),
         policy,
         recorder: Arc::clone(&recorder),
-        limiter: gate,
+        limiter,
     };
     let server = Server::new(
         caller,

@@ -179,7 +179,7 @@ impl SocketFolder {
     /// Returns whether a consumer's socket exists; true if that cannot be determined.
     pub(crate) fn has(&self, consumer: &MachineName) -> bool {
         match std::fs::symlink_metadata(self.socket(consumer)) {
-            Ok(there) => there.file_type().is_socket(),
+            Ok(metadata) => metadata.file_type().is_socket(),
             Err(error) => error.kind() != io::ErrorKind::NotFound,
         }
     }
@@ -199,8 +199,8 @@ impl SocketFolder {
     }
 
     fn remove_socket(path: &Path) -> Result<(), FolderError> {
-        let there = std::fs::symlink_metadata(path);
-        if there.is_ok_and(|there| !there.file_type().is_socket()) {
+        let metadata = std::fs::symlink_metadata(path);
+        if metadata.is_ok_and(|metadata| !metadata.file_type().is_socket()) {
             return Err(FolderError::InTheWay(path.to_owned()));
         }
         match std::fs::remove_file(path) {

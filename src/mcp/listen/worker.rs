@@ -124,14 +124,14 @@ impl WorkerSupervisor {
         let resources =
             WorkerResources::new(caller.clone(), state.clone(), Arc::clone(&self.failures));
         let attending = move || {
-            let source = Arc::clone(&state.live);
+            let source = Arc::clone(&state.watcher);
             let local = Local {
                 caller: Caller::Consumer(caller.clone()),
                 policy: Box::new(move || source.current()),
                 recorder: state.recorder,
-                limiter: state.gate,
+                limiter: state.limiter,
             };
-            attend(&ours, &caller, &state.live, &local, &resources);
+            attend(&ours, &caller, &state.watcher, &local, &resources);
             let how = process.reap(child);
             drop(resources);
             // The supervisor may be gone.
@@ -311,7 +311,7 @@ impl House for WorkerResources {
         if self.borrowed.get() > 0 {
             return true;
         }
-        let services = &self.state.live.current().services;
+        let services = &self.state.watcher.current().services;
         let more = services
             .memory_of(&self.caller)
             .saturating_sub(MEMORY_RESERVED);
@@ -332,7 +332,7 @@ impl House for WorkerResources {
     }
 
     fn start(&self, resource: Resource) -> io::Result<OwnedFd> {
-        let policy = self.state.live.current();
+        let policy = self.state.watcher.current();
         let mut services = policy.services.services.iter();
         let is_granted =
             services.any(|one| one.serves(&self.caller) && Resource::of(one.tool) == resource);
@@ -354,10 +354,10 @@ impl House for WorkerResources {
             helpers: Arc::clone(&self.helpers),
             resource,
         };
-        let (caller, live) = (self.caller.clone(), Arc::clone(&self.state.live));
+        let (caller, watcher) = (self.caller.clone(), Arc::clone(&self.state.watcher));
         let failures = Arc::clone(&self.failures);
         let attending = move || {
-            attend_helper(&ours, &caller, &live);
+            attend_helper(&ours, &caller, &watcher);
             if let Some(how) = process.reap(child) {
                 lock(&failures).died(&caller, &how);
             }
@@ -401,12 +401,12 @@ mod tests {
         ]});
         let services: Services = serde_json::from_value(services).unwrap();
         std::fs::write(path, services.to_file()).unwrap();
-        let live = PolicyWatcher::new(path, services, Box::new(|_, _| {}));
+        let watcher = PolicyWatcher::new(path, services, Box::new(|_, _| {}));
         ServerState {
             services: path.to_owned(),
-            live: Arc::new(live),
+            watcher: Arc::new(watcher),
             recorder: Arc::new(Recorder::new(None, false, Box::new(|_| {}))),
-            gate: Arc::new(ConcurrencyLimiter::default()),
+            limiter: Arc::new(ConcurrencyLimiter::default()),
             loans: Arc::default(),
             confinement: crate::confinement::InForce::default(),
             launcher: None,

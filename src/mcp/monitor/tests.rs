@@ -39,14 +39,14 @@ impl Bench {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("services.json");
         std::fs::write(&path, services(&["alice", "bob"]).to_file()).unwrap();
-        let live = Arc::new(PolicyWatcher::new(
+        let watcher = Arc::new(PolicyWatcher::new(
             &path,
             PolicyWatcher::read(&path).unwrap(),
             Box::new(|_, _| {}),
         ));
         let log = Log::open(&folder.path().join("audit.jsonl")).unwrap();
         let alice = "alice".parse().unwrap();
-        let source = Arc::clone(&live);
+        let source = Arc::clone(&watcher);
         let local = Local {
             caller: Caller::Consumer("alice".parse().unwrap()),
             policy: Box::new(move || source.current()),
@@ -55,7 +55,7 @@ impl Bench {
         };
         let (socket, process) = UnixStream::pair().unwrap();
         let attending = std::thread::spawn(move || {
-            attend(&process, &alice, &live, &local, &Nothing);
+            attend(&process, &alice, &watcher, &local, &Nothing);
         });
         Self {
             folder,

@@ -48,12 +48,12 @@ pub(super) fn state(
         ));
     }
     let recorder = Arc::new(required_log(args, &policy, output)?);
-    let live = Arc::new(PolicyWatcher::new(
+    let watcher = Arc::new(PolicyWatcher::new(
         &path,
         policy,
         on_change(&recorder, output),
     ));
-    let policy = live.current();
+    let policy = watcher.current();
     let started = Event::Start {
         version: env!("CARGO_PKG_VERSION").into(),
         pid: std::process::id(),
@@ -64,9 +64,9 @@ pub(super) fn state(
         .map_err(|error| no_log(&error))?;
     Ok(ServerState {
         services: path,
-        live,
+        watcher,
         recorder,
-        gate: Arc::new(ConcurrencyLimiter::default()),
+        limiter: Arc::new(ConcurrencyLimiter::default()),
         loans: Arc::default(),
         confinement,
         launcher,
