@@ -141,7 +141,7 @@ impl<'a> Builder<'a, '_> {
         let message = "a carriage return without a line feed";
         self.findings
             .error(Code::YamlSyntax, at, message)
-            .help("save the file with line feeds at the ends of lines, or with both");
+            .help("save the file with LF or CRLF line endings");
         Err(Stopped)
     }
 

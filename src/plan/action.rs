@@ -114,7 +114,7 @@ pub(crate) struct Verification {
     pub(super) name: String,
     /// True if one of its ends changes; if not, an earlier run got no answer, or ended before the call.
     pub(crate) changes: bool,
-    /// True if the consumer bears the mark when the call is tried.
+    /// True if the consumer is marked when the call is tried.
     pub(crate) marked: bool,
 }
 

@@ -1,7 +1,7 @@
 //! The devices of edges: those to be created, removed and verified, foreign ones, and leftover sockets.
 //!
 //! Every run probes the provider's end from the host. The consumer's end is probed inside the consumer, which Incus
-//! counts as a change, so only a change causes such a call, and the consumer bears a mark until the call has succeeded.
+//! counts as a change, so only a change causes such a call, and the consumer is marked until the call has succeeded.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -120,7 +120,7 @@ pub(crate) fn number(config: &ConfigMap) -> Option<&String> {
     config.get(UUID)
 }
 
-/// Returns whether a machine bears the mark that a rebuild removes.
+/// Returns whether a machine has the mark that a rebuild removes.
 pub(crate) fn is_marked(config: &ConfigMap) -> bool {
     config.contains_key(BUILT)
 }

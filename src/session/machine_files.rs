@@ -155,7 +155,7 @@ impl MachineFiles<'_> {
 
     /// Returns the SHA-256 of the machine's program, possibly [`ANOTHER`] if it is not this one; `None` if missing.
     pub(crate) async fn program(&mut self) -> Result<Option<String>, FilesError> {
-        // Comparing a machine's program needs this one in any case; it is read once per run.
+        // The comparison always needs this program; it is read only once per run.
         let own = self.session.program();
         let own = own.map_err(|why| FilesError::Silent(format!("{why:#}")))?;
         let seen = self.seen(async |root| root.is_this_program(PROGRAM).await);

@@ -331,7 +331,7 @@ fn from_text(tool: &Tool, key: &str, text: String) -> Result<Value, Failure> {
     let types = types(tool, key);
     let wrong = |expected: &str| {
         let message = format!(
-            "argument `{}` is {expected}, not `{}`",
+            "argument `{}` must be {expected}, not `{}`",
             key.escape_debug(),
             escaped(&text)
         );
@@ -399,23 +399,27 @@ mod tests {
         let cases = [
             (
                 "maybe=x",
-                "argument `maybe` is a whole number, not `x`",
+                "argument `maybe` must be a whole number, not `x`",
                 None,
             ),
             (
                 "maybe=1.0",
-                "argument `maybe` is a whole number, not `1.0`",
+                "argument `maybe` must be a whole number, not `1.0`",
                 None,
             ),
-            ("ratio=NaN", "argument `ratio` is a number, not `NaN`", None),
+            (
+                "ratio=NaN",
+                "argument `ratio` must be a number, not `NaN`",
+                None,
+            ),
             (
                 "final=yes",
-                "argument `final` is `true` or `false`, not `yes`",
+                "argument `final` must be `true` or `false`, not `yes`",
                 None,
             ),
             (
                 "list=1",
-                "argument `list` is an array, not `1`",
+                "argument `list` must be an array, not `1`",
                 Some("write it in JSON: `list:=…`"),
             ),
             (

@@ -23,7 +23,7 @@ const HANDSHAKE_MAX: usize = 64 * 1024;
 /// Ids are normalized JSON text: a provider may write the same id differently.
 #[derive(Debug, Default)]
 pub(super) struct PendingAnswers {
-    /// Lines with a unique id; true for a request.
+    /// The ids that only one line uses, each with whether that line is a request.
     by_id: HashMap<String, bool>,
     /// Requests whose answers cannot be told apart: `null` may answer any of them.
     ambiguous_requests: usize,

@@ -90,11 +90,11 @@ fn arguments_are_typed_by_the_schema() {
         ),
         (
             "count=many",
-            "argument `count` is a whole number, not `many`".to_owned(),
+            "argument `count` must be a whole number, not `many`".to_owned(),
         ),
         (
             "sure=1",
-            "argument `sure` is `true` or `false`, not `1`".to_owned(),
+            "argument `sure` must be `true` or `false`, not `1`".to_owned(),
         ),
     ];
     for (argument, message) in wrong {
