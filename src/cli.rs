@@ -15,13 +15,13 @@ pub use mcp::{
     McpConnectArgs, McpServeArgs,
 };
 
-/// Machines that serve each other a few things, and nobody else.
+/// Lets machines offer a few services to each other, and to nobody else.
 #[derive(Debug, Parser)]
 #[command(
     name = "anklume",
     version,
     about,
-    long_about = "Machines that serve each other a few things, and nobody else.\n\n\
+    long_about = "Lets machines offer a few services to each other, and to nobody else.\n\n\
         The services and their consumers are declared in infra.yml, the file that also creates the machines. \
         A call is MCP over a channel that exists for that pair of machines alone.",
     subcommand_required = true,
