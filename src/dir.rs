@@ -5,6 +5,7 @@ use std::fs::{File, TryLockError};
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -152,11 +153,30 @@ impl Dir {
         }
     }
 
-    /// Creates a file with this mode, minus the umask, and opens it for writing; `EXIST` if the name is taken.
+    /// Creates a file with this mode, minus the umask, and opens it for reading and writing; `EXIST` if the name is taken.
     pub(crate) fn create(&self, name: &str, mode: Mode) -> Result<File, Errno> {
         let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         openat(&self.handle, name, flags, mode).map(File::from)
+    }
+
+    /// Creates a file as [`Self::create`] does, under an unused name that `name` builds from a number; returns that name too.
+    pub(crate) fn create_unused(
+        &self,
+        name: impl Fn(u32) -> String,
+        mode: Mode,
+    ) -> Result<(String, File), Errno> {
+        /// Maximum number of names to try: killed processes may have left some behind.
+        const TRIES: usize = 1000;
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        for _ in 0..TRIES {
+            let name = name(COUNT.fetch_add(1, Ordering::Relaxed));
+            match self.create(&name, mode) {
+                Err(Errno::EXIST) => {}
+                created => return Ok((name, created?)),
+            }
+        }
+        Err(Errno::EXIST)
     }
 
     /// Creates or replaces a file atomically, with exactly this mode. The new file is named `temporary` until

@@ -334,7 +334,7 @@ pub struct Machine {
     pub storage_volumes: Option<Map<String, Value>>,
     /// Ansible roles, as written.
     pub roles: Option<Vec<Value>>,
-    /// Whether it starts with the host.
+    /// True if it starts with the host.
     pub boot_autostart: Option<bool>,
     /// 0 to 100.
     pub boot_priority: Option<u8>,

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::digest::sha256;
 use crate::infra::{Confinement, Machine};
-use crate::limits::{IDLE, IN_FLIGHT, Limits, MEMORY, MEMORY_ALL};
+use crate::limits::{CONNECTIONS, IDLE, IN_FLIGHT, Limits, MEMORY, MEMORY_ALL};
 use crate::name::{MachineName, ServiceName, ToolName};
 
 /// The services of one machine.
@@ -106,6 +106,20 @@ impl Services {
     pub fn memory_of(&self, consumer: &MachineName) -> u64 {
         let max = self.max_of(consumer, |limits| limits.memory.unwrap_or(MEMORY));
         max.unwrap_or(MEMORY).min(self.memory_of_all())
+    }
+
+    /// Returns the number of connections that a consumer may have: the maximum of the services that set it.
+    #[must_use]
+    pub fn connections_of(&self, consumer: &MachineName) -> u32 {
+        let set = self.max_of(consumer, |limits| limits.connections);
+        set.flatten().unwrap_or(CONNECTIONS)
+    }
+
+    /// Returns the maximum size of a consumer's messages, in bytes: the maximum of its services, `default` if unset.
+    #[must_use]
+    pub fn message_bytes_of(&self, consumer: &MachineName, default: u64) -> u64 {
+        let max = self.max_of(consumer, |limits| limits.message_bytes.unwrap_or(default));
+        max.unwrap_or(default)
     }
 
     /// Returns the idle timeout for a consumer's transfers: the maximum of its services.

@@ -61,7 +61,7 @@ pub(crate) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyh
     let mut builder = Builder::new_current_thread();
     let runtime = builder.enable_all().build().context("cannot start")?;
     let done = runtime.block_on(work);
-    // A run that must end immediately does not wait for a thread that is waiting for a machine.
+    // A run that must end immediately does not wait for a thread that is waiting for a machine or for stdin.
     runtime.shutdown_background();
     done
 }

@@ -91,10 +91,7 @@ fn machine_setup(output: &Output) -> anyhow::Result<Exit> {
         Failure::new(Exit::Usage, format!("stdin holds no valid order: {why}"))
             .help("`anklume apply` on the host gives one")
     })?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let report = runtime.block_on(setup::carry_out(&sent));
+    let report = block_on(async { Ok(setup::carry_out(&sent).await) })?;
     answer(output, &report)?;
     let done = report.altered.is_none() && report.failed.is_none();
     Ok(done_or_failed(done))

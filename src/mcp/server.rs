@@ -146,13 +146,8 @@ impl Server {
         let shared = Arc::clone(&self.shared);
         LineLimit(Box::new(move || {
             let policy = shared.monitor.policy();
-            let services = policy.services.services.iter();
-            let served = services.filter(|service| service.serves(&name));
-            let bytes = served.filter_map(|service| match service.limits.message_bytes {
-                Some(bytes) => usize::try_from(bytes).ok(),
-                None => Some(default),
-            });
-            bytes.max().unwrap_or(default)
+            let max = policy.services.message_bytes_of(&name, default as u64);
+            usize::try_from(max).unwrap_or(usize::MAX)
         }))
     }
 }

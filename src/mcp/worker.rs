@@ -13,7 +13,6 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::limits::CONNECTIONS;
 use crate::mcp::server::{Server, Shared, Shutdown};
 use crate::mcp::throttle::ReadThrottle;
 use crate::name::MachineName;
@@ -113,12 +112,8 @@ impl Acceptor {
     /// Returns the maximum number of simultaneous connections: the largest current limit of the caller's services.
     fn max(&self) -> usize {
         let policy = self.shared.monitor.policy();
-        let services = policy.services.services.iter();
-        let max = services
-            .filter(|service| service.serves(&self.caller))
-            .filter_map(|service| service.limits.connections)
-            .max();
-        usize::try_from(max.unwrap_or(CONNECTIONS)).unwrap_or(usize::MAX)
+        let max = policy.services.connections_of(&self.caller);
+        usize::try_from(max).unwrap_or(usize::MAX)
     }
 }
 

@@ -39,7 +39,7 @@ struct Flood {
     /// Lines to write on each connection before reading as many answers.
     batch: usize,
     line: fn() -> String,
-    /// Whether each round opens new connections.
+    /// True if each round opens new connections.
     anew: bool,
 }
 

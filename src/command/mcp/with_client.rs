@@ -12,6 +12,7 @@ use crate::error::{Exit, Failure};
 use crate::mcp::LINE_MAX;
 use crate::mcp::client::{Client, ClientError, Timeouts};
 use crate::mcp::server::OVERLOADED;
+use crate::session::block_on;
 use crate::session::interrupt::StopSignals;
 use crate::text::Foreign;
 use crate::transport::{self, Route, RouteContext, Transport, Unreachable, WantedMachine, Watch};
@@ -72,19 +73,13 @@ pub(super) fn timeouts(args: &ChannelArgs) -> Result<Timeouts, Failure> {
 pub(super) fn interruptible(
     work: impl Future<Output = anyhow::Result<Exit>>,
 ) -> anyhow::Result<Exit> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let result = runtime.block_on(async {
+    block_on(async {
         let mut signals = StopSignals::watch()?;
         tokio::select! {
             result = work => result,
             () = signals.next() => Ok(Exit::Interrupted),
         }
-    });
-    // Does not wait for a thread that is still reading stdin.
-    runtime.shutdown_background();
-    result
+    })
 }
 
 /// Resolves a route to the channel of a machine.

@@ -3,10 +3,8 @@
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::{Mode, OFlags, fstat};
-use rustix::io::Errno;
 
 use super::{CLIPBOARD_MAX, not_text, too_large};
 use crate::dir::{BENEATH, Dir, NotRead, OTHERS, READ, RegularFile, is_own, make_all, permit};
@@ -57,7 +55,10 @@ fn contents(regular: RegularFile) -> Result<Vec<u8>, ToolError> {
 /// Replaces the clipboard's content, completely or not at all.
 pub(super) fn write(runtime: &Path, content: &str, stop: &BlockingStop) -> Result<(), ToolError> {
     let folder = open_folder(runtime)?;
-    let (name, file) = create_beside(&folder)?;
+    let name = |count| format!(".{NAME}-{}-{count}", std::process::id());
+    let (name, file) = folder
+        .create_unused(name, Mode::RUSR | Mode::WUSR)
+        .map_err(|refused| ToolError::system("write the clipboard's file", refused))?;
     let replaced = fill(file, content)
         .and_then(|()| stop.check())
         .and_then(|()| {
@@ -77,27 +78,6 @@ fn fill(mut file: File, content: &str) -> Result<(), ToolError> {
     // Restores the bits that the umask removed.
     permit(&file, Mode::RUSR | Mode::WUSR).map_err(|refused| system(refused.into()))?;
     file.write_all(content.as_bytes()).map_err(system)
-}
-
-/// Creates a new file in the clipboard's folder; returns its name and the file.
-fn create_beside(folder: &Dir) -> Result<(String, File), ToolError> {
-    /// Maximum number of names to try: killed processes may have left some behind.
-    const TRIES: usize = 1000;
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let mut refused = Errno::EXIST;
-    for _ in 0..TRIES {
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!(".{NAME}-{}-{count}", std::process::id());
-        match folder.create(&name, Mode::RUSR | Mode::WUSR) {
-            Ok(file) => return Ok((name, file)),
-            Err(Errno::EXIST) => {}
-            Err(other) => {
-                refused = other;
-                break;
-            }
-        }
-    }
-    Err(ToolError::system("write the clipboard's file", refused))
 }
 
 /// Opens the runtime folder; creates it if it is missing, and denies others access.

@@ -4,7 +4,6 @@
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
 use std::os::fd::AsRawFd as _;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::{
     AtFlags, CWD, Mode, OFlags, RenameFlags, linkat, openat, renameat_with, unlinkat,
@@ -43,25 +42,12 @@ impl Unpublished {
 
     /// Creates a new file with a temporary name.
     fn create_named(folder: Dir, mode: Mode) -> Result<Self, Errno> {
-        /// Maximum number of names to try: killed processes may have left some behind.
-        const TRIES: usize = 1000;
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let flags =
-            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        for _ in 0..TRIES {
-            let count = COUNT.fetch_add(1, Ordering::Relaxed);
-            let name = format!(".anklume-{}-{count}.part", std::process::id());
-            match openat(&folder, &name, flags, mode) {
-                Err(Errno::EXIST) => {}
-                created => {
-                    return Ok(Self {
-                        file: created?.into(),
-                        name: Some((folder, name)),
-                    });
-                }
-            }
-        }
-        Err(Errno::EXIST)
+        let name = |count| format!(".anklume-{}-{count}.part", std::process::id());
+        let (name, file) = folder.create_unused(name, mode)?;
+        Ok(Self {
+            file,
+            name: Some((folder, name)),
+        })
     }
 
     /// Appends bytes.

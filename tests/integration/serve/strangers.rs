@@ -51,7 +51,7 @@ fn shares_a_clipboard(client: impl Fn(&[String], Call<'_>) -> Command) {
     );
 }
 
-/// What a client is asked to do.
+/// The task of a client.
 enum Call<'a> {
     List,
     Set(&'a str),
