@@ -81,6 +81,8 @@ pub struct Infra {
     pub domains: Vec<Domain>,
     /// `network_policies` as written, plus any policy that `ai_access_policy: exclusive` adds.
     pub network_policies: Vec<Value>,
+    /// Keys whose value is written as an empty list or map. Ansible reads them, unlike absent keys.
+    pub written_empty: Vec<&'static str>,
     /// Keys that anklume reads, checks and writes for Ansible but does not apply itself; each is listed once.
     pub unapplied: Vec<Unapplied>,
     /// Positions of the machines, as (domain, machine).
@@ -151,6 +153,8 @@ pub struct Domain {
     pub network: Network,
     /// The machines, in file order.
     pub machines: Vec<Machine>,
+    /// Keys whose value is written as an empty list or map. Ansible reads them, unlike absent keys.
+    pub written_empty: Vec<&'static str>,
 }
 
 /// A domain's trust level; determines its zone.
@@ -211,6 +215,8 @@ pub struct Profile {
     pub devices: Vec<Device>,
     /// Configuration keys and values in Incus's form: strings.
     pub config: Vec<(String, String)>,
+    /// Keys whose value is written as an empty list or map. Ansible reads them, unlike absent keys.
+    pub written_empty: Vec<&'static str>,
 }
 
 /// An Incus device: its name, and its keys and values in Incus's form.
@@ -279,6 +285,9 @@ impl Device {
     }
 }
 
+/// The configuration key that keeps a machine from being deleted.
+pub(crate) const PROTECTION: &str = "security.protection.delete";
+
 /// Returns whether Incus reads a value as true.
 pub(crate) fn is_true(value: &str) -> bool {
     ["true", "1", "yes", "on"].contains(&value.to_lowercase().as_str())
@@ -346,6 +355,8 @@ pub struct Machine {
     pub mcp: McpUsers,
     /// Its services, in file order.
     pub services: Vec<DeclaredService>,
+    /// Keys whose value is written as an empty list or map. Ansible reads them, unlike absent keys.
+    pub written_empty: Vec<&'static str>,
 }
 
 /// A machine's `mcp` section.
@@ -399,6 +410,45 @@ pub struct DeclaredService {
     pub with: Map<String, Value>,
     /// Limits for its callers.
     pub limits: Limits,
+    /// The entry as written, for Ansible.
+    pub written: Value,
+}
+
+impl Machine {
+    /// Returns the Incus configuration that its own keys set: each key of `infra.yml`, the Incus key, and the value.
+    pub(crate) fn own_config(&self) -> Vec<(&'static str, &'static str, String)> {
+        let protection = if self.ephemeral { None } else { Some(true) };
+        // In Incus's notation, `M` and `H` are minutes and hours, and `m` is months.
+        let expiry = self.snapshots_expiry.as_ref();
+        let expiry = expiry.map(|written| written.replace('m', "M").replace('h', "H"));
+        let priority = self.boot_priority;
+        let keys = [
+            (
+                "boot_autostart",
+                "boot.autostart",
+                self.boot_autostart.map(|is| is.to_string()),
+            ),
+            (
+                "boot_priority",
+                "boot.autostart.priority",
+                priority.map(|is| is.to_string()),
+            ),
+            (
+                "snapshots_schedule",
+                "snapshots.schedule",
+                self.snapshots_schedule.clone(),
+            ),
+            ("snapshots_expiry", "snapshots.expiry", expiry),
+            (
+                "ephemeral",
+                PROTECTION,
+                protection.map(|is: bool| is.to_string()),
+            ),
+        ];
+        let keys = keys.into_iter();
+        keys.filter_map(|(key, incus, value)| Some((key, incus, value?)))
+            .collect()
+    }
 }
 
 impl Infra {

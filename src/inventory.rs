@@ -6,13 +6,12 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
-use serde_saphyr::SerializeError;
+use serde_saphyr::{SerializeError, Tagged};
 
 use crate::edge::{Edge, End};
-use crate::infra::{
-    Addressing, DeclaredService, Device, Domain, Infra, Machine, Profile, TrustLevel,
-};
+use crate::infra::{Addressing, Device, Domain, Infra, Machine, Profile, TrustLevel};
 
 /// A folder of generated files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,6 +38,9 @@ impl InventoryFolder {
         }
     }
 }
+
+/// Ansible's group of all machines.
+const ALL: &str = "all";
 
 /// The path of a generated file: `FOLDER/STEM.yml`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -89,6 +91,17 @@ enum Subject<'a> {
 type EdgeDevice<'a> = (&'a Edge, fn(&Edge) -> Device);
 
 impl GeneratedFile<'_> {
+    /// Returns the files whose variables Ansible also gives to this file's machine or group, from the nearest one on.
+    #[must_use]
+    pub fn enclosing(&self) -> Vec<FilePath> {
+        let group = |stem: &str| FilePath::new(InventoryFolder::GroupVars, stem);
+        match &self.subject {
+            Subject::All(_) | Subject::Inventory(_) => Vec::new(),
+            Subject::Domain(_) => vec![group(ALL)],
+            Subject::Machine(domain, ..) => vec![group(domain.name.as_str()), group(ALL)],
+        }
+    }
+
     /// Returns the values of the file's managed part. They are created on demand, so that few are in memory at a time.
     #[must_use]
     pub fn values(&self) -> Map<String, Value> {
@@ -113,7 +126,41 @@ pub fn to_yaml(values: &Map<String, Value>) -> Result<String, SerializeError> {
         compact_list_indent: false,
         prefer_block_scalars: false,
     };
-    serde_saphyr::to_string_with_options(values, options)
+    serde_saphyr::to_string_with_options(&LiteralMap(values), options)
+}
+
+/// The YAML tag of text that Ansible must not evaluate as a template.
+pub(crate) const UNSAFE: &str = "!unsafe";
+
+/// Returns whether Ansible would evaluate a text: Jinja's expressions, statements and comments begin so.
+#[must_use]
+pub(crate) fn is_template(text: &str) -> bool {
+    ["{{", "{%", "{#"].iter().any(|start| text.contains(start))
+}
+
+/// Declared values by key.
+struct LiteralMap<'a>(&'a Map<String, Value>);
+
+impl Serialize for LiteralMap<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(key, value)| (key, Literal(value))))
+    }
+}
+
+/// A declared value, with the tag [`UNSAFE`] on each text that Ansible would evaluate.
+struct Literal<'a>(&'a Value);
+
+impl Serialize for Literal<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Value::String(text) if is_template(text) => {
+                Tagged(text, Some(UNSAFE.to_owned())).serialize(serializer)
+            }
+            Value::Array(items) => serializer.collect_seq(items.iter().map(Literal)),
+            Value::Object(keys) => LiteralMap(keys).serialize(serializer),
+            value => value.serialize(serializer),
+        }
+    }
 }
 
 /// Returns an infrastructure's files: `group_vars/all.yml`, then each enabled domain's inventory, its variables,
@@ -126,7 +173,7 @@ pub fn files<'a>(infra: &'a Infra, edges: &'a [Edge]) -> Vec<GeneratedFile<'a>> 
         let path = FilePath::new(folder, stem);
         files.push(GeneratedFile { path, subject });
     };
-    add(InventoryFolder::GroupVars, "all", Subject::All(infra));
+    add(InventoryFolder::GroupVars, ALL, Subject::All(infra));
     for domain in infra.enabled() {
         let name = domain.name.as_str();
         add(InventoryFolder::Inventory, name, Subject::Inventory(domain));
@@ -144,7 +191,7 @@ pub fn files<'a>(infra: &'a Infra, edges: &'a [Edge]) -> Vec<GeneratedFile<'a>> 
 /// Returns an infrastructure's paths: those of [`files`], and those of disabled domains (left unchanged).
 #[must_use]
 pub fn known_paths(infra: &Infra) -> HashSet<FilePath> {
-    let mut known = HashSet::from([FilePath::new(InventoryFolder::GroupVars, "all")]);
+    let mut known = HashSet::from([FilePath::new(InventoryFolder::GroupVars, ALL)]);
     for domain in &infra.domains {
         for folder in [InventoryFolder::Inventory, InventoryFolder::GroupVars] {
             known.insert(FilePath::new(folder, domain.name.as_str()));
@@ -182,11 +229,20 @@ fn declared(values: Value) -> Map<String, Value> {
 
 /// Returns a list or map unchanged, or null if it is empty.
 fn unless_empty(value: Value) -> Value {
-    match &value {
-        Value::Array(items) if items.is_empty() => Value::Null,
-        Value::Object(keys) if keys.is_empty() => Value::Null,
-        _ => value,
+    unless_absent(value, "", &[])
+}
+
+/// Returns a section's list or map unchanged, or null if it is empty and not written so.
+fn unless_absent(value: Value, key: &str, written_empty: &[&str]) -> Value {
+    let is_empty = match &value {
+        Value::Array(items) => items.is_empty(),
+        Value::Object(keys) => keys.is_empty(),
+        _ => false,
+    };
+    if is_empty && !written_empty.contains(&key) {
+        return Value::Null;
     }
+    value
 }
 
 fn all_values(infra: &Infra) -> Map<String, Value> {
@@ -206,7 +262,7 @@ fn all_values(infra: &Infra) -> Map<String, Value> {
         "psot_default_connection": global.default_connection,
         "psot_default_user": global.default_user,
         "incus_all_images": unless_empty(json!(images)),
-        "network_policies": unless_empty(json!(infra.network_policies)),
+        "network_policies": unless_absent(json!(infra.network_policies), "network_policies", &infra.written_empty),
     }))
 }
 
@@ -241,15 +297,16 @@ fn domain_values(domain: &Domain) -> Map<String, Value> {
             "gateway": domain.network.gateway,
         },
         "subnet_id": domain.subnet_id,
-        "incus_profiles": unless_empty(profiles),
+        "incus_profiles": unless_absent(profiles, "profiles", &domain.written_empty),
     }))
 }
 
 fn profile_value(profile: &Profile) -> Map<String, Value> {
     let devices: Value = profile.devices.iter().map(device_value).collect();
+    let section = |key, value| unless_absent(value, key, &profile.written_empty);
     declared(json!({
-        "devices": unless_empty(devices),
-        "config": unless_empty(strings(&profile.config)),
+        "devices": section("devices", devices),
+        "config": section("config", strings(&profile.config)),
     }))
 }
 
@@ -267,7 +324,9 @@ fn machine_values(
         .map(device_value)
         .chain(edges)
         .collect();
-    let services: Value = machine.services.iter().map(service_value).collect();
+    let services = machine.services.iter().map(|service| &service.written);
+    let services: Vec<_> = services.collect();
+    let section = |key, value| unless_absent(value, key, &machine.written_empty);
     declared(json!({
         "instance_name": machine.name,
         "instance_type": machine.kind.as_str(),
@@ -277,26 +336,16 @@ fn machine_values(
         "instance_os_image": machine.os_image,
         "instance_ip": machine.ip,
         "instance_gpu": machine.gpu,
-        "instance_profiles": unless_empty(json!(machine.profiles)),
-        "instance_config": unless_empty(strings(&machine.config)),
-        "instance_devices": unless_empty(devices),
+        "instance_profiles": section("profiles", json!(machine.profiles)),
+        "instance_config": section("config", strings(&machine.config)),
+        "instance_devices": section("devices", devices),
         "instance_storage_volumes": machine.storage_volumes,
-        "instance_services": unless_empty(services),
+        "instance_services": section("services", json!(services)),
         "instance_roles": machine.roles,
         "instance_boot_autostart": machine.boot_autostart,
         "instance_boot_priority": machine.boot_priority,
         "instance_snapshots_schedule": machine.snapshots_schedule,
         "instance_snapshots_expiry": machine.snapshots_expiry,
-    }))
-}
-
-/// A service as declared.
-fn service_value(service: &DeclaredService) -> Map<String, Value> {
-    declared(json!({
-        "name": service.name,
-        "tool": service.tool,
-        "consumers": service.consumers,
-        "with": unless_empty(json!(service.with)),
     }))
 }
 

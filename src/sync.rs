@@ -3,19 +3,23 @@
 pub(crate) mod commit;
 mod managed_block;
 pub(crate) mod orphans;
+mod shadow;
 pub(crate) mod tree;
 mod verify;
 
+use std::collections::{BTreeSet, HashMap};
 use std::num::NonZero;
 
 use serde_json::{Map, Value};
 
 use crate::error::{Exit, Failure};
-use crate::inventory::{self, FilePath, GeneratedFile};
+use crate::inventory::{self, FilePath, GeneratedFile, InventoryFolder};
 use commit::FileChange;
 use managed_block::BlockFault;
 use orphans::{Fate, Orphan};
+use shadow::FoundNames;
 use tree::{FileTree, FoundFile, TreeFault};
+use verify::EnclosingKeys;
 
 /// Minimum number of files that justifies another thread.
 const SHARE_MIN: usize = 200;
@@ -48,9 +52,15 @@ pub(crate) fn plan(
     tree: &FileTree,
     files: &[GeneratedFile<'_>],
 ) -> Result<Vec<PlannedFile>, (Vec<Failure>, Failure)> {
+    let names = FoundNames::list(tree).map_err(|fault| (Vec::new(), failure(&fault)))?;
+    let groups = GroupKeys::of(files);
     let mut plan = Vec::with_capacity(files.len());
     let mut faults = Vec::new();
-    for result in on_all_cores(files, |file| planned(tree, file)) {
+    let work = |file: &GeneratedFile<'_>| {
+        names.check(&file.path)?;
+        planned(tree, file, &groups)
+    };
+    for result in on_all_cores(files, work) {
         match result {
             Ok(planned) => plan.push(planned),
             Err(fault) => faults.push(fault),
@@ -99,12 +109,41 @@ fn on_all_cores<T: Send>(
     })
 }
 
-fn planned(tree: &FileTree, file: &GeneratedFile<'_>) -> Result<PlannedFile, Failure> {
+/// The variables that infra.yml declares for groups, by file.
+struct GroupKeys(HashMap<FilePath, BTreeSet<String>>);
+
+impl GroupKeys {
+    fn of(files: &[GeneratedFile<'_>]) -> Self {
+        let groups = files
+            .iter()
+            .filter(|file| file.path.folder == InventoryFolder::GroupVars);
+        let keys = groups.map(|file| {
+            let keys = file.values().into_iter().map(|(key, _)| key).collect();
+            (file.path.clone(), keys)
+        });
+        Self(keys.collect())
+    }
+
+    /// Returns the keys of the groups that enclose a file's machine or group.
+    fn around<'a>(&'a self, file: &GeneratedFile<'_>) -> EnclosingKeys<'a> {
+        let groups = file.enclosing().into_iter();
+        groups
+            .filter_map(|path| self.0.get_key_value(&path))
+            .collect()
+    }
+}
+
+fn planned(
+    tree: &FileTree,
+    file: &GeneratedFile<'_>,
+    groups: &GroupKeys,
+) -> Result<PlannedFile, Failure> {
     let path = file.path.clone();
     let found = tree.read(&path).map_err(|fault| failure(&fault))?;
     let old = found.as_ref().map(|found| found.text.as_str());
     let values = file.values();
-    let new = new_text(old, &values).map_err(|fault| block_failure(&path, &fault))?;
+    let new = new_text(old, &values, || groups.around(file))
+        .map_err(|fault| block_failure(&path, &fault))?;
     let state = match old {
         None => FileState::Created,
         Some(old) if old == new => FileState::Unchanged,
@@ -122,7 +161,11 @@ fn planned(tree: &FileTree, file: &GeneratedFile<'_>) -> Result<PlannedFile, Fai
 }
 
 /// Returns the new text of a file, after reading it back.
-fn new_text(old: Option<&str>, values: &Map<String, Value>) -> Result<String, BlockFault> {
+fn new_text<'a>(
+    old: Option<&str>,
+    values: &Map<String, Value>,
+    enclosing: impl FnOnce() -> EnclosingKeys<'a>,
+) -> Result<String, BlockFault> {
     let body = inventory::to_yaml(values).map_err(|fault| BlockFault {
         line: 1,
         message: format!("its values cannot be written as YAML: {fault}"),
@@ -141,7 +184,7 @@ fn new_text(old: Option<&str>, values: &Map<String, Value>) -> Result<String, Bl
     let is_read_back =
         old == Some(new.as_str()) && parts.is_some_and(|parts| !parts.has_user_text());
     if !is_read_back {
-        verify::verify(&new, old, values)?;
+        verify::verify(&new, old, values, &enclosing())?;
     }
     Ok(new)
 }

@@ -12,6 +12,7 @@ use super::outcome::{StepError, StepOutcome, StepStatus};
 use super::provision;
 use crate::host::{folders, log_timer, proxy_logs};
 use crate::incus::{ConfigMap, Edit, Incus, IncusError, Object, Power};
+use crate::infra::PROTECTION;
 use crate::plan::{Action, Role, finished, mark_unverified, unfinished};
 use crate::session::interrupt::LEFT;
 use crate::session::lock::Lock;
@@ -277,7 +278,7 @@ async fn delete(
 ) -> Result<(), IncusError> {
     if protected {
         let edit = Edit::Config {
-            key: "security.protection.delete".to_owned(),
+            key: PROTECTION.to_owned(),
             old: None,
             new: None,
         };

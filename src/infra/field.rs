@@ -130,6 +130,16 @@ impl<'t, 'a> Fields<'t, 'a> {
         None
     }
 
+    /// Returns which of these keys have an empty list or map as their value.
+    pub(super) fn empty(&self, keys: &[&'static str]) -> Vec<&'static str> {
+        let is_empty = |key: &&str| match self.entry(key).map(|entry| &entry.value.kind) {
+            Some(NodeKind::Map(entries)) => entries.is_empty(),
+            Some(NodeKind::List(items)) => items.is_empty(),
+            _ => false,
+        };
+        keys.iter().copied().filter(is_empty).collect()
+    }
+
     /// Text: quoted, or plain and not a number, Boolean or null.
     pub(super) fn text(&self, key: &str, findings: &mut Findings) -> Option<Text<'t>> {
         text_entry(self.filled(key, findings)?, findings)
@@ -359,6 +369,26 @@ pub(super) fn incus_text(entry: &Entry<'_>, findings: &mut Findings) -> Option<S
         }
     }
     wrong_entry(entry, "text", findings);
+    None
+}
+
+/// The value of a key that Incus knows, as text; a map suggests the key's full name.
+pub(super) fn incus_value(entry: &Entry<'_>, findings: &mut Findings) -> Option<String> {
+    let NodeKind::Map(entries) = &entry.value.kind else {
+        return incus_text(entry, findings);
+    };
+    let key = quote(&entry.key.text);
+    let finding = findings.error(
+        Code::WrongType,
+        entry.value.at,
+        format!("{key} is a map, but must be text"),
+    );
+    if let Some(first) = entries.first()
+        && let NodeKind::Scalar(value) = &first.value.kind
+    {
+        let line = format!("{}.{}: {}", entry.key.text, first.key.text, value.text);
+        finding.help(format!("write the whole key on one line: {}", quote(&line)));
+    }
     None
 }
 

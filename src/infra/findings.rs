@@ -251,6 +251,7 @@ codes! {
         AmbiguousNumber = "ambiguous-number",
         InvalidPath = "invalid-path",
         DuplicateItem = "duplicate-item",
+        ConflictingKeys = "conflicting-keys",
         InvalidName = "invalid-name",
         ReservedName = "reserved-name",
         NameTooLong = "name-too-long",

@@ -4,6 +4,7 @@
 //! aliases, merge keys, tags, a second document, depth bombs) are findings here; `validate` interprets the keys.
 //! Reads events instead of serde types, so that a wrong type is just another finding and does not stop the reading.
 
+mod repair;
 mod shape;
 
 use std::borrow::Cow;
@@ -20,6 +21,9 @@ pub(super) use shape::{Entry, Node, NodeKind, Reading, Scalar};
 const DEPTH_MAX: usize = 32;
 /// Maximum number of nodes in a file; 10,000 machines with two services for five consumers have about 450,000.
 const NODES_MAX: usize = 2_000_000;
+
+/// The consequence of a syntax error.
+const UNREAD: &str = "nothing after this point was read, so there may be more errors";
 
 /// A list or map that is still open.
 enum ParserFrame<'a> {
@@ -219,16 +223,32 @@ impl<'a> Builder<'a, '_> {
             }) => {
                 let first = entries.first().filter(|_| !flow);
                 let at = first.map_or(at, |entry| entry.at);
-                (at, NodeKind::Map(self.without_duplicates(entries)))
+                let kind = match self.template(at) {
+                    // Its key has already been reported.
+                    Some(_) => NodeKind::Unusable,
+                    None => NodeKind::Map(self.without_duplicates(entries)),
+                };
+                (at, kind)
             }
             None => return Ok(()),
         };
         self.put(Node { at, kind })
     }
 
+    /// Returns the template (`{{ … }}`) at a place where YAML reads a map that has a map as its key.
+    fn template(&self, at: At) -> Option<&'a str> {
+        let text = self.text.get(usize::try_from(at.start).ok()?..)?;
+        let line = text.lines().next().filter(|line| line.starts_with("{{"))?;
+        line.get(..line.find("}}")? + "}}".len())
+    }
+
     /// Adds a finished value to the list or map around it, or makes it the root.
     fn put(&mut self, value: Node<'a>) -> Result<(), Stopped> {
         let at = value.at;
+        let template = match self.frames.last() {
+            Some(ParserFrame::Map { at, .. }) => self.template(*at),
+            _ => None,
+        };
         match self.frames.last_mut() {
             None => self.root = Some(value),
             Some(ParserFrame::List { items, .. }) => items.push(value),
@@ -247,7 +267,17 @@ impl<'a> Builder<'a, '_> {
                     }
                     self.findings
                         .error(Code::ComplexKey, at, "a key that is not plain text")
-                        .help("a key is a name: text without `?`, `[` or `{` before it");
+                        .help(match template {
+                            Some(template) => {
+                                format!(
+                                    "put the value in quotes: {}",
+                                    quote(&format!("\"{template}\""))
+                                )
+                            }
+                            None => {
+                                "a key is a name: text without `?`, `[` or `{` before it".to_owned()
+                            }
+                        });
                 }
             }
         }
@@ -304,9 +334,12 @@ impl<'a> Builder<'a, '_> {
                 escaped.push(character);
             }
         }
-        self.findings
-            .error(code, at, escaped)
-            .help("nothing after this place was read; more errors may follow");
+        self.findings.error(code, at, escaped).help(
+            match repair::suggestion(self.text, fault.marker().line()) {
+                Some(suggestion) => format!("{suggestion}; {UNREAD}"),
+                None => UNREAD.to_owned(),
+            },
+        );
         Err(Stopped)
     }
 

@@ -36,6 +36,7 @@ const TOP: [&str; 5] = [
 ];
 
 /// Help for a file without any domain.
+const POLICIES: &str = "network_policies";
 const NO_DOMAIN_HELP: &str = "declare at least one domain: `domains: {work: {subnet_id: 0}}`";
 
 /// The settings that a machine inherits from its domain and from `global`.
@@ -80,6 +81,7 @@ struct Sections<'t, 'a> {
     top: Fields<'t, 'a>,
     domains: Vec<&'t Entry<'a>>,
     policies: Vec<&'t Node<'a>>,
+    written_empty: Vec<&'static str>,
 }
 
 /// All declared names, read first so that a section can refer to names declared later.
@@ -205,6 +207,7 @@ fn infra(roots: &[(FileRole, Node<'_>)], project: &str, findings: &mut Findings)
         global: settings.global,
         domains: drafts.into_iter().map(DomainDraft::build).collect(),
         network_policies,
+        written_empty: sections.written_empty,
         unapplied: findings.take_unapplied(),
         index: HashMap::new(),
     };
@@ -290,8 +293,9 @@ fn sections<'t, 'a>(
         Some(entry) => Fields::of(entry, findings)?.entries().iter().collect(),
         None => Vec::new(),
     };
-    let policies = top.list("network_policies", findings);
+    let policies = top.list(POLICIES, findings);
     let mut policies: Vec<_> = policies.unwrap_or_default().iter().collect();
+    let mut written_empty = top.empty(&[POLICIES]);
     let mut seen: HashMap<&str, At> = domains
         .iter()
         .map(|entry| (entry.key.text.as_ref(), entry.at))
@@ -300,7 +304,12 @@ fn sections<'t, 'a>(
         match role {
             FileRole::Base => {}
             FileRole::Domains => add_domains(root, &mut domains, &mut seen, findings),
-            FileRole::Policies => add_policies(root, &mut policies, top, findings),
+            FileRole::Policies => {
+                if let Some(own) = own_policies(root, top, findings) {
+                    policies.extend(own.list(POLICIES, findings).unwrap_or_default());
+                    written_empty.extend(own.empty(&[POLICIES]));
+                }
+            }
         }
     }
     if alone && top.entry("domains").is_none() {
@@ -312,6 +321,7 @@ fn sections<'t, 'a>(
         top,
         domains,
         policies,
+        written_empty,
     })
 }
 
@@ -357,31 +367,25 @@ fn add_domains<'t, 'a>(
     }
 }
 
-fn add_policies<'t, 'a>(
+/// Returns the keys of `policies.yml`; `None` if it has no policies that may be added to those of `base.yml`.
+fn own_policies<'t, 'a>(
     root: &'t Node<'a>,
-    policies: &mut Vec<&'t Node<'a>>,
     top: Fields<'_, '_>,
     findings: &mut Findings,
-) {
+) -> Option<Fields<'t, 'a>> {
     if super::field::is_null(root) {
-        return;
+        return None;
     }
-    let Some(fields) = Fields::of_item(root, "the file", findings) else {
-        return;
-    };
-    fields.known("`policies.yml`", &["network_policies"], findings);
-    let Some(entry) = fields.entry("network_policies") else {
-        return;
-    };
-    if let Some(first) = top.entry("network_policies") {
+    let fields = Fields::of_item(root, "the file", findings)?;
+    fields.known("`policies.yml`", &[POLICIES], findings);
+    let entry = fields.entry(POLICIES)?;
+    if let Some(first) = top.entry(POLICIES) {
         let first = findings.short(first.at);
         let message = "`network_policies` is already in `base.yml`";
         findings
             .error(Code::DuplicateKey, entry.at, message)
             .help(format!("the first one is at {first}; keep one of them"));
-        return;
+        return None;
     }
-    if let Some(items) = fields.list("network_policies", findings) {
-        policies.extend(items);
-    }
+    Some(fields)
 }

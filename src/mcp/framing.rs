@@ -12,6 +12,8 @@ use super::LINE_MAX;
 
 /// Maximum size of one read from the stream, in bytes.
 const READ: usize = 16 * 1024;
+/// Length from which a line reserves its maximum memory instead of growing, in bytes.
+const LONG: usize = 1024 * 1024;
 /// Number of bytes kept from each end of an overlong line to search for its id.
 const END_KEPT: usize = 1024;
 
@@ -165,6 +167,13 @@ impl LineSplitter {
                     bytes: 0,
                 };
                 self.line.add(&beginning);
+            } else if line.len() >= LONG && line.capacity() < length {
+                // A growing `Vec` holds two copies for a moment; memory that is only reserved costs nothing.
+                line.reserve_exact(
+                    (self.max.saturating_add(1) - line.len())
+                        .min(LINE_MAX)
+                        .max(part.len()),
+                );
             }
         }
         self.line.add(part);

@@ -10,7 +10,7 @@ use super::ownership::{self, Ownership, machine_owner, owner};
 use crate::edge::HOST_FOLDER;
 use crate::incus::state::{IncusProfile, Instance, Project, Volume};
 use crate::incus::{ConfigMap, Object, State};
-use crate::infra::is_true;
+use crate::infra::{PROTECTION, is_true};
 
 /// The objects to be deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,7 +114,7 @@ fn delete(object: Object) -> Action {
 }
 
 pub(super) fn delete_machine(instance: &Instance) -> Action {
-    let protection = instance.config.get("security.protection.delete");
+    let protection = instance.config.get(PROTECTION);
     let sockets = instance.devices.values().filter_map(host_listener);
     Action::Delete {
         object: Object::machine(&instance.project, &instance.name),

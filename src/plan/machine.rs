@@ -106,20 +106,9 @@ fn want(one: MachineInputs<'_>) -> Desired {
         profiles: machine.profiles.clone(),
         ..Desired::default()
     };
-    let autostart = machine.boot_autostart.map(|is| is.to_string());
-    let priority = machine.boot_priority.map(|is| is.to_string());
-    let expiry = machine.snapshots_expiry.as_deref().map(expiry);
-    let protection = (!machine.ephemeral).then(|| "true".to_owned());
-    let options = [
-        ("boot.autostart", autostart),
-        ("boot.autostart.priority", priority),
-        ("snapshots.schedule", machine.snapshots_schedule.clone()),
-        ("snapshots.expiry", expiry),
-        ("security.protection.delete", protection),
-    ];
-    let options = options.into_iter();
+    let keys = machine.own_config().into_iter();
     want.config
-        .extend(options.filter_map(|(key, value)| Some((key.to_owned(), value?))));
+        .extend(keys.map(|(_, key, value)| (key.to_owned(), value)));
     want.config.extend(machine.config.iter().cloned());
     let devices = &mut want.devices;
     devices.insert(NIC.to_owned(), nic(one.domain, machine));
@@ -140,11 +129,6 @@ fn want(one: MachineInputs<'_>) -> Desired {
     let image = one.current.and_then(|it| it.config.get(ownership::IMAGE));
     want.set(ownership::IMAGE, image.unwrap_or(&machine.os_image));
     want
-}
-
-/// Returns a snapshot's expiry in Incus's notation: `M` and `H` are minutes and hours, `m` is months.
-fn expiry(declared: &str) -> String {
-    declared.replace('m', "M").replace('h', "H")
 }
 
 /// Returns the machine's own root disk, if no profile and no device of the user provides one.

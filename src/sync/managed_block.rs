@@ -127,7 +127,7 @@ pub(crate) fn create(body: &str) -> String {
 ///
 /// # Errors
 ///
-/// The document begins on the same line as its `---`, so no block can be inserted.
+/// No block can be inserted into an encrypted file, or a document in flow style (such as JSON).
 pub(crate) fn insert(text: &str, body: &str) -> Result<String, BlockFault> {
     let (mark, text) = match text.strip_prefix(BOM) {
         Some(rest) => ("\u{feff}", rest),
@@ -136,12 +136,23 @@ pub(crate) fn insert(text: &str, body: &str) -> Result<String, BlockFault> {
     if text.trim().is_empty() {
         return Ok([mark, &create(body)].concat());
     }
+    if text.starts_with("$ANSIBLE_VAULT;") {
+        return Err(BlockFault {
+            line: 1,
+            message: "the file is encrypted by ansible-vault, so no managed block can be inserted"
+                .to_owned(),
+            help: "decrypt it with `ansible-vault decrypt`, and encrypt each secret with `ansible-vault encrypt_string`",
+        });
+    }
     let line_break = match text.find('\n') {
         Some(end) if text.get(..end).is_some_and(|line| line.ends_with('\r')) => "\r\n",
         _ => "\n",
     };
     let block = block(body, line_break);
-    let Some(start) = document_start(text)? else {
+    let start = document_start(text)?;
+    let content = text.get(start.unwrap_or_default()..).unwrap_or_default();
+    check_block_style(content, text.lines().count() - content.lines().count())?;
+    let Some(start) = start else {
         return Ok([
             mark, "---", line_break, &block, line_break, line_break, text,
         ]
@@ -156,6 +167,23 @@ pub(crate) fn insert(text: &str, body: &str) -> Result<String, BlockFault> {
         rest
     };
     Ok([mark, head, head_break, &block, line_break, line_break, rest].concat())
+}
+
+/// Checks that a document after `skipped` lines is not in flow style: no block mapping can precede it.
+fn check_block_style(content: &str, skipped: usize) -> Result<(), BlockFault> {
+    let is_content = |line: &str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
+    let first = content
+        .lines()
+        .enumerate()
+        .find(|(_, line)| is_content(line));
+    match first {
+        Some((index, line)) if line.trim_start().starts_with('{') => Err(BlockFault {
+            line: skipped + index + 1,
+            message: "the document begins with `{`, so no managed block can be inserted".to_owned(),
+            help: "write its variables as `NAME: VALUE` lines without braces; remove `{}`",
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Returns the offset of the line after `---`, if the document begins with one.

@@ -274,7 +274,7 @@ impl FileTree {
     }
 
     /// Returns the names of the files in a folder.
-    fn names(&self, folder: InventoryFolder) -> Result<Vec<String>, TreeFault> {
+    pub(super) fn names(&self, folder: InventoryFolder) -> Result<Vec<String>, TreeFault> {
         // Sync never uses names that are not UTF-8.
         let names = self.folder(folder).map_or(Ok(Vec::new()), Dir::names);
         names.map_err(|cause| TreeFault::system("list", &folder.as_str(), cause))

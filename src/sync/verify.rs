@@ -2,10 +2,16 @@
 //!
 //! A file passes if it is a single document with exactly the values declared by infra.yml and those in the user's text.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value as Declared};
 use serde_yaml::{Mapping, Value};
 
 use super::managed_block::{self, BlockFault};
+use crate::inventory::{FilePath, UNSAFE, is_template};
+
+/// The variables that infra.yml declares for the groups around a file's machine or group, with the group's file.
+pub(super) type EnclosingKeys<'a> = Vec<(&'a FilePath, &'a BTreeSet<String>)>;
 
 /// Checks the new text of a file against the declared values and its old text.
 ///
@@ -16,9 +22,10 @@ pub(crate) fn verify(
     new: &str,
     old: Option<&str>,
     declared: &Map<String, Declared>,
+    enclosing: &EnclosingKeys<'_>,
 ) -> Result<(), BlockFault> {
     let user = match old {
-        Some(old) => user_values(old, declared)?,
+        Some(old) => user_values(old, declared, enclosing)?,
         None => Mapping::new(),
     };
     let read = mapping(new, "the file as it would be written")?;
@@ -58,7 +65,12 @@ fn is_same(declared: &Declared, read: &Value) -> bool {
     match (declared, read) {
         (Declared::Null, Value::Null) => true,
         (Declared::Bool(declared), Value::Bool(read)) => declared == read,
-        (Declared::String(declared), Value::String(read)) => declared == read,
+        (Declared::String(declared), Value::String(read)) => {
+            declared == read && !is_template(declared)
+        }
+        (Declared::String(declared), Value::Tagged(read)) => {
+            read.tag == UNSAFE && read.value.as_str() == Some(declared) && is_template(declared)
+        }
         (Declared::Number(declared), Value::Number(read)) => {
             (
                 declared.is_f64(),
@@ -79,17 +91,21 @@ fn is_same(declared: &Declared, read: &Value) -> bool {
 }
 
 /// Returns the values in the user's own text, that is, in the file without its block.
-fn user_values(old: &str, declared: &Map<String, Declared>) -> Result<Mapping, BlockFault> {
+fn user_values(
+    old: &str,
+    declared: &Map<String, Declared>,
+    enclosing: &EnclosingKeys<'_>,
+) -> Result<Mapping, BlockFault> {
     let Some(parts) = managed_block::find(old)? else {
         let user = mapping(old, "the file")?;
-        return no_declared_key(user, old, declared);
+        return no_declared_key(user, old, declared, enclosing);
     };
     let around = parts.around();
     let user = mapping(&around, "your own text around the managed block")?;
     if parts.has_user_text() {
         is_cut_between_values(old, &user, parts.body())?;
     }
-    no_declared_key(user, &around, declared)
+    no_declared_key(user, &around, declared, enclosing)
 }
 
 /// Checks that both markers are between values: a value that contained both lines would lose its middle part.
@@ -112,32 +128,44 @@ fn is_cut_between_values(old: &str, user: &Mapping, body: &str) -> Result<(), Bl
     })
 }
 
-/// Checks that the user's text repeats no key of the managed block: Ansible would use the last one.
+/// Checks that the user's text sets no variable of infra.yml: Ansible would use the user's value.
 fn no_declared_key(
     user: Mapping,
     text: &str,
     declared: &Map<String, Declared>,
+    enclosing: &EnclosingKeys<'_>,
 ) -> Result<Mapping, BlockFault> {
-    let mut keys = user.keys().filter_map(Value::as_str);
-    let Some(key) = keys.find(|key| declared.contains_key(*key)) else {
-        return Ok(user);
-    };
-    let line = text.lines().position(|line| {
+    for key in user.keys().filter_map(Value::as_str) {
+        let group = enclosing.iter().find(|(_, keys)| keys.contains(key));
+        let message = match group {
+            _ if declared.contains_key(key) => {
+                "is declared by infra.yml and here again; Ansible would use the last one".to_owned()
+            }
+            Some((file, _)) => {
+                format!("is declared by infra.yml in `{file}`; Ansible would use this one instead")
+            }
+            None => continue,
+        };
+        let key = key.escape_debug();
+        return Err(BlockFault {
+            line: line_of(&key.to_string(), text),
+            message: format!("`{key}` {message}"),
+            help: "remove it here, or change infra.yml",
+        });
+    }
+    Ok(user)
+}
+
+/// Returns the line that sets a variable, from 1.
+fn line_of(key: &str, text: &str) -> usize {
+    let sets = |line: &str| {
         let line = line.trim_start_matches(['"', '\'', '\u{feff}']);
         line.strip_prefix(key).is_some_and(|rest| {
-            rest.trim_start_matches(['"', '\''])
-                .trim_start()
-                .starts_with(':')
+            let rest = rest.trim_start_matches(['"', '\'']).trim_start();
+            rest.starts_with(':')
         })
-    });
-    Err(BlockFault {
-        line: line.map_or(1, |line| line + 1),
-        message: format!(
-            "`{}` is declared by infra.yml and here again; Ansible would use the last one",
-            key.escape_debug()
-        ),
-        help: "remove it here, or change infra.yml",
-    })
+    };
+    text.lines().position(sets).map_or(1, |line| line + 1)
 }
 
 /// Parses text as one mapping; an empty document counts as an empty mapping.
@@ -180,14 +208,14 @@ mod tests {
             .next()
             .unwrap();
         let file = format!("{before}{block}{after}");
-        let fault = verify(&file, Some(&file), &declared()).err()?;
+        let fault = verify(&file, Some(&file), &declared(), &Vec::new()).err()?;
         Some((fault.line, fault.message))
     }
 
     #[test]
     fn a_new_file_reads_back() {
         assert_eq!(
-            verify(&managed_block::create(BODY), None, &declared()),
+            verify(&managed_block::create(BODY), None, &declared(), &Vec::new()),
             Ok(())
         );
     }
@@ -209,7 +237,13 @@ mod tests {
             let body = BODY.replace(from, to);
             assert_ne!(body, BODY);
             assert!(
-                verify(&managed_block::create(&body), None, &declared()).is_err(),
+                verify(
+                    &managed_block::create(&body),
+                    None,
+                    &declared(),
+                    &Vec::new()
+                )
+                .is_err(),
                 "{body}"
             );
         }

@@ -9,15 +9,22 @@ import sys
 import yaml
 
 
-def same(left, right):
-    """Compares values, and distinguishes true from 1 and 1 from 1.0."""
-    if type(left) is not type(right):
+class Unsafe(str):
+    """Text that Ansible does not evaluate."""
+
+
+yaml.SafeLoader.add_constructor("!unsafe", lambda loader, node: Unsafe(loader.construct_scalar(node)))
+
+
+def same(read, value, text=lambda value: Unsafe if any(map(value.__contains__, ("{{", "{%", "{#"))) else str):
+    """Compares values, and distinguishes true from 1 and 1 from 1.0; text must have the type that `text` returns."""
+    if type(read) is not (text(value) if isinstance(value, str) else type(value)):
         return False
-    if isinstance(left, dict):
-        return list(left) == list(right) and all(same(left[k], right[k]) for k in left)
-    if isinstance(left, list):
-        return len(left) == len(right) and all(map(same, left, right))
-    return left == right
+    if isinstance(value, dict):
+        return list(read) == list(value) and all(same(read[k], value[k], text) for k in value)
+    if isinstance(value, list):
+        return len(read) == len(value) and all(same(*pair, text) for pair in zip(read, value))
+    return read == value
 
 
 def main():

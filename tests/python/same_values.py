@@ -1,6 +1,7 @@
-"""Reads a tree written by anklume, in the same way as Ansible does, and compares it with the declaration.
+"""Compares what PyYAML and Ansible read in the files of a tree with the declaration.
 
-Arguments: folder, file with the output of `ansible-inventory --list`. Input: {"MACHINE": {"VARIABLE": VALUE}} as JSON.
+Argument: folder. Input: two lines of JSON, each {"MACHINE": {"VARIABLE": VALUE}}: the declaration, and the values that
+Ansible's tasks see.
 """
 
 import json
@@ -11,11 +12,12 @@ import yaml
 
 from read_back import same
 
-base, listed = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
-for machine, variables in json.load(sys.stdin).items():
+base = Path(sys.argv[1])
+declared, seen = map(json.loads, sys.stdin)
+for machine, variables in declared.items():
     own = yaml.safe_load((base / "host_vars" / f"{machine}.yml").read_text())
-    seen = listed["_meta"]["hostvars"][machine]
     for name, value in variables.items():
-        for reader, values in (("PyYAML", own), ("Ansible", seen)):
-            if not same(values.get(name), value):
-                print(f"{reader} reads {values.get(name)!a} for {name} of {machine}, not {value!a}")
+        if not same(own.get(name), value):
+            print(f"PyYAML reads {own.get(name)!a} for {name} of {machine}, not {value!a}")
+        if not same(seen[machine].get(name), value, text=lambda _: str):
+            print(f"Ansible reads {seen[machine].get(name)!a} for {name} of {machine}, not {value!a}")

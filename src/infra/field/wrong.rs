@@ -74,8 +74,10 @@ pub(super) fn wrong_type(
 
 /// Suggests how to write the value that was probably meant.
 fn suggestion(node: &Node<'_>, expected: &str) -> Option<String> {
-    let NodeKind::Scalar(scalar) = &node.kind else {
-        return None;
+    let scalar = match &node.kind {
+        NodeKind::Scalar(scalar) => scalar,
+        NodeKind::List(items) if expected == A_MAP => return Some(names_as_keys(items)),
+        _ => return None,
     };
     let written = quote(&scalar.text);
     let bare = written.trim_matches('`');
@@ -88,8 +90,38 @@ fn suggestion(node: &Node<'_>, expected: &str) -> Option<String> {
         "true or false" if ["no", "off"].contains(&bare.to_lowercase().as_str()) => {
             Some("write `false`".to_owned())
         }
+        A_MAP => {
+            let (key, value) = scalar.text.split_once(':')?;
+            (!value.is_empty()).then(|| {
+                let corrected = format!("{}: {}", key.trim_end(), value);
+                format!("put a space after the colon: {}", quote(&corrected))
+            })
+        }
         "a whole number" if is_decimal(&scalar.text) => Some(format!("without quotes: `{bare}`")),
         _ => None,
+    }
+}
+
+/// Tells how to write a list of named items, or of keys, as a map.
+fn names_as_keys(items: &[Node<'_>]) -> String {
+    let first = items.first().and_then(|item| match &item.kind {
+        NodeKind::Scalar(scalar) => Some((scalar.text.to_string(), "")),
+        NodeKind::Map(entries) => {
+            let name = entries.iter().find(|entry| entry.key.text == "name")?;
+            match &name.value.kind {
+                NodeKind::Scalar(scalar) => Some((scalar.text.to_string(), "name: ")),
+                _ => None,
+            }
+        }
+        _ => None,
+    });
+    match first {
+        Some((name, key)) if !name.contains([':', '=']) => format!(
+            "use the names as keys: {} instead of {}",
+            quote(&format!("{name}:")),
+            quote(&format!("- {key}{name}"))
+        ),
+        _ => "write `KEY: VALUE` lines, without `-` before them".to_owned(),
     }
 }
 

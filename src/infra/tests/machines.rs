@@ -11,6 +11,45 @@ const CASES: &[Case] = &[
     subnet_id: 0
     machines:
       m:
+        boot_autostart: true
+        boot_priority: 5
+        snapshots_schedule: "0 2 * * *"
+        snapshots_expiry: 30m
+        ephemeral: true
+        config:
+          boot.autostart: off
+          boot.autostart.priority: 6
+          snapshots.schedule: "@daily"
+          snapshots.expiry: 30m
+          security.protection.delete: "1"
+      same:
+        boot_autostart: true
+        boot_priority: 5
+        snapshots_schedule: "0 2 * * *"
+        snapshots_expiry: 30m
+        ephemeral: false
+        config:
+          boot.autostart: "yes"
+          boot.autostart.priority: 5
+          snapshots.schedule: "0 2 * * *"
+          snapshots.expiry: 30M
+          security.protection.delete: true
+      default: {config: {security.protection.delete: false}}
+"#,
+        &[
+            "conflicting-keys 12:27 off",
+            "conflicting-keys 13:36 6",
+            r#"conflicting-keys 14:31 "@daily""#,
+            "conflicting-keys 15:29 30m",
+            r#"conflicting-keys 16:39 "1""#,
+        ],
+    ),
+    (
+        r#"domains:
+  a:
+    subnet_id: 0
+    machines:
+      m:
         ip: "10.100.0.010"
       n:
         ip: 10

@@ -102,6 +102,7 @@ fn profile(entry: &Entry<'_>, findings: &mut Findings) -> Option<PlacedProfile> 
             description: description.unwrap_or_default(),
             devices: Vec::new(),
             config,
+            written_empty: fields.empty(&["config", "devices"]),
         },
     })
 }
@@ -118,7 +119,7 @@ pub(super) fn config(
     let mut privileged = None;
     for entry in config.entries() {
         let key = name(entry, "configuration key", findings);
-        let value = field::incus_text(entry, findings);
+        let value = field::incus_value(entry, findings);
         let (Some(key), Some(value)) = (key, value) else {
             continue;
         };
@@ -165,7 +166,7 @@ fn device(entry: &Entry<'_>, findings: &mut Findings) -> Option<PlacedDevice> {
     let entries = fields.entries().iter();
     let (keys, values) = entries
         .map(|entry| {
-            let value = field::incus_text(entry, findings).unwrap_or_default();
+            let value = field::incus_value(entry, findings).unwrap_or_default();
             ((entry.key.text.to_string(), value), entry.value.at)
         })
         .unzip();

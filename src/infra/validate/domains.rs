@@ -84,7 +84,8 @@ fn domain_fields<'t, 'a>(
     if written_id.is_none_or(|entry| field::is_null(&entry.value)) && !settings.zones {
         let owner = format!("domain {}", quote(&entry.key.text));
         let help = format!(
-            "give it a number of its own from 0 to {SUBNET_ID_MAX}, the third part of its addresses"
+            "give it a number of its own from 0 to {SUBNET_ID_MAX}, the third part of its addresses; \
+             or write `global: {{addressing: {{}}}}` at the top, and domains get subnets by `trust_level`"
         );
         findings.missing(entry.at, &owner, "subnet_id", help);
     }
@@ -236,6 +237,7 @@ fn draft(
                 gateway: network::host(subnet, GATEWAY),
             },
             machines: Vec::new(),
+            written_empty: fields.empty(&["profiles"]),
             name,
         },
         profiles,

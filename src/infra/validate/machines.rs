@@ -5,13 +5,13 @@ use std::net::Ipv4Addr;
 
 use super::devices;
 use super::global::image;
-use super::{MachineContext, MachineDraft, check_reserved, name, services, volumes};
+use super::{MachineContext, MachineDraft, check_reserved, name, services, value_of, volumes};
 use crate::diagnostic::quote;
 use crate::infra::field::{self, Fields, Text};
 use crate::infra::findings::{At, Code, Findings};
 use crate::infra::network::{self, AUTOMATIC, AddressFault};
 use crate::infra::raw::Entry;
-use crate::infra::{Machine, MachineType, TrustLevel};
+use crate::infra::{Machine, MachineType, PROTECTION, TrustLevel, is_true};
 use crate::name::MachineName;
 
 const KEYS: [&str; 19] = [
@@ -107,14 +107,48 @@ fn machine(
         snapshots_expiry: shaped(fields, "snapshots_expiry", EXPIRY, findings),
         services: services::read(entry, fields, context.names, mcp.memory, findings),
         mcp,
+        written_empty: fields.empty(&["config", "devices", "profiles", "services"]),
         name: name?,
     };
+    check_conflicts(fields, &machine, findings);
     Some(MachineDraft {
         machine,
         at: entry.at,
         privileged,
         devices: placed,
     })
+}
+
+/// Reports a key of the machine and a key of its `config` that set the same Incus key to different values.
+fn check_conflicts(fields: Fields<'_, '_>, machine: &Machine, findings: &mut Findings) {
+    let Some(config) = fields.entry("config") else {
+        return;
+    };
+    let mut own = machine.own_config();
+    if machine.ephemeral {
+        own.push(("ephemeral", PROTECTION, "false".to_owned()));
+    }
+    for (key, incus_key, value) in own {
+        let in_config = machine.config.iter().find(|(name, _)| name == incus_key);
+        let (Some(entry), Some((_, other)), Some(node)) =
+            (fields.entry(key), in_config, value_of(config, incus_key))
+        else {
+            continue;
+        };
+        let is_flag = ["true", "false"].contains(&value.as_str());
+        if *other == value || is_flag && is_true(other) == is_true(&value) {
+            continue;
+        }
+        let message = format!(
+            "`{incus_key}` is {} here, but {} by `{key}`",
+            quote(other),
+            quote(&value)
+        );
+        let help = format!("remove one: `{key}` is at {}", findings.short(entry.at));
+        findings
+            .error(Code::ConflictingKeys, node.at, message)
+            .help(help);
+    }
 }
 
 fn machine_name(entry: &Entry<'_>, findings: &mut Findings) -> Option<MachineName> {

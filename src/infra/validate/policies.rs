@@ -222,6 +222,7 @@ pub(super) fn add_firewall(
         snapshots_expiry: None,
         mcp: McpUsers::default(),
         services: Vec::new(),
+        written_empty: Vec::new(),
     };
     draft.machines.push(MachineDraft {
         machine,

@@ -106,6 +106,7 @@ fn service<'t>(
         consumers,
         with,
         limits,
+        written: field::json(item),
     })
 }
 

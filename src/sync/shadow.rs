@@ -1,0 +1,58 @@
+//! Finds files that Ansible would read in place of those that `sync` writes, or together with them, or no longer.
+//!
+//! Of the files of one machine or group, Ansible reads the first that exists: `NAME` (a file or a folder), `NAME.yml`,
+//! `NAME.yaml`, `NAME.json` (`DataLoader.find_vars_files` of ansible-core). In an inventory folder, it reads them all.
+
+use std::collections::HashSet;
+
+use super::tree::{FileTree, TreeFault};
+use crate::error::{Exit, Failure};
+use crate::inventory::{FilePath, InventoryFolder};
+
+/// The names in the three folders.
+pub(super) struct FoundNames([HashSet<String>; 3]);
+
+impl FoundNames {
+    /// Lists the folders.
+    pub(super) fn list(tree: &FileTree) -> Result<Self, TreeFault> {
+        let mut found = Self(Default::default());
+        for (folder, names) in InventoryFolder::ALL.into_iter().zip(&mut found.0) {
+            names.extend(tree.names(folder)?);
+        }
+        Ok(found)
+    }
+
+    /// Checks that Ansible reads this file, and no other one for the same machine or group.
+    pub(super) fn check(&self, path: &FilePath) -> Result<(), Failure> {
+        let FilePath { folder, stem } = path;
+        let Some(names) = self.0.get(*folder as usize) else {
+            return Ok(());
+        };
+        for suffix in ["", ".yaml", ".json"] {
+            if !names.contains(&format!("{stem}{suffix}")) {
+                continue;
+            }
+            let other = format!("{}/{stem}{suffix}", folder.as_str());
+            let (fault, help) = match (folder, suffix) {
+                (InventoryFolder::Inventory, _) => (
+                    format!("Ansible would read `{other}` as well as `{path}`, which sync writes"),
+                    "remove it; if it lists hosts of your own, give it another name".to_owned(),
+                ),
+                (_, "") => (
+                    format!("Ansible would read `{other}` instead of `{path}`, which sync writes"),
+                    format!(
+                        "move its variables to `{path}`, outside the managed block, and remove it"
+                    ),
+                ),
+                _ => (
+                    format!("Ansible would not read `{other}` beside `{path}`, which sync writes"),
+                    format!(
+                        "move its variables to `{path}`, outside the managed block, and remove it"
+                    ),
+                ),
+            };
+            return Err(Failure::new(Exit::Failed, fault).help(help));
+        }
+        Ok(())
+    }
+}
