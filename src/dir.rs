@@ -137,7 +137,7 @@ impl Dir {
         Ok(Some(RegularFile { file, stat }))
     }
 
-    /// Returns the metadata of an entry, of a link itself rather than its target; `None` if nothing has that name.
+    /// Returns the metadata of an entry, without following a link; `None` if there is no such entry.
     pub(crate) fn stat(&self, name: &str) -> Result<Option<Stat>, Errno> {
         match statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => Ok(None),

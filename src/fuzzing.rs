@@ -139,7 +139,7 @@ pub fn arguments(bytes: &[u8]) {
     }
 }
 
-/// Answers to every read request to Incus, as from another version or from another program at its socket.
+/// Answers every read request to Incus with these bytes, as another version of Incus or another program at its socket might.
 ///
 /// # Panics
 ///

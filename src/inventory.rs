@@ -1,7 +1,7 @@
 //! Turns an [`Infra`] and its edges into the files that `sync` writes for Ansible, as values.
 //!
 //! Pure: only names and values, with the keys and order that existing Ansible roles expect, and their YAML.
-//! `sync` handles the text around them in a file, and all access to the disk.
+//! `sync` handles the surrounding text of each file, and all disk access.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;

@@ -9,7 +9,7 @@ binary=$(realpath -- "${1:?usage: tests/demo.sh ANKLUME-BINARY}")
 fixtures=$(cd "$(dirname -- "$0")" && pwd)/fixtures
 # The last step's server, while it is running.
 server=
-# Short, because gpg's agent creates a socket in it, and a socket path may have only 107 bytes.
+# Short, because gpg's agent creates a socket in it, and a socket path may be at most 107 bytes long.
 folder=$(mktemp -d /tmp/anklume-demo.XXXXXX)
 
 clean() {

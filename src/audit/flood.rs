@@ -13,7 +13,7 @@ use crate::text::Foreign;
 pub const LINES_AT_ONCE: u32 = 40;
 /// Interval between further lines after a burst.
 pub const LINE_EVERY: Duration = Duration::from_secs(60);
-/// Number of lines in a burst that may each report one call. The rest are for counts: enough for all of one caller's.
+/// Number of lines in a burst that may each report one call. The rest are for counts, and suffice for all counts of one caller.
 pub const OWN_LINES: u32 = 20;
 /// Time during which calls are counted before the counts are due.
 pub const WINDOW: Duration = Duration::from_secs(60);

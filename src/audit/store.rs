@@ -102,7 +102,7 @@ impl Log {
     }
 
     /// Allocates disk space for the lines that running calls have yet to write, so that none ends unlogged. Fails if
-    /// the disk is full, the file is not writable, or its end is not a line of the log.
+    /// the disk is full, the file is not writable, or it does not end with a line of the log.
     pub fn reserve(&self, lines: usize) -> Result<(), AuditError> {
         let mut open = self.opened();
         open.promised = (lines as u64).saturating_mul(LINE_ROOM);

@@ -69,7 +69,7 @@ pub struct Verifier {
     report: VerifyReport,
     /// The previous line; `None` before the first.
     last: Option<Head>,
-    /// True if rotation has dropped no line.
+    /// True if rotation has not dropped any lines.
     from_origin: bool,
     /// True if the previous line is faulty, so that the next one is not reported for the same fault.
     after_fault: bool,

@@ -175,7 +175,7 @@ fn portable(schema: schemars::Schema) -> (Map<String, Value>, Vec<String>) {
     (root, base64)
 }
 
-/// Replaces "this type or null" with the type: an argument is omitted instead.
+/// Replaces "this type or null" with the type: an optional argument is omitted, never null.
 fn plain(property: &mut Map<String, Value>) {
     property.shift_remove("format");
     if property.get("default").is_some_and(Value::is_null) {

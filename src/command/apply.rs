@@ -24,7 +24,7 @@ use report::{Progress, RESUMES, print, print_plan};
 /// Message from `apply` if there are no actions.
 const NOTHING_TO_DO: &str = "nothing to do: Incus is as declared";
 /// Message from `destroy` if there are no actions.
-const NOTHING_TO_DELETE: &str = "nothing to delete: anklume created nothing on Incus for this file";
+const NOTHING_TO_DELETE: &str = "nothing to delete: anklume created nothing in Incus for this file";
 /// Input that confirms a deletion.
 const YES: &str = "yes";
 
@@ -143,7 +143,7 @@ fn refuse_unknown(selection: Selection<'_>, project: &str) -> Result<(), Failure
         Selection::Machine(name) => ("machine", name),
     };
     let message = format!(
-        "anklume created no {kind} `{}` on Incus for `{}`",
+        "anklume created no {kind} `{}` in Incus for `{}`",
         name.escape_debug(),
         project.escape_debug()
     );

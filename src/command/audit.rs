@@ -199,7 +199,7 @@ fn since(text: &str) -> Result<Timestamp, Failure> {
     Timestamp::now().checked_sub(ago).map_err(|_| wrong())
 }
 
-/// Runs `anklume audit verify`: 0 if the log is whole, 1 if not.
+/// Runs `anklume audit verify`: 0 if the log is intact, 1 if not.
 fn verify(args: &AuditVerifyArgs, output: &Output) -> anyhow::Result<Exit> {
     let head = args.head.as_deref().map(head).transpose()?;
     let mut report = walk(&args.log.file, head.clone())?;
@@ -258,7 +258,7 @@ fn report_text(report: &VerifyReport) -> String {
         });
     }
     let word = if report.is_whole() {
-        "whole"
+        "intact"
     } else {
         "NOT intact"
     };

@@ -25,7 +25,7 @@ pub(crate) fn run(args: &DoctorArgs, output: &Output) -> anyhow::Result<Exit> {
     if chosen.is_empty() {
         let machines = &args.machines;
         return print(&[], &[], output, || match machines.as_slice() {
-            [] => "no channels: no machine of this file offers another one a service\n".to_owned(),
+            [] => "no channels: no machine in this file offers another one a service\n".to_owned(),
             _ => format!("no channels for {}\n", machines.join(", ")),
         });
     }
@@ -52,7 +52,7 @@ fn chosen<'e>(
     names: &[String],
 ) -> Result<Vec<&'e Edge>, Failure> {
     if let Some(name) = names.iter().find(|name| infra.machine(name).is_none()) {
-        let message = format!("`{}` is not a machine of this file", name.escape_debug());
+        let message = format!("`{}` is not a machine in this file", name.escape_debug());
         let machines = infra.machines().map(|(_, machine)| machine.name.as_str());
         let otherwise = "`anklume policy list` shows providers and their consumers";
         let failure = Failure::new(Exit::Usage, message);

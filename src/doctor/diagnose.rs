@@ -154,7 +154,7 @@ impl Examiner<'_> {
         let what = Cause::Machine;
         let name = &end.machine;
         let Some(instance) = self.instance(end) else {
-            let detail = format!("{name} is not on Incus (project {})", end.domain);
+            let detail = format!("{name} is not in Incus (project {})", end.domain);
             return Some(self.by_apply(what, detail));
         };
         let fault = match machine_owner(instance, &self.infra.project) {

@@ -19,7 +19,7 @@ pub(crate) const FOLDERS: [&str; 2] = ["/var/lib/anklume", HOST_FOLDER];
 /// reach of the host's users.
 const CLOSED: u32 = 0o700;
 
-/// Creates a folder with this mode, and missing ones above it; an existing one gets this mode and root as its owner.
+/// Creates a folder with this mode, and any missing parents. If it exists, sets its mode and makes root its owner.
 /// Follows no link, because a machine that can write to a folder above could put a link there.
 pub(crate) fn make_folder(path: &str, mode: u32) -> io::Result<()> {
     let names = names(path).ok_or(io::ErrorKind::InvalidInput)?;

@@ -281,7 +281,7 @@ pub(super) fn decode_for_tests(bytes: &[u8]) -> Result<String, Diagnostic> {
 fn too_large(path: &Path) -> Diagnostic {
     let path = quote(&path.to_string_lossy());
     let message = format!("{path} is larger than {} MiB", FILE_MAX / (1024 * 1024));
-    let help = "10,000 machines need about 4 MiB: is it the right file?";
+    let help = "10,000 machines need about 4 MiB: is this the right file?";
     fault(Code::TooLarge, message, help)
 }
 

@@ -157,7 +157,7 @@ impl<'a> Builder<'a, '_> {
         let message = "a second YAML document begins here";
         self.findings
             .error(Code::SecondDocument, at, message)
-            .help("one file is one document: remove `---`, or move what follows to its own file");
+            .help("a file contains only one document: remove `---`, or move the text after it to another file");
         Err(Stopped)
     }
 

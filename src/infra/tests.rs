@@ -39,7 +39,7 @@ fn the_quick_start_of_the_documentation_has_one_fault() {
         panic!("read")
     };
     let drawn = "\
-error[unknown-consumer]: `pro-dev` is not a machine of this file
+error[unknown-consumer]: `pro-dev` is not a machine in this file
   --> infra.yml:11:35
    |
 11 |             consumers: [work-dev, pro-dev]

@@ -162,7 +162,7 @@ impl<'t> Names<'t> {
         };
         let files = findings.this_file();
         let message = format!(
-            "{} is neither a domain nor a machine of {files}",
+            "{} is neither a domain nor a machine in {files}",
             quote(name)
         );
         findings.error(Code::UnknownName, at, message).help(help);

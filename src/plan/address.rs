@@ -131,7 +131,7 @@ pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
             PlanCode::AddressInUse,
             Some(&machine.place),
             format!(
-                "the address {} of {} belongs to the machine {} (project {}) on Incus",
+                "the address {} of {} belongs to the machine {} (project {}) in Incus",
                 wanted.address,
                 quote(machine.name.as_str()),
                 quote(&holder.name),

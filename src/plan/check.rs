@@ -47,7 +47,7 @@ fn namesake(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
         PlanCode::OtherInfrastructure,
         None,
         format!(
-            "the infrastructure {} exists on Incus, and this file declares none of its domains: {}",
+            "the infrastructure {} exists in Incus, and this file declares none of its domains: {}",
             quote(inputs.project()),
             projects.join(", ").escape_debug()
         ),
@@ -117,7 +117,7 @@ fn adopted(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
                 PlanCode::NothingToAdopt,
                 None,
                 format!(
-                    "{} is neither a machine nor a domain of this file",
+                    "{} is neither a machine nor a domain in this file",
                     quote(name)
                 ),
                 "declare it first, to match Incus",

@@ -91,7 +91,7 @@ fn project(inputs: &PlanInputs<'_>, domain: &Domain, faults: &mut Obstacles) -> 
             PlanCode::ProjectFeatures,
             Some(&domain.place),
             format!(
-                "the project {} on Incus has {other}; a domain needs the opposite",
+                "the project {} in Incus has {other}; a domain needs the opposite",
                 quote(name)
             ),
             "give the domain another name, or empty and delete that project: `incus project delete`",

@@ -121,7 +121,7 @@ pub(crate) enum RecreateReason {
     NoProcess,
     /// Its socket was removed.
     NoSocket,
-    /// The file at its path is no socket, or has the wrong owner or permissions.
+    /// The file at its path is not a socket, or has the wrong owner or permissions.
     BadSocket,
 }
 

@@ -43,7 +43,7 @@ pub(super) fn make(one: MachineInputs<'_>, faults: &mut Obstacles) -> Vec<Action
             PlanCode::MachineType,
             Some(&one.machine.place),
             format!(
-                "{} is declared as `{}`, but is a {} on Incus",
+                "{} is declared as `{}`, but is a {} in Incus",
                 quote(name),
                 one.machine.kind.as_str(),
                 current.kind.escape_debug()

@@ -197,20 +197,20 @@ fn claim(
     let (fault, help) = match owner {
         Ownership::Other(other) => (
             format!(
-                "on Incus belongs to another infrastructure, {}",
+                "in Incus belongs to another infrastructure, {}",
                 quote(other)
             ),
             "give it another name here, or restore `project_name` if it was changed".to_owned(),
         ),
         Ownership::Copy(it) => (
             format!(
-                "on Incus is a copy of {} and was not created by anklume",
+                "in Incus is a copy of {} and was not created by anklume",
                 quote(it)
             ),
             format!("`anklume apply --adopt {adopt}` takes it over"),
         ),
         Ownership::Nobody | Ownership::Ours => (
-            "already exists on Incus and was not created by anklume".to_owned(),
+            "already exists in Incus and was not created by anklume".to_owned(),
             format!("`anklume apply --adopt {adopt}` takes it over, or give it another name here"),
         ),
     };

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{measured, timed};
 
-/// Measurements for one number of machines.
+/// Measurements for a given number of machines.
 pub(crate) struct Times {
     /// `apply` from scratch: all machines and their edges.
     pub(crate) fresh: Duration,

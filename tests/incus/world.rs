@@ -167,7 +167,7 @@ impl World {
         let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/pid")).ok();
         let machine = namespace(&self.first(0, "signer"));
         let mut all = processes(|words| {
-            // A supervisor's command line contains these words too, but further back.
+            // A supervisor's command line contains these words too, but not at its start.
             words[0] == "/opt/anklume/anklume" && words.contains(&"--listen".to_owned())
         });
         all.retain(|one| namespace(&one.to_string()) == machine);

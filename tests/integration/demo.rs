@@ -32,7 +32,7 @@ fn the_demo_shows_the_main_job_and_leaves_nothing() {
     for expected in [
         "10 files: 10 created\nexit code 0\n",
         "nothing to do: 10 files up to date\nexit code 0\n",
-        "error[unknown-consumer]: `pro-dve` is not a machine of this file\n",
+        "error[unknown-consumer]: `pro-dve` is not a machine in this file\n",
         "allowed: `pro-dev` is a consumer of `file_sign` on `vault-signer` (infra.yml:9)\nexit code 0\n",
         "its consumers: work-dev\nexit code 1\n",
         "gpg: Good signature from \"Demo <demo@example.invalid>\"",
@@ -42,7 +42,7 @@ fn the_demo_shows_the_main_job_and_leaves_nothing() {
         "error: Unknown tool: clipboard\n",
         "  refused  pro-dev  clipboard (clipboard_get)  not a consumer\n",
         "  allowed  work-dev  file_sign (gpg_sign)  done, ",
-        "\nwhole: ",
+        "\nintact: ",
     ] {
         assert!(shown.contains(expected), "{expected:?} is not in:\n{shown}");
     }

@@ -77,7 +77,7 @@ fn each_promise_names_a_test_that_is_there() {
     for name in named {
         assert!(
             tests.contains(&format!("fn {name}()")),
-            "`{name}` is no test"
+            "`{name}` is not a test"
         );
     }
 }
@@ -416,7 +416,7 @@ fn quoted(text: &str) -> impl Iterator<Item = &str> {
         .flat_map(|line| line.split('`').skip(1).step_by(2))
 }
 
-/// Returns whether a word is a path such as `src/…`, `tests/…` or `docs/…`, without patterns and placeholders.
+/// Returns whether a word is a path such as `src/…`, `tests/…` or `docs/…`, without patterns or placeholders.
 fn is_path_of_the_tree(word: &str) -> bool {
     ["src/", "tests/", "docs/", ".ci/", ".cargo/"]
         .iter()

@@ -240,7 +240,7 @@ pub(crate) fn copy_of_anklume(path: &Path) {
     assert!(status.success());
 }
 
-/// Returns whether this computer has what a test needs. If not, it fails in CI, and reports a skip elsewhere.
+/// Returns whether this computer has what a test needs. Otherwise, fails in CI and reports a skip elsewhere.
 #[track_caller]
 pub(crate) fn have(part: &str, there: bool) -> bool {
     if !there {

@@ -18,7 +18,7 @@ fn the_quick_start_as_printed_has_one_fault() {
         1,
         "",
         "\
-error[unknown-consumer]: `pro-dev` is not a machine of this file
+error[unknown-consumer]: `pro-dev` is not a machine in this file
   --> infra.yml:11:35
    |
 11 |             consumers: [work-dev, pro-dev]
@@ -51,7 +51,7 @@ error[unknown-tool]: `gpg_signe` is not a tool
   |                   ^^^^^^^^^
   = help: did you mean `gpg_sign`? the tools are: gpg_sign, clipboard_get, clipboard_set, file_accept, file_provide
 
-error[unknown-consumer]: `ghost` is not a machine of this file
+error[unknown-consumer]: `ghost` is not a machine in this file
  --> infra.yml:9:25
   |
 9 |             consumers: [ghost]
@@ -253,7 +253,7 @@ error[not-a-file]: `infra.yml` is a FIFO
         "",
         "\
 error[too-large]: `infra.yml` is larger than 16 MiB
-  = help: 10,000 machines need about 4 MiB: is it the right file?
+  = help: 10,000 machines need about 4 MiB: is this the right file?
 ",
     );
 }

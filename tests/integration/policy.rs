@@ -80,21 +80,21 @@ fn a_name_that_exists_nowhere_is_an_error_with_the_closest_match() {
             "wrok-dev",
             "clipboard",
             vec![],
-            "the caller `wrok-dev` is not a machine of this file",
+            "the caller `wrok-dev` is not a machine in this file",
             "did you mean `work-dev`?",
         ),
         (
             "zzz",
             "clipboard",
             vec![],
-            "the caller `zzz` is not a machine of this file",
+            "the caller `zzz` is not a machine in this file",
             "`anklume policy list` shows providers and their consumers",
         ),
         (
             "",
             "clipboard",
             vec![],
-            "the caller `` is not a machine of this file",
+            "the caller `` is not a machine in this file",
             "`anklume policy list` shows providers and their consumers",
         ),
         (
@@ -115,7 +115,7 @@ fn a_name_that_exists_nowhere_is_an_error_with_the_closest_match() {
             "work-dev",
             "clipboard",
             vec!["--provider", "vault"],
-            "the provider `vault` is not a machine of this file",
+            "the provider `vault` is not a machine in this file",
             "did you mean `vault-signer`?",
         ),
         (
@@ -312,9 +312,9 @@ fn there_is_no_services_file_of_what_is_no_machine() {
             "spare",
             "the provider `spare` is in the domain `off`, which is disabled\n  = help: set `enabled: true` there",
         ),
-        ("d", "the provider `d` is not a machine of this file"),
-        ("A", "the provider `A` is not a machine of this file"),
-        ("a\n", "the provider `a\\n` is not a machine of this file"),
+        ("d", "the provider `d` is not a machine in this file"),
+        ("A", "the provider `A` is not a machine in this file"),
+        ("a\n", "the provider `a\\n` is not a machine in this file"),
     ] {
         let ran = policy(SEVERAL, &["export", "--machine", name]);
         assert_eq!((ran.status, ran.stdout.as_str()), (1, ""), "{name}");

@@ -103,7 +103,7 @@ fn the_first_example_as_first_printed_says_its_one_fault_and_writes_nothing() {
         1,
         "",
         "\
-error[unknown-consumer]: `pro-dev` is not a machine of this file
+error[unknown-consumer]: `pro-dev` is not a machine in this file
   --> infra.yml:11:35
    |
 11 |             consumers: [work-dev, pro-dev]

@@ -268,7 +268,7 @@ fn no_folder(error: &FolderError) -> Failure {
     Failure::new(Exit::Failed, error.to_string()).help(help)
 }
 
-/// Writes the log's last lines: those still due or counted, and the stop event. Lines that fail are printed to stderr.
+/// Writes the last lines of the log: unwritten lines, pending counts, and the stop event. Lines that fail are printed to stderr.
 fn end_log(recorder: &Recorder, stop: Option<Event>, output: &Output) {
     for line in recorder.end(stop) {
         output.stderr(&format!("error: not in the log: {line}"));

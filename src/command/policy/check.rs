@@ -302,7 +302,7 @@ pub(super) fn known_machine<'a>(
         return Err(Failure::new(Exit::Failed, message).help("set `enabled: true` there"));
     }
     let escaped = name.escape_debug();
-    let message = format!("the {role} `{escaped}` is not a machine of this file");
+    let message = format!("the {role} `{escaped}` is not a machine in this file");
     let names = infra.machines().map(|(_, machine)| machine.name.as_str());
     let otherwise = "`anklume policy list` shows providers and their consumers";
     Err(Failure::new(Exit::Failed, message).help(or_closest(name, names, otherwise)))

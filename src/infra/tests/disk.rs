@@ -108,7 +108,7 @@ fn a_file_beyond_the_limit_is_refused_unread() {
     assert_eq!(
         refused(&path),
         "error[too-large]: `FOLDER/infra.yml` is larger than 16 MiB\n  \
-         = help: 10,000 machines need about 4 MiB: is it the right file?"
+         = help: 10,000 machines need about 4 MiB: is this the right file?"
     );
     fs::File::create(&path).unwrap().set_len(FILE_MAX).unwrap();
     assert!(refused(&path).contains("[yaml-syntax]"));

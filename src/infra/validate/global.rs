@@ -130,7 +130,7 @@ pub(super) fn read(top: Fields<'_, '_>, findings: &mut Findings) -> GlobalSettin
 fn check_nesting_prefix(fields: Fields<'_, '_>, findings: &mut Findings) {
     let written = fields.flag("nesting_prefix", findings);
     if let (Some(true), Some(entry)) = (written, fields.entry("nesting_prefix")) {
-        let message = "`nesting_prefix` is not applied: names on Incus get no prefix";
+        let message = "`nesting_prefix` is not applied: names in Incus get no prefix";
         findings
             .warning(Code::UnusedKey, entry.at, message)
             .help("remove it, or set it to `false`");

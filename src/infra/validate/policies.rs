@@ -149,7 +149,7 @@ fn ai_access(
         );
         findings
             .error(Code::AiAccess, *place, message)
-            .help("name another domain of this file");
+            .help("name another domain in this file");
         return None;
     }
     (to_ai == 0).then(|| {

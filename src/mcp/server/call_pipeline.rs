@@ -1,6 +1,6 @@
 //! Takes one call through its stages: it is decided, admitted, run, logged, and only then answered.
 //!
-//! The policy decides when the call arrives, and again after the call has waited for its turn.
+//! The policy is applied when the call arrives, and again after it has waited for its turn.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -269,7 +269,7 @@ impl<'a> CallPipeline<'a> {
         answer
     }
 
-    /// Logs a call on a connection beyond its caller's maximum of `max`, and returns its error; nothing is decided.
+    /// Logs a call on a connection beyond the caller's limit of `max`, and returns the error to send; the policy is not consulted.
     pub(super) fn turn_away(&self, max: usize) -> ErrorData {
         let policy = self.connection.server.shared.monitor.policy();
         self.overload(&policy, too_many_connections(max))

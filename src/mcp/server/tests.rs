@@ -261,7 +261,7 @@ async fn an_id_in_flight_is_not_taken_twice_and_its_first_answer_is_not_lost() {
     let mut peer = Peer::of(server);
     peer.call(1, "gpg_sign").await;
     peer.call(1, "clipboard_get").await;
-    let twice = "invalid request: `id` belongs to a request that is not answered yet";
+    let twice = "invalid request: `id` belongs to a request that has not been answered yet";
     let nobody = json!({"jsonrpc": "2.0", "error": {"code": -32600, "message": twice}});
     assert_eq!(peer.receive().await, nobody);
     permits.add_permits(1);

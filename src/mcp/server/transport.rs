@@ -164,7 +164,7 @@ impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
         }
         // If this had the id, a client would take it for the answer to the first request and lose the real one.
         let twice = ErrorData::invalid_request(
-            "invalid request: `id` belongs to a request that is not answered yet",
+            "invalid request: `id` belongs to a request that has not been answered yet",
             None,
         );
         let refused = message::refused(None, &asked.label, twice);

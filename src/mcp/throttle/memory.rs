@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::limits::MEMORY_RESERVED;
 
-/// Minimum for answers, in bytes: one answer with the largest payload, both in its message and in base64.
+/// Minimum for answers, in bytes: one answer with the largest payload, held twice: as base64 and inside the message.
 const ANSWER_MIN: u64 = 24 * 1024 * 1024;
 /// Unit in which memory is counted, in bytes.
 const PART: u64 = 1024;

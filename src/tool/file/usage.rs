@@ -30,7 +30,7 @@ const DEPTH_MAX: usize = 32;
 #[derive(Debug, Clone, Default)]
 pub(in crate::tool) struct Usage(Arc<Mutex<HashMap<String, Arc<Share>>>>);
 
-/// One folder's share. Measuring a folder holds only its own lock, so that no other consumer has to wait.
+/// One folder's share. Measuring a folder locks only that consumer's share, so other consumers do not have to wait.
 #[derive(Debug, Default)]
 struct Share {
     measured: Mutex<Option<Measured>>,

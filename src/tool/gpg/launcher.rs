@@ -52,7 +52,7 @@ const WAITING_MAX: usize = 64;
 const GPGCONF_MAX: Duration = Duration::from_secs(10);
 /// Maximum time for which a call tries to reach the launcher, which may be restarting.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
-/// Interval between two attempts.
+/// Interval between attempts.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// Maximum duration of a launch: `gpgconf` allows each server 5 seconds, and another call may come first.
 const LAUNCH_MAX: Duration = Duration::from_secs(15);

@@ -60,14 +60,14 @@ fn a_name_that_is_taken_and_its_adoption() {
         "user.mine=1",
     ];
     assert!(world.incus(1, &root).status.success());
-    let project = "the project `{b}` already exists on Incus and was not created by anklume";
+    let project = "the project `{b}` already exists in Incus and was not created by anklume";
     is_refused(
         &world,
         &[],
         project,
         "`anklume apply --adopt {b}` takes it over",
     );
-    let machine = "the machine `{b}-dev` already exists on Incus and was not created by anklume";
+    let machine = "the machine `{b}-dev` already exists in Incus and was not created by anklume";
     let domain = world.domains[1].clone();
     is_refused(
         &world,
@@ -75,7 +75,7 @@ fn a_name_that_is_taken_and_its_adoption() {
         machine,
         "`anklume apply --adopt {b}-dev` takes it over",
     );
-    let unknown = "`nobody` is neither a machine nor a domain of this file";
+    let unknown = "`nobody` is neither a machine nor a domain in this file";
     is_refused(&world, &["--adopt", "nobody"], unknown, "declare it first");
     let ran = world.run(&["apply", "--adopt", &domain, "--adopt", &dev]);
     assert_eq!(ran.status, 0, "{}", ran.stderr);
@@ -95,7 +95,7 @@ fn a_project_with_other_features() {
         "features.images=true",
     ];
     assert!(incus(create).status.success());
-    let message = "error[project-features]: the project `{a}` on Incus has `features.images=true`";
+    let message = "error[project-features]: the project `{a}` in Incus has `features.images=true`";
     is_refused(
         &world,
         &["--adopt", &world.domains[0]],
@@ -116,7 +116,7 @@ fn another_infrastructure_of_the_same_names_or_another_machine_of_the_address() 
     let own = std::mem::replace(&mut world.name, "t-apply-second".to_owned());
     world.declare(SEED);
     let message =
-        format!("the project `{{a}}` on Incus belongs to another infrastructure, `{own}`");
+        format!("the project `{{a}}` in Incus belongs to another infrastructure, `{own}`");
     is_refused(
         &world,
         &["--adopt", &world.domains[0]],
@@ -127,7 +127,7 @@ fn another_infrastructure_of_the_same_names_or_another_machine_of_the_address() 
     world.declare(SEED);
     world.is_settled();
     world.declare(&SEED.replace("{b}-dev", "{b}-new"));
-    let message = "the address {base}.2.10 of `{b}-new` belongs to the machine `{b}-dev` (project `{b}`) on Incus";
+    let message = "the address {base}.2.10 of `{b}-new` belongs to the machine `{b}-dev` (project `{b}`) in Incus";
     is_refused(&world, &[], message, "`anklume destroy --machine {b}-dev`");
 }
 
@@ -152,7 +152,7 @@ fn a_bridge_and_a_subnet_that_are_taken() {
     incus(["network", "delete", &net]);
     let net = world.filled("net-{a}");
     network(&net, "ipv4.address=none");
-    let message = "the network `net-{a}` already exists on Incus and was not created by anklume";
+    let message = "the network `net-{a}` already exists in Incus and was not created by anklume";
     is_refused(
         &world,
         &[],

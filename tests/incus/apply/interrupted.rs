@@ -106,7 +106,7 @@ fn killed_at_every_request_the_next_run_goes_on() {
     // Incus leaves a DNS server behind if a network is deleted twice at the same time.
     assert_eq!(name_servers(&world), 0);
     let ran = world.run(&["destroy", "--yes"]);
-    ran.answers("nothing to delete: anklume created nothing on Incus for this file\n");
+    ran.answers("nothing to delete: anklume created nothing in Incus for this file\n");
 }
 
 #[test]

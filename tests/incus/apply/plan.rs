@@ -250,5 +250,5 @@ fn destroy_asks_refuses_what_is_not_ephemeral_and_leaves_what_is_not_ours() {
     let ran = world.run(&["destroy", "--yes"]);
     assert_eq!(ran.status, 0, "{}", ran.stderr);
     let ran = world.run(&["destroy", "--yes"]);
-    ran.answers("nothing to delete: anklume created nothing on Incus for this file\n");
+    ran.answers("nothing to delete: anklume created nothing in Incus for this file\n");
 }

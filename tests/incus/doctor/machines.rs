@@ -36,7 +36,7 @@ fn a_machine_that_does_not_run_is_named_first(patient: &Patient) {
     );
     patient.is_mended();
     patient.incus(1, &["delete", "--force", &dev]);
-    patient.recovers("machine", "{dev} is not on Incus");
+    patient.recovers("machine", "{dev} is not in Incus");
 }
 
 fn a_consumer_without_its_folder_gets_it_back_running_or_not(patient: &Patient) {

@@ -14,7 +14,7 @@ fn what_there_is_to_say_without_a_channel_is_said() {
     let ran = world.run(&["doctor"]);
     assert_eq!(ran.status, 1, "{ran:?}");
     let expected = format!(
-        "broken  {dev} → {signer}  {dev} is not on Incus (project {project})\n        fix: anklume apply\n",
+        "broken  {dev} → {signer}  {dev} is not in Incus (project {project})\n        fix: anklume apply\n",
         dev = world.machine(1, "dev"),
         signer = world.machine(0, "signer"),
         project = world.domains[1]
@@ -23,7 +23,7 @@ fn what_there_is_to_say_without_a_channel_is_said() {
     let ran = world.run(&["doctor", "ghost"]);
     assert_eq!((ran.status, ran.stdout.as_str()), (2, ""), "{ran:?}");
     assert!(
-        ran.stderr.contains("`ghost` is not a machine of this file"),
+        ran.stderr.contains("`ghost` is not a machine in this file"),
         "{}",
         ran.stderr
     );
@@ -37,7 +37,7 @@ fn what_there_is_to_say_without_a_channel_is_said() {
         (ran.status, ran.stdout.as_str()),
         (
             0,
-            "no channels: no machine of this file offers another one a service\n"
+            "no channels: no machine in this file offers another one a service\n"
         )
     );
     let ran = world.run(&["doctor", "--format", "json"]);

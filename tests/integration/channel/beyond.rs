@@ -64,7 +64,7 @@ fn a_call_is_in_the_log_whatever_it_calls_and_however_long_it_is() {
         ]
     );
     server.end();
-    world.log_is_whole();
+    world.log_is_intact();
 }
 
 #[test]

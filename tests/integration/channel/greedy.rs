@@ -153,7 +153,7 @@ fn a_caller_that_takes_all_it_can_has_its_own_memory_and_no_more() {
     }
     bob.lives();
     server.end();
-    world.log_is_whole();
+    world.log_is_intact();
 }
 
 #[test]

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::peer::call;
 use super::world::World;
 
-/// How long the provider watches, before each answer, for its client to close its side; this is not a limit.
+/// Time for which the provider checks, before each answer, whether its client has closed its side; not a limit.
 const LOOK: Duration = Duration::from_millis(300);
 
 /// A provider with one connection: checks that its client's side is still open, then answers each request with an ID.

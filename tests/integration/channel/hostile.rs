@@ -1,4 +1,4 @@
-//! Malicious bytes on a consumer's socket: the answer is the standard error, and connection and server survive.
+//! Malicious bytes on a consumer's socket: the server answers with the standard JSON-RPC error, and both it and the connection survive.
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
@@ -101,9 +101,9 @@ fn wrong_lines() -> Vec<(&'static str, Vec<u8>, i64, Option<u64>)> {
         ("a number", b"1".to_vec(), -32600, None),
         ("no version", br#"{"id":1,"method":"tools/list"}"#.to_vec(), -32600, Some(1)),
         ("an id that is none", br#"{"jsonrpc":"2.0","id":{},"method":"tools/list"}"#.to_vec(), -32600, None),
-        ("a method that is no text", br#"{"jsonrpc":"2.0","id":1,"method":{}}"#.to_vec(), -32600, Some(1)),
+        ("a method that is not text", br#"{"jsonrpc":"2.0","id":1,"method":{}}"#.to_vec(), -32600, Some(1)),
         ("parameters that are a list", params(json!(["copy"])), -32602, Some(1)),
-        ("a name that is no text", params(json!({"name": ["copy"], "arguments": {"content": "x"}})), -32602, Some(1)),
+        ("a name that is not text", params(json!({"name": ["copy"], "arguments": {"content": "x"}})), -32602, Some(1)),
         ("no name", params(json!({"arguments": {"content": "x"}})), -32602, Some(1)),
         ("arguments that are a text", params(json!({"name": "copy", "arguments": "content"})), -32602, Some(1)),
         ("_meta that is a list", params(json!({"name": "copy", "_meta": [], "arguments": {"content": "x"}})), -32602, Some(1)),
@@ -158,7 +158,7 @@ fn each_wrong_line_gets_its_standard_error_and_the_connection_lives() {
     text(&bob.call("copy", &json!({"content": "alive as well"})));
     drop((alice, bob));
     server.end();
-    world.log_is_whole();
+    world.log_is_intact();
 }
 
 #[test]
@@ -202,5 +202,5 @@ fn streams_that_are_no_json_at_all_end_without_harm() {
             .call("copy", &json!({"content": "alive"})),
     );
     server.end();
-    world.log_is_whole();
+    world.log_is_intact();
 }

@@ -251,7 +251,7 @@ fn a_killed_servers_sockets_are_taken_over_and_the_log_stays_whole() {
     server.end();
     assert_eq!(world.logged("start").len(), 2);
     assert_eq!(world.logged("call").len(), 2);
-    world.log_is_whole();
+    world.log_is_intact();
 }
 
 #[test]
@@ -279,7 +279,7 @@ fn killed_in_the_middle_of_many_calls_the_chain_goes_on() {
     world.listen().end();
     assert_eq!(world.logged("torn")[0]["bytes"], 12);
     assert!(world.logged("call").len() >= 60);
-    world.log_is_whole();
+    world.log_is_intact();
 }
 
 #[test]

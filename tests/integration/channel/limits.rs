@@ -63,7 +63,7 @@ fn a_call_beyond_its_seconds_is_ended_with_what_it_started_and_says_so() {
     world.write("go", "");
     text(&alice.call("sign", &json!({"data": "aGVsbG8="})));
     server.end();
-    world.log_is_whole();
+    world.log_is_intact();
 }
 
 #[test]

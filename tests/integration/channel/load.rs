@@ -89,7 +89,7 @@ fn of_128_calls_in_flight_from_8_callers_every_answer_finds_its_request() {
         }
     }
     assert_eq!(world.logged("call").len(), 128);
-    world.log_is_whole();
+    world.log_is_intact();
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn a_burst_over_the_limit_is_overloaded_and_every_call_is_in_the_log() {
         (of("allowed"), of("overloaded"), of("refused")),
         (done, overloaded, 0)
     );
-    world.log_is_whole();
+    world.log_is_intact();
 }
 
 #[test]
@@ -347,7 +347,7 @@ fn one_caller_that_floods_does_not_stop_another() {
     // The flood is counted, not logged line by line.
     let lines = world.log().len();
     assert!(lines < 300, "{lines} lines");
-    world.log_is_whole();
+    world.log_is_intact();
 }
 
 #[test]

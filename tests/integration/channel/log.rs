@@ -186,7 +186,7 @@ fn no_name_and_no_id_forges_or_breaks_a_line() {
     }
     drop(alice);
     server.end();
-    world.log_is_whole();
+    world.log_is_intact();
     for line in lines_of(&world.path("log/audit.jsonl")) {
         assert!(line.len() < 1024, "{} bytes", line.len());
         assert!(
@@ -295,7 +295,7 @@ fn a_flood_of_refusals_is_counted_and_takes_nobody_elses_share() {
         .sum();
     assert_eq!(own + total, 1_000);
     assert!(own + counted.len() as u64 <= 100, "{own} {}", counted.len());
-    world.log_is_whole();
+    world.log_is_intact();
 }
 
 #[test]
@@ -323,7 +323,7 @@ fn on_stdio_the_refusals_that_were_counted_are_in_the_log_at_the_end() {
         assert_eq!(counted.len(), 1, "{caller}");
         assert_eq!(counted[0]["caller"], caller);
         assert_eq!(own + counted[0]["count"].as_u64().unwrap(), 100);
-        world.log_is_whole();
+        world.log_is_intact();
     }
 }
 
@@ -378,7 +378,7 @@ fn several_servers_on_one_log_keep_one_chain() {
     assert_eq!(world.logged("call").len(), 6 * 40);
     assert_eq!(world.logged("start").len(), 4);
     assert_eq!(world.logged("stop").len(), 4);
-    world.log_is_whole();
+    world.log_is_intact();
 }
 
 #[test]
@@ -408,7 +408,7 @@ fn a_log_that_has_grown_goes_on_in_a_new_file_in_one_chain() {
     let head = hash(lines_of(&path).last().unwrap());
     ran.is(
         0,
-        &format!("whole: {lines} line(s) from number 1 on, head {head} (number {lines})\n"),
+        &format!("intact: {lines} line(s) from number 1 on, head {head} (number {lines})\n"),
         "",
     );
     // The old file is missing.
@@ -442,7 +442,7 @@ fn a_services_file_with_a_long_fault_leaves_a_log_that_goes_on() {
             .call("copy", &json!({"content": "one"})),
     );
     server.end();
-    world.log_is_whole();
+    world.log_is_intact();
 }
 
 #[test]

@@ -55,7 +55,7 @@ fn a_grant_that_is_gone_is_refused_at_the_next_call_of_a_live_connection() {
             world.logged("reload").len() >= 40,
             "every reload has its line"
         );
-        world.log_is_whole();
+        world.log_is_intact();
     }
 }
 

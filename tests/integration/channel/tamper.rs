@@ -33,7 +33,7 @@ fn what_is_done_to_the_log_is_found_and_the_line_is_named() {
     let head = hash(&whole[5]);
     let good = |count: usize| {
         let hash = hash(&whole[count - 1]);
-        format!("whole: {count} line(s) from number 1 on, head {hash} (number {count})\n")
+        format!("intact: {count} line(s) from number 1 on, head {hash} (number {count})\n")
     };
     verify(&world, &whole, &[]).is(0, &good(6), "");
     verify(&world, &whole, &["--head", &head]).is(0, &good(6), "");

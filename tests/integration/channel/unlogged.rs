@@ -79,7 +79,7 @@ fn a_log_that_goes_away_refuses_calls_until_it_is_back() {
     text(&alice.call("copy", &json!({"content": "back"})));
     drop(alice);
     server.end();
-    world.log_is_whole();
+    world.log_is_intact();
     let ran = world.logged("call");
     assert_eq!(
         ran.iter().filter(|line| line["outcome"] == "done").count(),
@@ -129,7 +129,7 @@ fn a_server_that_was_allowed_to_start_without_a_log_writes_it_as_soon_as_it_can(
     // Without a key, there is no digest.
     let digests = [&log[1], &log[2]].map(|line| line["arguments"].as_str().unwrap().len());
     assert_eq!(digests, [0, 64]);
-    world.log_is_whole();
+    world.log_is_intact();
 }
 
 /// A small disk, unmounted when dropped.
@@ -191,7 +191,7 @@ fn on_a_disk_without_room_for_its_line_no_call_runs() {
     is_refused_unseen(&alice.call("copy", &json!({"content": "unseen"})));
     assert_eq!(world.clipboard(), None);
     alice.lives();
-    world.log_is_whole();
+    world.log_is_intact();
     drop((alice, server, disk));
 }
 
@@ -243,7 +243,7 @@ fn when_the_disk_fills_up_every_call_that_ran_is_in_the_log() {
     assert_eq!(world.clipboard().as_deref(), Some("seen"));
     drop(alice);
     server.end();
-    world.log_is_whole();
+    world.log_is_intact();
     drop(disk);
 }
 
@@ -271,7 +271,7 @@ fn a_call_that_runs_keeps_the_room_for_its_line_while_others_fill_the_disk() {
     assert_eq!(signed.last().unwrap()["service"], "sign");
     drop((alice, bob));
     server.end();
-    world.log_is_whole();
+    world.log_is_intact();
     drop(disk);
 }
 
@@ -299,6 +299,6 @@ fn a_log_that_is_rotated_takes_the_room_of_running_calls_along_or_stays() {
     disk.free();
     log.append(event()).unwrap();
     assert_eq!(lines_of(&path).len(), 2);
-    world.log_is_whole();
+    world.log_is_intact();
     drop(disk);
 }

@@ -98,7 +98,7 @@ fn a_call_that_ran_while_the_log_was_away_has_its_line_when_it_is_back() {
         .into();
     let expected = json!(["bob", "copy", "refused", "the log could not be written", 1]);
     assert_eq!((counted.len(), json!(told)), (1, expected));
-    world.log_is_whole();
+    world.log_is_intact();
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn a_machine_that_allows_it_gives_the_answer_and_the_line_comes_later() {
     );
     drop(alice);
     server.end();
-    world.log_is_whole();
+    world.log_is_intact();
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn the_line_of_a_call_that_loses_its_consumer_is_written() {
     until("it is in the log", || line(&world).is_some());
     assert_eq!(line(&world).unwrap()["outcome"], "cancelled");
     server.end();
-    world.log_is_whole();
+    world.log_is_intact();
 }
 
 #[test]

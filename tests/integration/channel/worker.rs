@@ -76,7 +76,7 @@ fn a_process_that_is_killed_takes_nobody_elses_connection_and_its_calls_are_in_t
     assert!(keyring.verifies(b"hello", text(&signed)));
     bob.lives();
     server.end();
-    world.log_is_whole();
+    world.log_is_intact();
 }
 
 #[test]

@@ -287,12 +287,12 @@ impl World {
         lines
     }
 
-    /// Asserts that `audit verify` finds the log whole.
+    /// Asserts that `audit verify` finds the log intact.
     #[track_caller]
-    pub(super) fn log_is_whole(&self) {
+    pub(super) fn log_is_intact(&self) {
         let ran = self.run(&["audit", "verify"]);
         assert!(
-            ran.status == 0 && ran.stdout.starts_with("whole: "),
+            ran.status == 0 && ran.stdout.starts_with("intact: "),
             "{ran:?}"
         );
     }

@@ -249,7 +249,7 @@ fn a_missing_or_unfit_key_is_said_with_what_to_do() {
         refused.starts_with(&format!("no secret key `{missing}`; ")),
         "{refused}"
     );
-    // More than fits in the pipe before gpg exits; its last message is still read.
+    // More data than fits in the pipe before gpg exits; gpg's last message is still read.
     let refused = vault.sign(&vec![0; 4_000_000]).unwrap_err();
     assert!(refused.starts_with("no secret key; "), "{refused}");
     let old = vault.make_key("old@example.org", "", "1d");
