@@ -111,7 +111,7 @@ pub struct McpConnectArgs {
 pub enum AuditCommand {
     /// Show the calls
     Show(AuditShowArgs),
-    /// Find edited, removed, moved and inserted lines; exits with 0 if the log is intact, 1 if not
+    /// Find edited, removed, moved and inserted lines; exits with 0 if the log is intact
     Verify(AuditVerifyArgs),
 }
 

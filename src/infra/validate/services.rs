@@ -227,7 +227,7 @@ fn check_consumer(machine: &str, written: Text<'_>, names: &Names<'_>, findings:
             Some(near) => format!("did you mean {}?", quote(near)),
             None => "declare the machine in a domain, or take it off the list".to_owned(),
         };
-        let message = format!("{quoted} is not a machine of {files}");
+        let message = format!("{quoted} is not a machine in {files}");
         findings
             .error(Code::UnknownConsumer, at, message)
             .help(help);
