@@ -88,6 +88,9 @@ pub struct FileAccept {
     pub offset: Option<u64>,
     /// When sending in pieces: true for the last one, which publishes the file
     pub r#final: Option<bool>,
+    /// Size of the whole content, in bytes; with it, a file that does not fit is refused at its first piece, which may be empty
+    #[schemars(range(max = EXACT_MAX))]
+    pub size: Option<u64>,
     /// SHA-256 of the whole content, in hexadecimal; the file appears only when it matches
     #[schemars(regex(pattern = r"^[0-9A-Fa-f]{64}$"))]
     pub sha256: Option<String>,

@@ -12,7 +12,7 @@ pub use infra::{
 pub use internal::{ClipboardAction, InternalCommand};
 pub use mcp::{
     AuditCommand, AuditShowArgs, AuditVerifyArgs, ChannelArgs, LogArgs, McpCallArgs, McpCommand,
-    McpConnectArgs, McpServeArgs,
+    McpConnectArgs, McpListArgs, McpServeArgs,
 };
 
 /// Lets machines offer a few services to each other, and to nobody else.
@@ -77,6 +77,8 @@ pub enum When {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Write an infra.yml to begin with
+    Init,
     /// Check infra.yml and write the files that Ansible reads
     Sync(SyncArgs),
     /// Make Incus match infra.yml; touches only what differs, and only what anklume made

@@ -5,6 +5,7 @@
 mod apply;
 mod audit;
 mod doctor;
+mod init;
 mod internal;
 mod manual;
 mod mcp;
@@ -14,30 +15,61 @@ mod sync;
 
 use std::ffi::OsString;
 
-use clap::Parser as _;
+use clap::{ColorChoice, CommandFactory as _, FromArgMatches as _};
+use serde::Serialize;
+use serde_json::json;
 
-use crate::cli::{Cli, Command, InfraArgs};
-use crate::diagnostic::{self, Faults};
-use crate::error::{Exit, Failure};
+use crate::cli::{Cli, Command, InfraArgs, McpCommand};
+use crate::diagnostic::{self, Diagnostic, Faults, Severity};
+use crate::error::{Exit, Failure, Failures};
 use crate::infra::{self, ReadInfra};
 use crate::name::{MachineName, closest};
+use crate::setup::account::Account;
+use crate::text::write_json;
+use crate::transport::{self, RouteContext};
 use output::Output;
 
 /// Parses, runs and reports.
 pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
-    let cli = match Cli::try_parse_from(args) {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let color = match flag(&args, "--color") {
+        Some("always") => ColorChoice::Always,
+        Some("never") => ColorChoice::Never,
+        _ => ColorChoice::Auto,
+    };
+    let parser = Cli::command().color(color);
+    let matches = parser.try_get_matches_from(&args);
+    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
-        Err(wrong) => return report_usage(&wrong),
+        Err(wrong) => return report_usage(&wrong, flag(&args, "--format") == Some("json")),
     };
     let output = Output::new(&cli.global);
     match run(&cli.command, &output) {
         Ok(exit) => exit,
-        Err(error) => report(&error, &output),
+        Err(error) => report(&error, &cli.command, &output),
     }
+}
+
+/// Returns the last value of a flag of all commands, for a command line that may not be valid.
+fn flag<'a>(args: &'a [OsString], name: &str) -> Option<&'a str> {
+    let args = args
+        .iter()
+        .skip(1)
+        .map(|arg| arg.to_str().unwrap_or_default());
+    let args: Vec<&str> = args.take_while(|arg| *arg != "--").collect();
+    let values =
+        args.iter()
+            .enumerate()
+            .filter_map(|(index, arg)| match arg.strip_prefix(name)? {
+                "" => args.get(index + 1).copied(),
+                rest => rest.strip_prefix('='),
+            });
+    values.last()
 }
 
 fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
     match command {
+        Command::Init => init::run(output),
         Command::Sync(args) => sync::run(args, output),
         Command::Apply(args) => apply::run(args, output),
         Command::Destroy(args) => apply::destroy(args, output),
@@ -62,7 +94,13 @@ const WARNINGS_MAX: usize = 20;
 
 /// Reads the infrastructure that the flags name and writes its warnings to stderr; fails if it has faults.
 fn open_infra(args: &InfraArgs, output: &Output) -> anyhow::Result<ReadInfra> {
-    let read = infra::open(args.infra.as_deref())?;
+    let read = infra::open(args.infra.as_deref()).map_err(|faults| {
+        let is_absent = args.infra.is_none() && faults.is_not_found();
+        match (is_absent, on_host_only()) {
+            (true, Some(failure)) => anyhow::Error::from(failure),
+            _ => faults.into(),
+        }
+    })?;
     if !read.warnings.is_empty() {
         let all = read.warnings.as_slice();
         let (drawn, more) = match all.split_at_checked(WARNINGS_MAX) {
@@ -70,13 +108,35 @@ fn open_infra(args: &InfraArgs, output: &Output) -> anyhow::Result<ReadInfra> {
             _ => (all, [].as_slice()),
         };
         output.say(&diagnostic::draw(drawn, true));
-        match more.len() {
-            0 => {}
-            1 => output.say("1 more warning; -v shows all"),
-            more => output.say(&format!("{more} more warnings; -v shows all")),
+        match (diagnostic::count(all), more.len()) {
+            (Some(count), 0) => output.say(&format!("\n{count}")),
+            (Some(count), _) => {
+                let shown = drawn.len();
+                output.say(&format!(
+                    "\n{count}, of which {shown} are shown; -v shows all"
+                ));
+            }
+            (None, _) => {}
         }
     }
     Ok(read)
+}
+
+/// Returns the failure of a command that needs the host, if this is a machine.
+fn on_host_only() -> Option<Failure> {
+    if !RouteContext::look().in_machine {
+        return None;
+    }
+    let name = Account::machine().map_or_else(String::new, |name| format!(" `{name}`"));
+    let message =
+        format!("this is a machine{name}: the command belongs on the host, beside `infra.yml`");
+    let help = match transport::providers().as_slice() {
+        [] => "here, `anklume mcp status` shows the services that this machine offers".to_owned(),
+        [first, ..] => format!(
+            "here, `anklume mcp list -i {first}` shows what this machine may use, and `anklume mcp status` what it offers"
+        ),
+    };
+    Some(Failure::new(Exit::Failed, message).help(help))
 }
 
 /// Returns the help for an unknown name: the closest known one, or `otherwise`.
@@ -97,31 +157,121 @@ fn joined(names: &[MachineName], none: &str) -> String {
 }
 
 /// Prints a usage error, or help or the version, which are not errors.
-fn report_usage(wrong: &clap::Error) -> Exit {
+fn report_usage(wrong: &clap::Error, is_json: bool) -> Exit {
     // If stderr is closed, the message is lost.
     let _ = wrong.print();
-    if wrong.use_stderr() {
-        Exit::Usage
-    } else {
-        Exit::Done
+    if !wrong.use_stderr() {
+        return Exit::Done;
     }
+    if is_json {
+        let text = wrong.to_string();
+        let message = text.lines().next().unwrap_or_default();
+        let message = message.strip_prefix("error: ").unwrap_or(message);
+        print_json_failures(&[FailureEntry::new(message, None)]);
+    }
+    Exit::Usage
 }
 
-/// Prints a run's error to stderr and returns the exit code.
-fn report(error: &anyhow::Error, output: &Output) -> Exit {
+/// Prints a run's error to stderr, with `--format json` also to stdout, and returns the exit code.
+fn report(error: &anyhow::Error, command: &Command, output: &Output) -> Exit {
     if output::is_closed_pipe(error) {
         // The reader stopped reading, which is not an error.
         return Exit::Done;
     }
+    let is_json = output.is_json() && answers_in_json(command);
     if let Some(Faults(faults)) = error.downcast_ref::<Faults>() {
         // Always styled: `stderr` removes the colours if they are off.
         output.stderr(&diagnostic::draw(faults, true));
+        if let Some(count) = diagnostic::count(faults) {
+            output.stderr(&format!("\n{count}"));
+        }
+        if is_json {
+            let entries: Vec<_> = faults.iter().map(FailureEntry::of).collect();
+            print_json_failures(&entries);
+        }
         return Exit::Failed;
     }
-    let failure = error.downcast_ref::<Failure>();
-    output.failure(
-        &format!("{error:#}"),
-        failure.and_then(|f| f.help.as_deref()),
-    );
-    failure.map_or(Exit::Failed, |f| f.exit)
+    let unnamed = Failure::new(Exit::Failed, format!("{error:#}"));
+    let failures = match (
+        error.downcast_ref::<Failures>(),
+        error.downcast_ref::<Failure>(),
+    ) {
+        (Some(Failures(failures)), _) => failures.as_slice(),
+        (None, Some(failure)) => std::slice::from_ref(failure),
+        (None, None) => std::slice::from_ref(&unnamed),
+    };
+    for failure in failures {
+        output.failure(&failure.message, failure.help.as_deref());
+    }
+    if is_json {
+        let entries = failures
+            .iter()
+            .map(|failure| FailureEntry::new(&failure.message, failure.help.as_deref()));
+        print_json_failures(&entries.collect::<Vec<_>>());
+    }
+    failures
+        .first()
+        .map_or(Exit::Failed, |failure| failure.exit)
+}
+
+/// Returns whether a command's stdout holds its answer, and no protocol or other text.
+const fn answers_in_json(command: &Command) -> bool {
+    !matches!(
+        command,
+        Command::Mcp(McpCommand::Serve(_) | McpCommand::Connect(_))
+            | Command::Completions { .. }
+            | Command::Man
+            | Command::Internal(_)
+    )
+}
+
+/// A failure as JSON.
+#[derive(Debug, Serialize)]
+struct FailureEntry<'a> {
+    severity: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<&'a str>,
+    message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    column: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    help: Option<&'a str>,
+}
+
+impl<'a> FailureEntry<'a> {
+    const fn new(message: &'a str, help: Option<&'a str>) -> Self {
+        Self {
+            severity: "error",
+            code: None,
+            message,
+            file: None,
+            line: None,
+            column: None,
+            help,
+        }
+    }
+
+    fn of(finding: &'a Diagnostic) -> Self {
+        let place = finding.place.as_ref();
+        Self {
+            severity: match finding.severity {
+                Severity::Error => "error",
+                Severity::Warning => "warning",
+            },
+            code: Some(finding.code),
+            file: place.map(|place| place.source.path.as_str()),
+            line: place.map(|place| place.line),
+            column: place.map(|place| place.column),
+            ..Self::new(&finding.message, finding.help.as_deref())
+        }
+    }
+}
+
+fn print_json_failures(entries: &[FailureEntry<'_>]) {
+    // The failure was already written to stderr.
+    let _ = write_json(std::io::stdout().lock(), &json!({ "errors": entries }));
 }

@@ -159,6 +159,14 @@ pub fn quote(text: &str) -> String {
 #[error("{} fault(s) in the infrastructure file", .0.len())]
 pub struct Faults(pub Vec<Diagnostic>);
 
+impl Faults {
+    /// Returns whether the only fault is that nothing was found to read.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(self.0.as_slice(), [only] if only.code == "not-found")
+    }
+}
+
 /// Draws findings as rustc does: title, place, source line, caret, help. Blank lines separate them; no final newline.
 #[must_use]
 pub fn draw(diagnostics: &[Diagnostic], styled: bool) -> String {
@@ -167,6 +175,27 @@ pub fn draw(diagnostics: &[Diagnostic], styled: bool) -> String {
         .map(|diagnostic| draw_one(diagnostic, styled))
         .collect();
     drawn.join("\n\n")
+}
+
+/// Counts the findings by severity (`9 errors, 2 warnings`); returns `None` for a single one, which needs no count.
+#[must_use]
+pub fn count(diagnostics: &[Diagnostic]) -> Option<String> {
+    if diagnostics.len() < 2 {
+        return None;
+    }
+    let of = |severity, name: &str| {
+        let found = diagnostics.iter().filter(|one| one.severity == severity);
+        match found.count() {
+            0 => None,
+            1 => Some(format!("1 {name}")),
+            some => Some(format!("{some} {name}s")),
+        }
+    };
+    let counts = [
+        of(Severity::Error, "error"),
+        of(Severity::Warning, "warning"),
+    ];
+    Some(counts.into_iter().flatten().collect::<Vec<_>>().join(", "))
 }
 
 fn draw_one(diagnostic: &Diagnostic, styled: bool) -> String {

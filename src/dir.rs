@@ -17,6 +17,9 @@ use rustix::io::Errno;
 use rustix::path::Arg;
 use rustix::process::geteuid;
 
+use crate::name::closest;
+use crate::text::escaped;
+
 /// Resolves paths only below the folder, through no symbolic link and no `/proc` magic link.
 pub(crate) const BENEATH: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
@@ -267,6 +270,24 @@ pub(crate) fn open_or_make(folder: impl AsFd, path: impl Arg) -> Result<File, Er
     let flags =
         OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     openat(folder, path, flags, Mode::RUSR | Mode::WUSR).map(File::from)
+}
+
+/// Returns the path of the file whose name is closest to that of a file that does not exist, escaped.
+pub(crate) fn closest_file(path: &Path) -> Option<String> {
+    /// Maximum number of entries to compare.
+    const ENTRIES_MAX: usize = 10_000;
+    let name = path.file_name()?.to_str()?;
+    let folder = path.parent()?;
+    let listed = if folder.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        folder
+    };
+    let entries = std::fs::read_dir(listed).ok()?.take(ENTRIES_MAX).flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let names: Vec<String> = names.collect();
+    let near = closest(name, names.iter().map(String::as_str))?;
+    Some(escaped(&folder.join(near).to_string_lossy()))
 }
 
 /// Returns whether the entry belongs to this process's user.

@@ -41,6 +41,11 @@ pub struct Failure {
     pub help: Option<String>,
 }
 
+/// Several failures of one run, in order.
+#[derive(Debug, thiserror::Error)]
+#[error("{} failures", .0.len())]
+pub struct Failures(pub Vec<Failure>);
+
 impl Failure {
     /// Creates a failure without help.
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {

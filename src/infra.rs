@@ -22,6 +22,7 @@ use serde_json::{Map, Value};
 use crate::diagnostic::{Diagnostic, Faults, Place};
 use crate::limits::Limits;
 use crate::name::{DomainName, MachineName, ServiceName, ToolName};
+pub(crate) use open::project_name;
 
 /// Image for machines if neither they nor `global` name one.
 pub const DEFAULT_IMAGE: &str = "images:debian/13";
@@ -326,8 +327,12 @@ pub struct Machine {
     pub description: String,
     /// Fixed address within the domain's subnet; `None` for DHCP.
     pub ip: Option<Ipv4Addr>,
+    /// Place of its address; of its name if it has none of its own.
+    pub ip_place: Place,
     /// Image: the machine's own, or the default.
     pub os_image: String,
+    /// Place of its own image; of its name if it has none of its own.
+    pub os_image_place: Place,
     /// True if it may be deleted; the machine's own value, or its domain's.
     pub ephemeral: bool,
     /// For Ansible; `None` if not set.

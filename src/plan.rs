@@ -16,7 +16,7 @@ mod network;
 mod ownership;
 mod share;
 
-pub(crate) use action::{Action, ActionSummary, VERIFY, Verification};
+pub(crate) use action::{Action, ActionSummary, Verification};
 pub(crate) use check::{in_use, unrotated};
 pub(crate) use destroy::{Deletions, Selection, destroy};
 pub(crate) use edges::{ProfileDevice, foreign_devices, profile_devices};
@@ -128,6 +128,9 @@ impl Plan {
 pub(crate) fn plan(wanted: DesiredState<'_>, state: &State, facts: &Facts) -> Result<Plan, Faults> {
     let mut faults = Obstacles::default();
     let inputs = PlanInputs::new(wanted, state, facts);
+    if check::renamed(&inputs, &mut faults) {
+        return Err(Faults(faults.0));
+    }
     check::check(&inputs, &mut faults);
     let (revoked, stolen) = edges::revocations(&inputs);
     let mut ends = edges::wanted(wanted.edges);

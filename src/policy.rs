@@ -13,7 +13,8 @@ use crate::services::{Service, Services};
 /// The caller, known from the channel and never from a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Caller {
-    /// The person who runs anklume on the host or locally; already root, and allowed to use all five tools by name.
+    /// The person who runs anklume on the host or locally; already root, and allowed to use all five tools by name, and
+    /// the machine's services.
     Operator,
     /// The machine to which the channel belongs.
     Consumer(MachineName),
@@ -34,7 +35,7 @@ impl fmt::Display for Caller {
 pub struct Request<'a> {
     /// The caller.
     pub caller: &'a Caller,
-    /// The name of a service; for the operator, of a tool.
+    /// The name of a service; for the operator, also of a tool.
     pub name: &'a str,
     /// The caller's arguments; a `null` counts as absent.
     pub arguments: &'a Map<String, Value>,
@@ -66,7 +67,7 @@ impl Grant {
         &self.caller
     }
 
-    /// Returns the name of the service; for the operator, of the tool.
+    /// Returns the name of the service, or of the tool that the operator named.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -88,7 +89,7 @@ impl Grant {
 /// The reason why a call may not run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Denial {
-    /// The machine offers no service of that name; for the operator, no such tool exists.
+    /// The machine offers no service of that name; for the operator, no such tool exists either.
     Unknown,
     /// The service exists, but only for other consumers.
     NotConsumer {
@@ -109,20 +110,24 @@ pub enum Denial {
 /// Decides on a call according to the services of the machine that received it.
 pub fn decide(services: &Services, request: Request<'_>) -> Decision {
     match request.caller {
-        Caller::Operator => decide_operator(request),
+        Caller::Operator => decide_operator(services, request),
         Caller::Consumer(consumer) => decide_consumer(services, consumer, request),
     }
 }
 
-fn decide_operator(request: Request<'_>) -> Decision {
-    match request.name.parse::<ToolName>() {
-        Ok(tool) => Decision::Allowed(Grant {
+/// A tool's name comes first: the operator means the tool itself, not a service of that name.
+fn decide_operator(services: &Services, request: Request<'_>) -> Decision {
+    if let Ok(tool) = request.name.parse::<ToolName>() {
+        return Decision::Allowed(Grant {
             caller: Caller::Operator,
             name: tool.as_str().to_owned(),
             tool,
             arguments: sent(request.arguments),
-        }),
-        Err(_) => Decision::Denied(Denial::Unknown),
+        });
+    }
+    match services.service(request.name) {
+        Some(service) => decide_service(service, request),
+        None => Decision::Denied(Denial::Unknown),
     }
 }
 
@@ -137,7 +142,12 @@ fn decide_consumer(services: &Services, consumer: &MachineName, request: Request
             declared_at: service.declared_at.clone(),
         });
     }
-    match merge(service, request.arguments) {
+    decide_service(service, request)
+}
+
+/// Decides on the arguments of a caller that may use the service.
+fn decide_service(service: &Service, request: Request<'_>) -> Decision {
+    match merge(service, request) {
         Ok(arguments) => Decision::Allowed(Grant {
             caller: request.caller.clone(),
             name: service.name.as_str().to_owned(),
@@ -161,10 +171,13 @@ fn non_null(arguments: &Map<String, Value>) -> impl Iterator<Item = (&String, &V
 }
 
 /// Merges the caller's arguments with the fixed ones; a caller may repeat a fixed value.
-fn merge(service: &Service, arguments: &Map<String, Value>) -> Result<Map<String, Value>, Denial> {
+fn merge(service: &Service, request: Request<'_>) -> Result<Map<String, Value>, Denial> {
+    let Request {
+        caller, arguments, ..
+    } = request;
     let chosen = non_null(arguments).find(|(key, value)| match service.with.get(*key) {
         Some(fixed) => !repeats(service.tool, key, fixed, value),
-        None => operator_only(service.tool, key),
+        None => *caller != Caller::Operator && operator_only(service.tool, key),
     });
     if let Some((argument, _)) = chosen {
         return Err(Denial::FixedArgument {
@@ -196,7 +209,7 @@ pub fn operator_only(tool: ToolName, argument: &str) -> bool {
     )
 }
 
-/// A service that a caller may use; for the operator, a tool.
+/// A service that a caller may use, or one of the operator's tools.
 #[derive(Debug, Clone)]
 pub struct ServiceOffer {
     /// The name to call.
@@ -211,12 +224,20 @@ pub struct ServiceOffer {
 #[must_use]
 pub fn offers(services: &Services, caller: &Caller) -> Vec<ServiceOffer> {
     let none = Map::new();
-    let names: Vec<&str> = match caller {
-        Caller::Operator => ToolName::ALL.iter().map(|tool| tool.as_str()).collect(),
-        Caller::Consumer(_) => services.services.iter().map(|s| s.name.as_str()).collect(),
+    let tools: &[ToolName] = match caller {
+        Caller::Operator => &ToolName::ALL,
+        Caller::Consumer(_) => &[],
     };
-    names
-        .into_iter()
+    let tools = tools.iter().map(|tool| tool.as_str());
+    let names = services
+        .services
+        .iter()
+        .map(|service| service.name.as_str());
+    // A service with the name of a tool cannot be called by the operator.
+    let names = names.filter(|name| !tools.clone().any(|tool| tool == *name));
+    tools
+        .clone()
+        .chain(names)
         .filter_map(|name| {
             let request = Request {
                 caller,

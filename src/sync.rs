@@ -12,7 +12,7 @@ use std::num::NonZero;
 
 use serde_json::{Map, Value};
 
-use crate::error::{Exit, Failure};
+use crate::error::{Exit, Failure, Failures};
 use crate::inventory::{self, FilePath, GeneratedFile, InventoryFolder};
 use commit::FileChange;
 use managed_block::BlockFault;
@@ -47,12 +47,12 @@ pub(crate) struct PlannedFile {
 ///
 /// # Errors
 ///
-/// Every fault found: all but the last, then the last.
+/// Every fault found.
 pub(crate) fn plan(
     tree: &FileTree,
     files: &[GeneratedFile<'_>],
-) -> Result<Vec<PlannedFile>, (Vec<Failure>, Failure)> {
-    let names = FoundNames::list(tree).map_err(|fault| (Vec::new(), failure(&fault)))?;
+) -> Result<Vec<PlannedFile>, Failures> {
+    let names = FoundNames::list(tree).map_err(|fault| Failures(vec![failure(&fault)]))?;
     let groups = GroupKeys::of(files);
     let mut plan = Vec::with_capacity(files.len());
     let mut faults = Vec::new();
@@ -66,9 +66,10 @@ pub(crate) fn plan(
             Err(fault) => faults.push(fault),
         }
     }
-    match faults.pop() {
-        None => Ok(plan),
-        Some(last) => Err((faults, last)),
+    if faults.is_empty() {
+        Ok(plan)
+    } else {
+        Err(Failures(faults))
     }
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use super::RunObserver;
 use crate::foreign::ForeignError;
 use crate::incus::{IncusError, Object};
-use crate::plan::{Action, ActionSummary, VERIFY};
+use crate::plan::{Action, ActionSummary};
 use crate::session::incus_failure;
 use crate::text::Foreign;
 use crate::transport::{RemoteExecError, shell_line};
@@ -77,11 +77,6 @@ impl StepOutcome {
             more: subject.map(show_command),
             subject: subject.cloned(),
         }
-    }
-
-    /// Returns whether the step changed something.
-    pub(crate) fn is_change(&self) -> bool {
-        self.is_done() && self.summary.verb != VERIFY
     }
 
     /// Returns whether the step is done.

@@ -217,6 +217,12 @@ fn the_input_of_file_accept_is_this() {
                 "description": "When sending in pieces: true for the last one, which publishes the file",
                 "type": "boolean"
             },
+            "size": {
+                "description": "Size of the whole content, in bytes; with it, a file that does not fit is refused at its first piece, which may be empty",
+                "type": "integer",
+                "minimum": 0,
+                "maximum": 9_007_199_254_740_991_u64
+            },
             "sha256": {
                 "description": "SHA-256 of the whole content, in hexadecimal; the file appears only when it matches",
                 "type": "string",
@@ -230,7 +236,10 @@ fn the_input_of_file_accept_is_this() {
     // In declaration order, for people who read a listing.
     let input = describe(ToolName::FileAccept).input;
     let names: Vec<_> = properties_of(&input).keys().collect();
-    assert_eq!(names, ["path", "data", "mode", "offset", "final", "sha256"]);
+    assert_eq!(
+        names,
+        ["path", "data", "mode", "offset", "final", "size", "sha256"]
+    );
 }
 
 #[test]
@@ -250,7 +259,7 @@ fn hidden_arguments_leave_properties_and_required() {
     });
     assert_eq!(less["required"], json!(["data"]));
     let names: Vec<_> = properties_of(&less).keys().collect();
-    assert_eq!(names, ["data", "offset", "final", "sha256"]);
+    assert_eq!(names, ["data", "offset", "final", "size", "sha256"]);
     let none = input_without(ToolName::ClipboardSet, |_| true);
     assert_eq!(
         Value::Object(none),

@@ -59,7 +59,7 @@ pub struct DestroyArgs {
     #[arg(long, value_name = "DOMAIN", conflicts_with = "machine")]
     pub domain: Option<String>,
     /// Delete only this machine, with its volumes
-    #[arg(long, value_name = "MACHINE")]
+    #[arg(short = 'i', long, alias = "instance", value_name = "MACHINE")]
     pub machine: Option<String>,
     /// Do not ask for confirmation
     #[arg(short, long)]

@@ -13,7 +13,7 @@ pub enum McpCommand {
     /// Serve this machine's tools on stdin and stdout
     Serve(McpServeArgs),
     /// List the tools of a machine
-    List(ChannelArgs),
+    List(McpListArgs),
     /// Call a tool of a machine
     Call(McpCallArgs),
     /// Connect stdin and stdout to a provider, for any MCP client
@@ -74,13 +74,24 @@ pub struct ChannelArgs {
     pub dry_run: bool,
 }
 
+/// `anklume mcp list`
+#[derive(Debug, Args)]
+pub struct McpListArgs {
+    /// The machine, as with -i
+    #[arg(value_name = "MACHINE", conflicts_with_all = ["instance", "socket"])]
+    pub machine: Option<String>,
+    /// The channel to use.
+    #[command(flatten)]
+    pub channel: ChannelArgs,
+}
+
 /// `anklume mcp call`
 #[derive(Debug, Args)]
 pub struct McpCallArgs {
     /// The channel to use.
     #[command(flatten)]
     pub channel: ChannelArgs,
-    /// The tool
+    /// The tool or service; MACHINE/NAME is the same as -i MACHINE NAME
     pub tool: String,
     /// One JSON object, or key=value, key=@FILE, key=- (stdin), key:=JSON; `-` alone reads the object from stdin
     #[arg(value_name = "ARGS")]
@@ -90,11 +101,14 @@ pub struct McpCallArgs {
 /// `anklume mcp connect`
 #[derive(Debug, Args)]
 #[group(skip)]
-#[command(group = ArgGroup::new("server").args(["provider", "socket"]).multiple(true))]
+#[command(group = ArgGroup::new("server").args(["provider", "instance", "socket"]).multiple(true))]
 pub struct McpConnectArgs {
     /// The provider to connect to
-    #[arg(value_name = "PROVIDER")]
+    #[arg(value_name = "PROVIDER", conflicts_with = "instance")]
     pub provider: Option<String>,
+    /// The provider, as in the other commands
+    #[arg(short, long, alias = "machine", value_name = "PROVIDER")]
+    pub instance: Option<String>,
     /// The machine's Incus project, on the host [default: found by asking Incus]
     #[arg(long, value_name = "PROJECT", requires = "server")]
     pub project: Option<String>,
@@ -131,6 +145,15 @@ pub struct LogArgs {
 /// `anklume audit show`
 #[derive(Debug, Args)]
 pub struct AuditShowArgs {
+    /// The provider whose log to show, on the host; without it, the log of this computer
+    #[arg(short, long, alias = "machine", value_name = "PROVIDER")]
+    pub instance: Option<String>,
+    /// The machine's Incus project [default: found by asking Incus]
+    #[arg(long, value_name = "PROJECT", requires = "instance")]
+    pub project: Option<String>,
+    /// End with an empty line, and wait until stdin is closed: for the host, which would lose output otherwise.
+    #[arg(long, hide = true)]
+    pub remote: bool,
     /// The log.
     #[command(flatten)]
     pub log: LogArgs,

@@ -9,7 +9,7 @@ use std::io::{IsTerminal as _, Write as _};
 use anyhow::Context as _;
 
 use super::open_infra;
-use super::output::Output;
+use super::output::{Output, paint_line};
 use crate::apply::outcome::RunReport;
 use crate::apply::{self, execute, survey_and_plan};
 use crate::cli::{ApplyArgs, DestroyArgs};
@@ -36,12 +36,12 @@ pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
         let session = open_session(output).await?;
         if args.dry_run {
             // A dry run changes nothing, so it does not wait for the lock.
-            let before = lock::is_held();
+            let before = lock::other_holder();
             let (plan, _) = survey_and_plan(&session, &infra, &edges, &args.adopt).await?;
-            if before || lock::is_held() {
-                output.say(
-                    "note: another anklume is changing this Incus: the plan shows only its current state",
-                );
+            if let Some(holder) = before.or_else(lock::other_holder) {
+                output.say(&format!(
+                    "note: another anklume{holder} is changing this Incus: the plan shows only its current state"
+                ));
             }
             print_plan(&plan, NOTHING_TO_DO, output)?;
             let differs = args.exit_code && !plan.is_empty();
@@ -86,7 +86,7 @@ pub(crate) fn destroy(args: &DestroyArgs, output: &Output) -> anyhow::Result<Exi
         // With `--yes`, each line is shown once its action is done.
         if !args.yes {
             for line in deletions.actions().flat_map(Action::lines) {
-                output.say(&line);
+                output.say(&paint_line(&line));
             }
         }
         refuse_protected(&deletions, args.force)?;

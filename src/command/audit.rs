@@ -9,16 +9,21 @@ use anyhow::Context as _;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::mcp::{interruptible, machine_on_host};
 use super::output::{Output, done_or_failed};
 use crate::audit::chain::{self, LogLine, ReadLine};
 use crate::audit::verify::{Verifier, VerifyReport, next_line};
 use crate::audit::{self, Call, Event, Verdict};
 use crate::cli::{AuditCommand, AuditShowArgs, AuditVerifyArgs};
 use crate::error::{Exit, Failure};
+use crate::machine_state::PROGRAM;
 use crate::text::Foreign;
+use crate::transport::{RemoteExec, RemoteExecError, RouteContext};
 
 /// Maximum number of times to reread a log whose last line is unfinished.
 const RETRIES: usize = 3;
+/// Maximum wait for a line of a machine's log.
+const REMOTE_LINE: Duration = Duration::from_secs(30);
 /// Pause before rereading: a server that is writing the line will have finished by then.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -35,7 +40,11 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, Failure> {
     let files = audit::files(path).map_err(|why| unreadable(path, &why))?;
     if files.is_empty() {
         let message = format!("no audit log found at `{}`", path.display());
-        let help = "a server writes it on the machine where it runs; name another log with --file";
+        let help = if RouteContext::look().in_machine {
+            "a provider logs the calls that it gets; on the host, `anklume audit show -i PROVIDER` shows its log"
+        } else {
+            "a provider's log is in its machine: `anklume audit show -i PROVIDER`; name another log with --file"
+        };
         return Err(Failure::new(Exit::Failed, message).help(help));
     }
     Ok(files)
@@ -50,33 +59,79 @@ fn unreadable(path: &Path, why: &io::Error) -> Failure {
 
 /// Runs `anklume audit show`.
 fn show(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit> {
-    let files = files(&args.log.file)?;
     let since = args.since.as_deref().map(since).transpose()?;
     let mut foreign = 0_u64;
-    for file in files {
+    let mut take = |bytes: &[u8]| -> io::Result<()> {
+        let ReadLine::Whole(line, _) = chain::read(bytes) else {
+            foreign += 1;
+            return Ok(());
+        };
+        if !is_wanted(&line, args, since) {
+            return Ok(());
+        }
+        if output.is_json() {
+            return output.answer(&[chain::printable(bytes), b"\n".to_vec()].concat());
+        }
+        output.text(&line_text(&line))
+    };
+    if let Some(machine) = &args.instance {
+        let exit = show_remote(machine, args, output, &mut take)?;
+        warn_of_foreign(foreign, output);
+        return Ok(exit);
+    }
+    for file in files(&args.log.file)? {
         let cannot = || format!("cannot read `{}`", file.display());
         let mut reader = BufReader::new(File::open(&file).with_context(cannot)?);
         while let Some((bytes, _)) = next_line(&mut reader).with_context(cannot)? {
-            let ReadLine::Whole(line, _) = chain::read(&bytes) else {
-                foreign += 1;
-                continue;
-            };
-            if !is_wanted(&line, args, since) {
-                continue;
-            }
-            if output.is_json() {
-                output.answer(&[chain::printable(&bytes), b"\n".to_vec()].concat())?;
-            } else {
-                output.answer(line_text(&line).as_bytes())?;
-            }
+            take(&bytes)?;
         }
     }
-    if foreign > 0 {
-        output.say(&format!(
-            "warning: {foreign} line(s) are not intact; `anklume audit verify` lists them"
-        ));
+    warn_of_foreign(foreign, output);
+    if args.remote {
+        output.answer(b"\n")?;
+        io::copy(&mut io::stdin().lock(), &mut io::sink())?;
     }
     Ok(Exit::Done)
+}
+
+/// Shows the log of a machine: its program sends the lines, and this one checks, selects and prints them.
+fn show_remote(
+    machine: &str,
+    args: &AuditShowArgs,
+    output: &Output,
+    take: &mut impl FnMut(&[u8]) -> io::Result<()>,
+) -> anyhow::Result<Exit> {
+    let file = args.log.file.to_string_lossy();
+    let argv = [
+        PROGRAM, "audit", "show", "--remote", "--format", "json", "--file", &file,
+    ];
+    interruptible(async {
+        let channel = machine_on_host(machine, args.project.as_deref(), output).await?;
+        let command = RemoteExec {
+            project: &channel.project,
+            machine: &channel.name,
+            user: None,
+            argv: &argv,
+            input: b"",
+            timeout: REMOTE_LINE,
+        };
+        command.lines(take).await.map_err(|why| match why {
+            RemoteExecError::Unreadable(why) => anyhow::Error::from(why),
+            why => {
+                let message = format!("cannot show the log of `{}`: {why}", channel.name);
+                Failure::new(Exit::Failed, message).into()
+            }
+        })?;
+        Ok(Exit::Done)
+    })
+}
+
+fn warn_of_foreign(lines: u64, output: &Output) {
+    if lines > 0 {
+        output.say(&format!(
+            "warning: {lines} line(s) are not intact; `anklume audit verify` lists them"
+        ));
+    }
 }
 
 fn is_wanted(line: &LogLine, args: &AuditShowArgs, since: Option<Timestamp>) -> bool {

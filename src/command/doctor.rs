@@ -3,11 +3,14 @@
 //! Changes only the host's record of the providers' logs. Inspects devices, processes, sockets and logs from the
 //! host; asks a machine only for the rest, within limits, and marks its answers as the machine's.
 
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
 use serde::Serialize;
 use serde_json::json;
 
 use super::apply::open_session;
-use super::output::{Output, done_or_failed};
+use super::output::{Output, Tone, done_or_failed, paint};
 use super::{open_infra, or_closest};
 use crate::cli::DoctorArgs;
 use crate::doctor::{Broken, Health, examine};
@@ -42,7 +45,7 @@ pub(crate) fn run(args: &DoctorArgs, output: &Output) -> anyhow::Result<Exit> {
     if !output.is_json() {
         output.notes(&notes);
     }
-    print(&healths, &notes, output, || text(&healths))
+    print(&healths, &notes, output, || text(&healths, output))
 }
 
 /// Returns the edges of the named machines; without names, all edges.
@@ -104,7 +107,7 @@ fn milliseconds(health: &Health<'_>) -> Option<f64> {
     Some((took.as_secs_f64() * 10_000.0).round() / 10.0)
 }
 
-fn text(healths: &[Health<'_>]) -> String {
+fn text(healths: &[Health<'_>], output: &Output) -> String {
     let names = healths.iter().map(|health| {
         let edge = health.edge;
         format!("{} → {}", edge.consumer.machine, edge.provider.machine)
@@ -112,18 +115,46 @@ fn text(healths: &[Health<'_>]) -> String {
     let names: Vec<String> = names.collect();
     let width = names.iter().map(|name| name.chars().count()).max();
     let width = width.unwrap_or_default();
-    let lines = healths.iter().zip(&names).flat_map(|(health, name)| {
+    // The same note on many channels has one cause.
+    let mut channels_of = BTreeMap::<&str, usize>::new();
+    for note in healths.iter().flat_map(|health| &health.notes) {
+        *channels_of.entry(note).or_default() += 1;
+    }
+    let is_shared = |note: &str| channels_of.get(note).is_some_and(|channels| *channels > 1);
+    let mut text = String::new();
+    for (health, name) in healths.iter().zip(&names) {
         let took = milliseconds(health).unwrap_or_default();
-        let mut lines = match &health.broken {
-            Some(broken) => vec![
-                format!("broken  {name:width$}  {}\n", broken.detail),
-                format!("        fix: {}\n", broken.fix),
-            ],
-            None => vec![format!("ok      {name:width$}  {took:.1} ms\n")],
+        // Writing to a `String` cannot fail.
+        let _ = match &health.broken {
+            Some(Broken { detail, fix, .. }) => {
+                let word = paint(Tone::Bad, "broken");
+                writeln!(text, "{word}  {name:width$}  {detail}\n        fix: {fix}")
+            }
+            None if output.quiet => continue,
+            None => writeln!(
+                text,
+                "{}      {name:width$}  {took:.1} ms",
+                paint(Tone::Good, "ok")
+            ),
         };
-        let notes = health.notes.iter();
-        lines.extend(notes.map(|note| format!("        note: {note}\n")));
-        lines
-    });
-    lines.collect()
+        for note in health.notes.iter().filter(|note| !is_shared(note)) {
+            let _ = writeln!(text, "        note: {note}");
+        }
+    }
+    if output.quiet {
+        return text;
+    }
+    for (note, channels) in channels_of.iter().filter(|(_, channels)| **channels > 1) {
+        let _ = writeln!(text, "note: {note} ({channels} channels)");
+    }
+    let broken = healths
+        .iter()
+        .filter(|health| health.broken.is_some())
+        .count();
+    let ok = healths.len() - broken;
+    let _ = match (ok, broken) {
+        (ok, 0) => writeln!(text, "{ok} ok"),
+        (ok, broken) => writeln!(text, "{ok} ok, {broken} broken"),
+    };
+    text
 }

@@ -5,10 +5,43 @@
 use std::io::{self, BufWriter, IsTerminal as _, Write};
 
 use anstream::{AutoStream, ColorChoice};
+use anstyle::AnsiColor;
 
 use crate::cli::{Format, GlobalArgs, When};
 use crate::error::Exit;
 use crate::text::write_json;
+
+/// The meaning of a word or line, shown by its colour.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Tone {
+    /// Created, allowed, in order.
+    Good,
+    /// Changed, or worth a look.
+    Changed,
+    /// Removed, denied, broken.
+    Bad,
+}
+
+/// Returns text in the colour of its meaning. Only [`Output::text`] and [`Output::stderr`] may print it.
+pub(crate) fn paint(tone: Tone, text: &str) -> String {
+    let color = match tone {
+        Tone::Good => AnsiColor::Green,
+        Tone::Changed => AnsiColor::Yellow,
+        Tone::Bad => AnsiColor::Red,
+    };
+    let style = color.on_default();
+    format!("{style}{text}{style:#}")
+}
+
+/// Returns a line of a plan or a diff in the colour of its first character: `+`, `~`, `-`, or `!` for a failure.
+pub(crate) fn paint_line(line: &str) -> String {
+    match line.chars().next() {
+        Some('+') => paint(Tone::Good, line),
+        Some('~') => paint(Tone::Changed, line),
+        Some('-' | '!') => paint(Tone::Bad, line),
+        _ => line.to_owned(),
+    }
+}
 
 /// The output of a command, and its format.
 #[derive(Debug, Clone)]
@@ -62,8 +95,15 @@ impl Output {
         if self.is_json() {
             self.json(json)
         } else {
-            Ok(self.answer(text().as_bytes())?)
+            Ok(self.text(&text())?)
         }
+    }
+
+    /// Writes our own text to stdout. Its ANSI styles are removed if colours are off.
+    pub(crate) fn text(&self, text: &str) -> io::Result<()> {
+        let mut stdout = AutoStream::new(io::stdout().lock(), self.color);
+        stdout.write_all(text.as_bytes())?;
+        stdout.flush()
     }
 
     /// Writes a value to stdout as indented JSON with a final newline, in printable ASCII.

@@ -9,7 +9,7 @@ use diffy::{DiffOptions, PatchFormatter};
 use serde::Serialize;
 
 use super::open_infra;
-use super::output::Output;
+use super::output::{Output, paint_line};
 use crate::cli::SyncArgs;
 use crate::edge;
 use crate::error::Exit;
@@ -41,12 +41,7 @@ pub(crate) fn run(args: &SyncArgs, output: &Output) -> anyhow::Result<Exit> {
         (false, false) => (Mode::Write, Access::Write),
     };
     let mut tree = FileTree::open(base, access).map_err(|fault| sync::failure(&fault))?;
-    let plan = sync::plan(&tree, &files).map_err(|(faults, last)| {
-        for fault in faults {
-            output.failure(&fault.message, fault.help.as_deref());
-        }
-        last
-    })?;
+    let plan = sync::plan(&tree, &files)?;
     let known = inventory::known_paths(&read.infra);
     let orphans =
         orphans::find(&tree, &known, args.clean_orphans).map_err(|fault| sync::failure(&fault))?;
@@ -120,11 +115,13 @@ impl<'a> SyncReport<'a> {
             // The answer is the diff alone, as input for `git apply` or `patch -p1`.
             let written = self.written().map(diff_of_file);
             let diffs = written.chain(self.removed().map(diff_of_orphan));
-            output.answer(diffs.collect::<String>().as_bytes())?;
+            let diffs: String = diffs.collect();
+            let lines = diffs.split_inclusive('\n').map(paint_diff);
+            output.text(&lines.collect::<String>())?;
             output.say(&summary);
         } else if !output.quiet {
             let text = self.lines(output.verbose) + &summary + "\n";
-            output.answer(text.as_bytes())?;
+            output.text(&text)?;
         }
         Ok(())
     }
@@ -241,6 +238,15 @@ impl<'a> SyncReport<'a> {
             orphans: orphans.collect(),
         }
     }
+}
+
+/// Returns a line of a diff in its colour.
+fn paint_diff(line: &str) -> String {
+    let (text, end) = match line.strip_suffix('\n') {
+        Some(text) => (text, "\n"),
+        None => (line, ""),
+    };
+    paint_line(text) + end
 }
 
 /// Escapes a path for a terminal, because its name may come from the disk.

@@ -15,6 +15,8 @@ use rustix::fs::OFlags;
 use super::FILE_MAX;
 use super::findings::Code;
 use crate::diagnostic::{Diagnostic, Faults, Place, Severity, Source, position, quote};
+use crate::dir::closest_file;
+use crate::text::escaped;
 
 /// Files tried when no path is given, in this order.
 const DEFAULT_FILE: &str = "infra.yml";
@@ -91,13 +93,13 @@ pub(super) fn default_path(folder: &Path) -> Result<PathBuf, Diagnostic> {
         (false, false) => Err(fault(
             Code::NotFound,
             "neither `infra.yml` nor an `infra` folder exists here",
-            "write one (`infra.example.yml` shows every key), or name it with `--infra`",
+            "`anklume init` writes one to begin with; or name yours with `--infra`",
         )),
     }
 }
 
 /// Converts a folder's name to a label: the default project name.
-pub(super) fn project_name(folder: &Path) -> String {
+pub(crate) fn project_name(folder: &Path) -> String {
     let folder = if folder.as_os_str().is_empty() {
         Path::new(".")
     } else {
@@ -156,13 +158,29 @@ fn open_folder(folder: &Path) -> Result<Vec<InfraFile>, Faults> {
     if entries.contains(&policies) {
         take(&policies, FileRole::Policies);
     }
+    let is_infra = base || domains || entries.contains(&policies);
     if !base {
-        let folder = quote(&folder.to_string_lossy());
-        let message = format!("`base.yml` is missing from {folder}");
-        let help = "write one: it holds `project_name` and `global`, and may be empty";
+        let message = format!(
+            "`base.yml` is missing from {}",
+            quote(&folder.to_string_lossy())
+        );
+        let file = folder.join(DEFAULT_FILE);
+        let help = if is_infra {
+            "write one: it holds `project_name` and `global`, and may be empty".to_owned()
+        } else if entries.contains(&file) {
+            format!(
+                "name the file instead: `--infra {}`",
+                escaped(&file.to_string_lossy())
+            )
+        } else {
+            "name an `infra.yml`, or a folder of `base.yml` and `domains/*.yml`".to_owned()
+        };
         faults.push(fault(Code::MissingBase, message, help));
     }
-    faults.extend(strays);
+    // Nothing is known of the files in any other folder.
+    if is_infra {
+        faults.extend(strays);
+    }
     if faults.is_empty() {
         Ok(files)
     } else {
@@ -307,12 +325,14 @@ fn not_regular(path: &Path, kind: fs::FileType, expected: &str) -> Diagnostic {
 }
 
 fn unreadable(path: &Path, why: &io::Error) -> Diagnostic {
-    let path = quote(&path.to_string_lossy());
+    let shown = quote(&path.to_string_lossy());
     if why.kind() == io::ErrorKind::NotFound {
-        let message = format!("{path} does not exist");
-        return fault(Code::NotFound, message, "check the path");
+        let message = format!("{shown} does not exist");
+        let near = closest_file(path).map(|near| format!("did you mean `{near}`?"));
+        let help = near.unwrap_or_else(|| "check the path".to_owned());
+        return fault(Code::NotFound, message, help);
     }
-    let message = format!("{path} cannot be read: {why}");
+    let message = format!("{shown} cannot be read: {why}");
     fault(Code::Unreadable, message, "check who may read it")
 }
 

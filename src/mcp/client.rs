@@ -24,6 +24,8 @@ use super::{ANSWER_VALUES_MAX, DECISION_KEY, LINE_MAX, REFUSED};
 use crate::text::Foreign;
 use exchange::{Exchange, INITIALIZED, malformed, request};
 
+pub(crate) use exchange::Wish;
+
 /// Default timeout for a server's first answer.
 const FIRST_ANSWER: Duration = Duration::from_secs(5);
 /// Default timeout for a call without progress.
@@ -135,7 +137,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
     ) -> Result<Self, ClientError> {
         let mut exchange = Exchange::new(Lines::new(reader, max_len), writer);
         let answer = exchange
-            .request("initialize", &introduction(), false, timeouts.first)
+            .request("initialize", &introduction(), None, timeouts.first)
             .await?;
         let _: InitializeResult = typed("initialize", &answer)?;
         exchange.queue(INITIALIZED.to_vec());
@@ -149,25 +151,41 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
 
     /// Sends `tools/list` and ignores the content of the answer.
     pub(crate) async fn answers(&mut self) -> Result<(), ClientError> {
-        self.list(&Map::new()).await.map(drop)
+        self.list(&Map::new(), None).await.map(drop)
     }
 
-    async fn list(&mut self, params: &Map<String, Value>) -> Result<Box<RawValue>, ClientError> {
+    async fn list(
+        &mut self,
+        params: &Map<String, Value>,
+        wish: Option<Wish>,
+    ) -> Result<Box<RawValue>, ClientError> {
         self.exchange
-            .request(LIST, params, false, self.timeouts.call)
+            .request(LIST, params, wish, self.timeouts.call)
             .await
+    }
+
+    /// Lists everything that can be called: the server's tools, for the operator also the machine's services.
+    pub(crate) async fn callable(&mut self) -> Result<Vec<Foreign<Tool>>, ClientError> {
+        let pages = self.pages(Some(Wish::Services(true))).await?.into_iter();
+        Ok(Self::tools_of(pages))
     }
 
     /// Lists the server's tools.
     pub(crate) async fn tools(&mut self) -> Result<Vec<Foreign<Tool>>, ClientError> {
-        let pages = self.pages().await?.into_iter();
+        let pages = self.pages(None).await?.into_iter();
+        Ok(Self::tools_of(pages))
+    }
+
+    fn tools_of(
+        pages: impl Iterator<Item = (Box<RawValue>, ListToolsResult)>,
+    ) -> Vec<Foreign<Tool>> {
         let tools = pages.flat_map(|(_, page)| page.tools);
-        Ok(tools.map(Foreign::new).collect())
+        tools.map(Foreign::new).collect()
     }
 
     /// Lists the server's tools as received, with every field; appends the tools of later pages to the first page.
     pub(crate) async fn listing(&mut self) -> Result<Foreign<Value>, ClientError> {
-        let mut pages = self.pages().await?.into_iter();
+        let mut pages = self.pages(None).await?.into_iter();
         let mut whole = match pages.next() {
             Some((first, _)) => typed(LIST, &first)?,
             None => Value::Null,
@@ -184,7 +202,10 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
     }
 
     /// Returns every page of the listing, both as text and parsed.
-    async fn pages(&mut self) -> Result<Vec<(Box<RawValue>, ListToolsResult)>, ClientError> {
+    async fn pages(
+        &mut self,
+        wish: Option<Wish>,
+    ) -> Result<Vec<(Box<RawValue>, ListToolsResult)>, ClientError> {
         let at_most = |count: usize, max: usize, subject: &str, unit: &str| {
             if count <= max {
                 return Ok(());
@@ -196,7 +217,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         let mut pages = Vec::new();
         let (mut bytes, mut values, mut tools) = (0, 0_usize, 0);
         for _ in 0..PAGES_MAX {
-            let answer = self.list(&params).await?;
+            let answer = self.list(&params, wish).await?;
             bytes += answer.get().len();
             at_most(bytes, LINE_MAX, "its pages have", "bytes together")?;
             let count = json::count(answer.get().as_bytes()).unwrap_or(usize::MAX);
@@ -229,9 +250,10 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         one_copy: bool,
     ) -> Result<Called, ClientError> {
         let params = call_params(tool, arguments);
+        let wish = one_copy.then_some(Wish::OneCopy(true));
         let raw = self
             .exchange
-            .request(CALL, &params, one_copy, self.timeouts.call)
+            .request(CALL, &params, wish, self.timeouts.call)
             .await?;
         let result = typed(CALL, &raw)?;
         Ok(Called { raw, result })
@@ -254,7 +276,7 @@ pub(crate) struct DryRunRequest {
     pub(crate) method: &'static str,
     pub(crate) params: Value,
     /// Asks for a large payload only in the result's text.
-    pub(crate) one_copy: bool,
+    pub(crate) wish: Option<Wish>,
 }
 
 /// Returns the messages of a conversation with these requests as lines without newlines; nothing is sent.
@@ -262,11 +284,11 @@ pub(crate) fn dry_run_messages(
     requests: &[DryRunRequest],
 ) -> Result<Vec<Vec<u8>>, serde_json::Error> {
     let mut lines = vec![
-        request(1, "initialize", &introduction(), false)?,
+        request(1, "initialize", &introduction(), None)?,
         INITIALIZED.to_vec(),
     ];
     for (id, next) in (2..).zip(requests) {
-        lines.push(request(id, next.method, &next.params, next.one_copy)?);
+        lines.push(request(id, next.method, &next.params, next.wish)?);
     }
     Ok(lines)
 }

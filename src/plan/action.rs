@@ -19,7 +19,7 @@ const SHOWN_MAX: usize = 60;
 /// The unit in which sizes are shown, in bytes.
 const MIB: u64 = 1024 * 1024;
 /// The verb of a step that changes nothing.
-pub(crate) const VERIFY: &str = "prove";
+const VERIFY: &str = "prove";
 
 /// One step.
 #[derive(Debug, Clone, PartialEq)]

@@ -129,7 +129,7 @@ pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
         };
         faults.add(
             PlanCode::AddressInUse,
-            Some(&machine.place),
+            Some(&machine.ip_place),
             format!(
                 "the address {} of {} belongs to the machine {} (project {}) in Incus",
                 wanted.address,

@@ -31,6 +31,37 @@ pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     }
 }
 
+/// Reports a file whose domains all belong to one other infrastructure, as after a change of `project_name` or of the
+/// folder that it defaults to: each object would be an obstacle of its own. Returns whether it did.
+pub(super) fn renamed(inputs: &PlanInputs<'_>, faults: &mut Obstacles) -> bool {
+    let mut others = BTreeSet::new();
+    for domain in inputs.wanted.infra.enabled() {
+        let name = domain.name.as_str();
+        let mut projects = inputs.state.projects.iter();
+        let Some(project) = projects.find(|project| project.name == name) else {
+            continue;
+        };
+        match ownership::owner(&project.config, inputs.project()) {
+            Ownership::Other(other) => others.insert(other),
+            _ => return false,
+        };
+    }
+    let (Some(other), 1) = (others.first(), others.len()) else {
+        return false;
+    };
+    let message = format!(
+        "the domains of this file belong to the infrastructure {} in Incus, but this file is {}",
+        quote(other),
+        quote(inputs.project())
+    );
+    let help = format!(
+        "if it was renamed, or its folder was moved, write `project_name: {}` in it; if not, give the domains other names",
+        other.escape_debug()
+    );
+    faults.add(PlanCode::OtherInfrastructure, None, message, help);
+    true
+}
+
 /// Reports another file with the same `project_name`: all its channels would be mistaken for leftovers.
 fn namesake(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     let infra = inputs.wanted.infra;

@@ -152,7 +152,12 @@ fn create(one: MachineInputs<'_>, faults: &mut Obstacles) -> Vec<Action> {
         Err(why) => {
             let (image, name) = (quote(&machine.os_image), quote(one.name()));
             let message = format!("the image {image} of {name} {}", why.what);
-            faults.add(PlanCode::NoImage, Some(&machine.place), message, why.help);
+            faults.add(
+                PlanCode::NoImage,
+                Some(&machine.os_image_place),
+                message,
+                why.help,
+            );
             return Vec::new();
         }
     };

@@ -1,12 +1,12 @@
 //! Lets only one `apply` or `destroy` run at a time on this computer: two would remove each other's sockets.
 //!
-//! The lock also records that a network was being created or deleted when a run was killed. Incus shows no operation
+//! The lock file names its holder, for those who wait. It also records that a network was being created or deleted when a run was killed. Incus shows no operation
 //! for that, and two simultaneous deletions of one network leave its DNS server behind, at the network's address.
 
 use std::fs::{File, TryLockError};
-use std::io::{self, Read as _, Seek as _, Write as _};
+use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use rustix::fs::{CWD, Mode, OFlags, open};
@@ -17,14 +17,18 @@ use crate::dir::open_or_make;
 const LOCK: &str = "/run/anklume.lock";
 /// Time for Incus to finish a killed run's network request, which takes a fraction of a second.
 const AFTERMATH: Duration = Duration::from_secs(3);
-/// Content of the file while a network is being created or deleted.
-const MARK: &[u8] = b"a network is being made or deleted\n";
+/// Maximum length of the file that is read, in bytes.
+const CONTENT_MAX: u64 = 1024;
+/// End of the file while a network is being created or deleted.
+const MARK: &str = "a network is being made or deleted\n";
 
 /// The lock, released when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Lock {
     /// The file, and the number of networks that are being created or deleted.
     file: Mutex<(File, usize)>,
+    /// Length of the line that names the holder, in bytes.
+    holder: u64,
 }
 
 /// Marks that a network is being created or deleted, until `done`.
@@ -36,35 +40,71 @@ pub(crate) async fn lock(tell: impl Fn(&str)) -> anyhow::Result<Option<Lock>> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
     }
-    let (file, killed) = take(tell).with_context(|| format!("cannot take the lock `{LOCK}`"))?;
+    let taken = take(tell).with_context(|| format!("cannot take the lock `{LOCK}`"))?;
+    let (file, holder, killed) = taken;
     if killed {
         tokio::time::sleep(AFTERMATH).await;
     }
     Ok(Some(Lock {
         file: Mutex::new((file, 0)),
+        holder,
     }))
 }
 
-/// Returns the locked file, and whether a run was killed while a network was being created or deleted.
-fn take(tell: impl Fn(&str)) -> io::Result<(File, bool)> {
+/// Returns the locked file, the length of its first line, and whether a run was killed while a network was being
+/// created or deleted.
+fn take(tell: impl Fn(&str)) -> io::Result<(File, u64, bool)> {
     let mut file = open_or_make(CWD, LOCK)?;
     if file.try_lock().is_err() {
-        tell("waiting for another anklume that changes this Incus");
+        tell(&format!(
+            "waiting for another anklume that changes this Incus{}",
+            holder(&file)
+        ));
         file.lock()?;
     }
-    let killed = file.read(&mut [0])? > 0;
+    let killed = content(&file)?.ends_with(MARK);
     file.set_len(0)?;
-    Ok((file, killed))
+    file.rewind()?;
+    let line = format!("{} {}\n", std::process::id(), seconds());
+    file.write_all(line.as_bytes())?;
+    Ok((file, line.len() as u64, killed))
 }
 
-/// Returns whether another run holds the lock. Returns `false` if the lock file cannot be opened.
-pub(crate) fn is_held() -> bool {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let Ok(file) = open(LOCK, flags, Mode::empty()) else {
-        return false;
+/// Returns the time since the epoch, in seconds.
+fn seconds() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.unwrap_or_default().as_secs()
+}
+
+fn content(mut file: &File) -> io::Result<String> {
+    let mut content = String::new();
+    file.rewind()?;
+    Read::take(file, CONTENT_MAX).read_to_string(&mut content)?;
+    Ok(content)
+}
+
+/// Describes the holder of a lock file, in parentheses; empty if it is unknown.
+fn holder(file: &File) -> String {
+    let content = content(file).unwrap_or_default();
+    let line = content.lines().next().and_then(|line| line.split_once(' '));
+    let Some((Ok(pid), Ok(since))) =
+        line.map(|(pid, since)| (pid.parse::<u32>(), since.parse::<u64>()))
+    else {
+        return String::new();
     };
-    let locked = File::from(file).try_lock_shared();
-    matches!(locked, Err(TryLockError::WouldBlock))
+    let running = seconds().saturating_sub(since);
+    format!(" (process {pid}, running for {running} s)")
+}
+
+/// Returns a description of the run that holds the lock, possibly empty; `None` if nobody holds it, or if the lock file
+/// cannot be opened.
+pub(crate) fn other_holder() -> Option<String> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = File::from(open(LOCK, flags, Mode::empty()).ok()?);
+    match file.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => Some(holder(&file)),
+        _ => None,
+    }
 }
 
 impl Lock {
@@ -83,10 +123,22 @@ impl Lock {
         *busy = change(before);
         // Without the mark, a later run only skips a pause.
         let _ = match (before, *busy) {
-            (0, 1) => file.rewind().and_then(|()| file.write_all(MARK)),
-            (1, 0) => file.set_len(0),
+            (0, 1) => file
+                .seek(SeekFrom::End(0))
+                .and_then(|_| file.write_all(MARK.as_bytes())),
+            (1, 0) => file.set_len(self.holder),
             _ => Ok(()),
         };
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let held = self.file.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let (file, 0) = held {
+            // A holder's line that stays is replaced by the next holder.
+            let _ = file.set_len(0);
+        }
     }
 }
 

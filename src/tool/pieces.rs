@@ -99,7 +99,8 @@ impl<T> Transfers<T> {
                     "another piece of {displayed} is still being worked on; send the next one after its answer"
                 )));
             }
-            (Some(Slot::Waiting { .. }), 0) => {
+            // A transfer of 0 bytes so far has only been announced.
+            (Some(Slot::Waiting { next, .. }), 0) if next > 0 => {
                 return Err(ToolError::OutOfOrder(format!(
                     "a transfer of {displayed} was already under way on this connection and was cancelled; begin again at offset 0"
                 )));

@@ -6,7 +6,9 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{
+    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader,
+};
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -15,6 +17,8 @@ use crate::text::Foreign;
 
 /// Maximum output of a command on each of stdout and stderr, in bytes.
 const OUTPUT_MAX: usize = 1024 * 1024;
+/// Maximum length of a command's stderr in a message, in characters.
+const WORDS_MAX: usize = 300;
 /// Maximum size of one read, in bytes.
 const CHUNK: usize = 8 * 1024;
 
@@ -50,6 +54,10 @@ pub(crate) enum RemoteExecError {
     Slow(Duration),
     #[error("its output exceeds {OUTPUT_MAX} bytes")]
     TooMuch,
+    #[error("its output is incomplete{}", if .0.raw().is_empty() { String::new() } else { format!("; its stderr: {}", .0.shown(WORDS_MAX)) })]
+    Incomplete(Foreign),
+    #[error("its output cannot be read: {0}")]
+    Unreadable(#[source] std::io::Error),
 }
 
 impl RemoteExec<'_> {
@@ -102,6 +110,54 @@ impl RemoteExec<'_> {
         timeout(self.timeout, whole)
             .await
             .map_err(|_| RemoteExecError::Slow(self.timeout))?
+    }
+}
+
+impl RemoteExec<'_> {
+    /// Runs a command that writes lines of at most [`OUTPUT_MAX`] bytes, then an empty one; passes each to `take` as it
+    /// comes. `timeout` is the maximum wait for a line.
+    ///
+    /// # Errors
+    ///
+    /// Also fails if `take` does, and then ends the command.
+    pub(crate) async fn lines(
+        &self,
+        mut take: impl FnMut(&[u8]) -> std::io::Result<()>,
+    ) -> Result<(), RemoteExecError> {
+        let incus = program::incus().map_err(RemoteExecError::NotStarted)?;
+        let mut command = self.command(incus);
+        let piped = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let mut child = piped.spawn().map_err(RemoteExecError::NotStarted)?;
+        let _stdin = child.stdin.take();
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let words = tokio::spawn(all(stderr));
+        let Some(stdout) = stdout else {
+            return Err(RemoteExecError::Incomplete(Foreign::new(String::new())));
+        };
+        let mut stdout = BufReader::new(stdout);
+        let max = OUTPUT_MAX as u64 + 1;
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let mut limited = (&mut stdout).take(max);
+            let read = timeout(self.timeout, limited.read_until(b'\n', &mut line)).await;
+            match read.map_err(|_| RemoteExecError::Slow(self.timeout))? {
+                Err(why) => return Err(RemoteExecError::Unreadable(why)),
+                Ok(_) if line == b"\n" => return Ok(()),
+                Ok(read) if read as u64 == max => return Err(RemoteExecError::TooMuch),
+                Ok(_) => {}
+            }
+            let Some(whole) = line.strip_suffix(b"\n") else {
+                let words = words.await.ok().flatten().unwrap_or_default();
+                let words = String::from_utf8_lossy(&words).trim().into();
+                return Err(RemoteExecError::Incomplete(words));
+            };
+            take(whole).map_err(RemoteExecError::Unreadable)?;
+        }
     }
 }
 

@@ -84,6 +84,8 @@ error[wrong-type]: a service is text, but must be a map of keys and values
    |
 12 |           - file_sign
    |             ^^^^^^^^^
+
+6 errors
 ";
     list(infra).is(1, "", drawn);
 }
@@ -123,6 +125,8 @@ error[duplicate-key]: `consumers` is already a key of this map
 9 |           - {name: push, tool: file_accept, consumers: [], consumers: [c1]}
   |                                                            ^^^^^^^^^
   = help: the first one is at infra.yml:9; keep one of them
+
+3 errors
 ";
     list(infra).is(1, "", drawn);
 }
@@ -170,7 +174,7 @@ fn nothing_and_both_are_said() {
         "",
         "\
 error[not-found]: neither `infra.yml` nor an `infra` folder exists here
-  = help: write one (`infra.example.yml` shows every key), or name it with `--infra`
+  = help: `anklume init` writes one to begin with; or name yours with `--infra`
 ",
     );
     let both = Anklume::new()
@@ -282,9 +286,9 @@ fn twenty_warnings_are_drawn_and_the_others_counted() {
         (drawn, count.map(str::to_owned))
     };
     assert_eq!(of(20, &[]), (20, None));
-    let one = "1 more warning; -v shows all".to_owned();
+    let one = "21 warnings, of which 20 are shown; -v shows all".to_owned();
     assert_eq!(of(21, &[]), (20, Some(one)));
-    let five = "5 more warnings; -v shows all".to_owned();
+    let five = "25 warnings, of which 20 are shown; -v shows all".to_owned();
     assert_eq!(of(25, &[]), (20, Some(five)));
     assert_eq!(of(25, &["-v"]), (25, None));
 }

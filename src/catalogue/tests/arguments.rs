@@ -159,7 +159,7 @@ fn every_fault_of_a_call_is_said_in_words() {
             "missing argument `data`",
             "`mode` must be a string, not a number",
             "`path` must be relative to the portal, not `/x`",
-            "unknown argument `nope!`; `file_accept` takes `path`, `data`, `mode`, `offset`, `final`, `sha256`",
+            "unknown argument `nope!`; `file_accept` takes `path`, `data`, `mode`, `offset`, `final`, `size`, `sha256`",
         ]
     );
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::apply::RunObserver;
 use crate::apply::outcome::{RunReport, StepOutcome, StepStatus};
-use crate::command::output::Output;
+use crate::command::output::{Output, paint_line};
 use crate::error::Exit;
 use crate::plan::{Action, ActionSummary, Plan};
 
@@ -83,10 +83,12 @@ impl RunObserver for Progress {
         match &outcome.status {
             StepStatus::Done => {
                 let lines = outcome.summary.lines.iter();
-                lines.for_each(|line| self.line(line));
+                lines.for_each(|line| self.line(&paint_line(line)));
             }
-            StepStatus::Failed(why) => self.line(&format!("! {title}: {why}")),
-            StepStatus::Skipped(why) => self.line(&format!("! {title}: skipped, {why}")),
+            StepStatus::Failed(why) => self.line(&paint_line(&format!("! {title}: {why}"))),
+            StepStatus::Skipped(why) => {
+                self.line(&paint_line(&format!("! {title}: skipped, {why}")));
+            }
         }
         outcome
     }
@@ -132,7 +134,8 @@ pub(super) fn print(
 ) -> anyhow::Result<Exit> {
     let outcomes = &report.outcomes;
     let count = |is: fn(&StepOutcome) -> bool| outcomes.iter().filter(|one| is(one)).count();
-    let changed = count(StepOutcome::is_change);
+    let done = outcomes.iter().filter(|one| one.is_done());
+    let changed: usize = done.map(|one| one.summary.lines.len()).sum();
     let failed = count(|one| matches!(one.status, StepStatus::Failed(_)));
     let skipped = count(|one| matches!(one.status, StepStatus::Skipped(_)));
     let entries: Vec<ActionEntry<'_>> = outcomes.iter().map(ActionEntry::of).collect();
@@ -144,10 +147,10 @@ pub(super) fn print(
         "actions": entries,
         "notes": notes,
     });
-    let answered = output.answer_as(&answer, || match (outcomes.is_empty(), changed) {
-        (true, _) => format!("{nothing}\n"),
-        (false, 1) => "done: 1 change\n".to_owned(),
-        (false, _) => format!("done: {changed} changes\n"),
+    let answered = output.answer_as(&answer, || match outcomes.as_slice() {
+        _ if output.quiet => String::new(),
+        [] => format!("{nothing}\n"),
+        _ => format!("done: {}\n", changes(changed)),
     });
     let all = outcomes.len();
     if report.stopped && skipped > 0 {
@@ -166,6 +169,13 @@ pub(super) fn print(
     print_failures(report, failed, skipped, output);
     output.stderr("  fix this, then run the command again: it resumes where it stopped");
     Ok(Exit::Failed)
+}
+
+fn changes(count: usize) -> String {
+    match count {
+        1 => "1 change".to_owned(),
+        count => format!("{count} changes"),
+    }
 }
 
 fn print_failures(report: &RunReport, failed: usize, skipped: usize, output: &Output) {
@@ -192,15 +202,14 @@ pub(super) fn print_plan(plan: &Plan, nothing: &str, output: &Output) -> anyhow:
         output.notes(&plan.notes);
     }
     let answer = json!({ "actions": actions, "notes": plan.notes });
-    output.answer_as(&answer, || {
-        let lines: Vec<&str> = actions
-            .iter()
-            .flat_map(|action| &action.lines)
-            .map(String::as_str)
-            .collect();
-        match lines.join("\n") {
-            text if text.is_empty() => format!("{nothing}\n"),
-            text => text + "\n",
-        }
-    })
+    let lines = actions.iter().flat_map(|action| &action.lines);
+    let lines: Vec<String> = lines.map(|line| paint_line(line) + "\n").collect();
+    output.answer_as(&answer, || match lines.as_slice() {
+        [] => format!("{nothing}\n"),
+        lines => lines.concat(),
+    })?;
+    if !lines.is_empty() && !output.is_json() {
+        output.say(&format!("{}; nothing was changed", changes(lines.len())));
+    }
+    Ok(())
 }

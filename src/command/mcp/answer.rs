@@ -52,11 +52,18 @@ pub(super) fn report(
         return Ok(Exit::Done);
     }
     let (tool, reason) = (tool.escape_debug(), reason(&text(called.result.raw())));
-    if matches!(channel, Transport::Socket(_)) && called.is_refused() {
+    let failure = if matches!(channel, Transport::Socket(_)) && called.is_refused() {
         let failure = Failure::new(Exit::Refused, format!("`{tool}` is refused: {reason}"));
-        return Err(failure.help("leave it out: the provider sets it").into());
+        failure.help("leave it out: the provider sets it")
+    } else {
+        Failure::new(Exit::Failed, format!("`{tool}` failed: {reason}"))
+    };
+    if output.is_json() {
+        // The result, already printed, holds the reason.
+        output.failure(&failure.message, failure.help.as_deref());
+        return Ok(failure.exit);
     }
-    Err(Failure::new(Exit::Failed, format!("`{tool}` failed: {reason}")).into())
+    Err(failure.into())
 }
 
 /// Returns the text for a shell user: the tool's text, and a line for each item of another kind.

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileTypeExt as _;
+use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -10,8 +11,9 @@ use rmcp::model::Tool;
 use serde_json::{Map, Number, Value};
 
 use crate::catalogue::ONE_CALL_MAX;
+use crate::dir::closest_file;
 use crate::error::{Exit, Failure};
-use crate::mcp::client::pieces::{self, PayloadSource, Pieces};
+use crate::mcp::client::pieces::{self, ArgumentPayload, PayloadSource, Pieces};
 use crate::mcp::framing::json;
 use crate::name::closest;
 use crate::text;
@@ -111,7 +113,7 @@ fn open_value(text: &str, stdin_taken: &mut bool) -> Result<RawArgument, Failure
     };
     Ok(RawArgument::Content {
         from: format!("`{}`", path.escape_debug()),
-        source: PayloadSource::new(open_file(path)?),
+        source: PayloadSource::of_file(open_file(path)?),
     })
 }
 
@@ -126,8 +128,12 @@ fn open_file(path: &str) -> Result<File, Failure> {
     }
     File::open(path).map_err(|why| {
         let message = format!("`{}` cannot be read: {why}", path.escape_debug());
-        Failure::new(Exit::Failed, message)
-            .help("a value that begins with `@` names a file; to pass it as text: key:='\"@…\"'")
+        let text = "a value that begins with `@` names a file; to pass it as text: key:='\"@…\"'";
+        let help = match (why.kind(), closest_file(Path::new(path))) {
+            (io::ErrorKind::NotFound, Some(near)) => format!("did you mean `{near}`? {text}"),
+            _ => text.to_owned(),
+        };
+        Failure::new(Exit::Failed, message).help(help)
     })
 }
 
@@ -160,17 +166,6 @@ pub(super) struct Arguments {
     pub(super) object: Map<String, Value>,
     /// An argument too large for the message.
     pub(super) payload: Option<ArgumentPayload>,
-}
-
-/// A payload to send in pieces.
-#[derive(Debug)]
-pub(super) struct ArgumentPayload {
-    /// The argument.
-    pub(super) name: String,
-    /// True if the tool takes a digest of the whole payload.
-    pub(super) digest: bool,
-    /// The bytes.
-    pub(super) source: PayloadSource,
 }
 
 /// Types raw arguments according to the tool's schema.
@@ -220,9 +215,17 @@ impl Arguments {
                 match (pieces::of(tool), start.len() as u64 <= ONE_CALL_MAX) {
                     (_, true) if is_base64 => STANDARD.encode(&start).into(),
                     (_, true) => from_text(tool, &key, utf8(&key, &from, start)?)?,
-                    (Pieces::Up { argument, digest }, false) if is_base64 && argument == key => {
+                    (
+                        Pieces::Up {
+                            argument,
+                            size,
+                            digest,
+                        },
+                        false,
+                    ) if is_base64 && argument == key => {
                         self.payload = Some(ArgumentPayload {
                             name: key,
+                            size,
                             digest,
                             source: source.after(start),
                         });
@@ -238,7 +241,12 @@ impl Arguments {
 
     /// Moves a payload that is too large for one message out of the object, unless the user sends pieces.
     fn split(&mut self, tool: &Tool) {
-        let Pieces::Up { argument, digest } = pieces::of(tool) else {
+        let Pieces::Up {
+            argument,
+            size,
+            digest,
+        } = pieces::of(tool)
+        else {
             return;
         };
         if self.object.contains_key("offset") || self.object.contains_key("final") {
@@ -256,6 +264,7 @@ impl Arguments {
             self.object.remove(&argument);
             self.payload = Some(ArgumentPayload {
                 name: argument,
+                size,
                 digest,
                 source: PayloadSource::new(io::Cursor::new(bytes)),
             });
@@ -315,6 +324,32 @@ fn check_known(tool: &Tool, key: &str) -> Result<(), Failure> {
         None => all,
     };
     Err(Failure::new(Exit::Usage, message).help(help))
+}
+
+/// Rejects a call that lacks an argument that the tool requires.
+pub(super) fn check_required(tool: &Tool, arguments: &Arguments) -> Result<(), Failure> {
+    let required = tool.input_schema.get("required").and_then(Value::as_array);
+    let required = required.into_iter().flatten().filter_map(Value::as_str);
+    let given = |name: &str| {
+        let payload = arguments.payload.as_ref();
+        arguments.object.contains_key(name) || payload.is_some_and(|payload| payload.name == name)
+    };
+    let missing: Vec<&str> = required.filter(|name| !given(name)).collect();
+    let Some(first) = missing.first() else {
+        return Ok(());
+    };
+    let names: Vec<String> = missing
+        .iter()
+        .map(|name| format!("`{}`", escaped(name)))
+        .collect();
+    let message = format!("`{}` needs {}", escaped(&tool.name), names.join(" and "));
+    let first = escaped(first);
+    let forms = if pieces::is_base64(tool, &first) {
+        format!("`{first}=@FILE` or `{first}=-` (stdin)")
+    } else {
+        format!("`{first}=VALUE`")
+    };
+    Err(Failure::new(Exit::Usage, message).help(format!("give it as {forms}")))
 }
 
 /// Returns the JSON types that a schema allows.

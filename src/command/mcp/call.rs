@@ -11,17 +11,17 @@ use rmcp::model::Tool;
 use serde_json::{Map, Value, json};
 
 use super::answer::{CallAnswer, report};
-use super::arguments::{self, Arguments, RawArguments, escaped, typed};
+use super::arguments::{self, Arguments, RawArguments, check_required, escaped, typed};
 use super::with_client::{
     ServerClient, find, interruptible, is_invalid, route, timeouts, with_client,
 };
 use crate::catalogue::{ONE_CALL_MAX, PIECE};
-use crate::cli::{ChannelArgs, McpCallArgs};
+use crate::cli::{ChannelArgs, McpCallArgs, McpListArgs};
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 use crate::incus::MachineRef;
 use crate::mcp::client::pieces::{self, Fetched, Pieces, PiecesError};
-use crate::mcp::client::{CALL, DryRunRequest, LIST, call_params, dry_run_messages};
+use crate::mcp::client::{CALL, DryRunRequest, LIST, Wish, call_params, dry_run_messages};
 use crate::mcp::server;
 use crate::name::{MachineName, ServiceName, ToolName, closest};
 use crate::setup::account::Account;
@@ -38,13 +38,27 @@ const NAME_MAX: usize = 128;
 const DESCRIPTION_MAX: usize = 100;
 
 /// Runs `anklume mcp list`.
-pub(super) fn list(args: &ChannelArgs, output: &Output) -> anyhow::Result<Exit> {
+pub(super) fn list(args: &McpListArgs, output: &Output) -> anyhow::Result<Exit> {
+    let channel = ChannelArgs {
+        instance: args
+            .machine
+            .clone()
+            .or_else(|| args.channel.instance.clone()),
+        ..args.channel.clone()
+    };
+    let args = &channel;
     if args.dry_run {
         return dry_run(args, output, async || {
             Ok((vec![request(LIST, json!({}))], Vec::new()))
         });
     }
-    with_client(args, output, async |server, _| {
+    with_client(args, output, async |server, channel| {
+        if let (Transport::Local, [first, ..]) = (channel, transport::providers().as_slice()) {
+            output.say(&format!(
+                "note: these are this machine's own tools; those of a provider: `anklume mcp list -i {}`",
+                escaped(first)
+            ));
+        }
         if output.is_json() {
             output.json(&server.listing().await?)?;
         } else {
@@ -78,24 +92,58 @@ fn table(tools: &[Foreign<Tool>]) -> String {
 /// Runs `anklume mcp call`.
 pub(super) fn call(args: &McpCallArgs, output: &Output) -> anyhow::Result<Exit> {
     let raw = arguments::parse(&args.arguments)?;
-    if args.channel.dry_run {
-        return dry_run(&args.channel, output, async || {
-            requests(&args.tool, raw).await
-        });
+    let (named, tool) = named(args);
+    if named.dry_run {
+        return dry_run(&named, output, async || requests(tool, raw).await);
     }
-    with_client(&args.channel, output, async |server, channel| {
-        let answer = match ask(server, &args.tool, raw, channel).await {
+    with_client(&named, output, async |server, channel| {
+        let answer = match ask(server, tool, raw, channel).await {
             Err(why) if why.downcast_ref().is_some_and(is_invalid) => {
-                let tools = server.tools().await?;
-                if tools.iter().any(|tool| tool.raw().name == args.tool) {
+                let tools = callable(server, tool, channel).await?;
+                if tools.iter().any(|one| one.raw().name == tool) {
                     return Err(why);
                 }
-                return Err(unknown(&args.tool, &tools, channel).into());
+                return Err(unknown(tool, &tools, channel).into());
             }
             answer => answer?,
         };
-        report(&args.tool, answer, channel, output)
+        report(tool, answer, channel, output)
     })
+}
+
+/// Splits `MACHINE/NAME` if no machine is named otherwise, or the same one; returns the channel and the tool's name.
+fn named(args: &McpCallArgs) -> (ChannelArgs, &str) {
+    let whole = (args.channel.clone(), args.tool.as_str());
+    let Some((machine, tool)) = args.tool.split_once('/') else {
+        return whole;
+    };
+    let is_other = args
+        .channel
+        .instance
+        .as_deref()
+        .is_some_and(|named| named != machine);
+    if is_other || args.channel.socket.is_some() || machine.parse::<MachineName>().is_err() {
+        return whole;
+    }
+    let channel = ChannelArgs {
+        instance: Some(machine.to_owned()),
+        ..args.channel.clone()
+    };
+    (channel, tool)
+}
+
+/// Lists the server's tools; if the named one is not among them, the operator's list includes the machine's services.
+async fn callable(
+    server: &mut ServerClient,
+    name: &str,
+    channel: &Transport,
+) -> anyhow::Result<Vec<Foreign<Tool>>> {
+    let tools = server.tools().await?;
+    let is_listed = tools.iter().any(|tool| tool.raw().name == name);
+    if is_listed || matches!(channel, Transport::Socket(_)) {
+        return Ok(tools);
+    }
+    Ok(server.callable().await?)
 }
 
 /// Calls the tool in one message or in pieces. Without arguments, its schema is not needed.
@@ -105,19 +153,31 @@ async fn ask(
     raw: RawArguments,
     channel: &Transport,
 ) -> anyhow::Result<CallAnswer> {
+    let mut failed = None;
     if raw.is_empty() {
-        return Ok(CallAnswer::Whole(
-            server.call(name, Map::new(), false).await?,
-        ));
+        let called = server.call(name, Map::new(), false).await?;
+        if !called.has_failed() {
+            return Ok(CallAnswer::Whole(called));
+        }
+        failed = Some(called);
     }
-    let tools = server.tools().await?;
-    let Some(tool) = tools.iter().find(|tool| tool.raw().name == name) else {
+    let tools = callable(server, name, channel).await?;
+    let tool = tools.iter().find(|tool| tool.raw().name == name);
+    let Some(tool) = tool else {
+        // A tool that is not listed, but was called.
+        if let Some(failed) = failed {
+            return Ok(CallAnswer::Whole(failed));
+        }
         return Err(unknown(name, &tools, channel).into());
     };
-    let Arguments { object, payload } = typed(raw, tool.raw()).await?;
+    let arguments = typed(raw, tool.raw()).await?;
+    check_required(tool.raw(), &arguments)?;
+    if let Some(failed) = failed {
+        return Ok(CallAnswer::Whole(failed));
+    }
+    let Arguments { object, payload } = arguments;
     if let Some(payload) = payload {
-        let argument = (payload.name.as_str(), payload.digest);
-        let sent = server.send_pieces(name, &object, argument, payload.source);
+        let sent = server.send_pieces(name, &object, payload);
         return Ok(CallAnswer::Whole(sent.await.map_err(client_error)?));
     }
     if !comes_in_pieces(tool.raw(), &object) {
@@ -212,13 +272,13 @@ async fn requests(name: &str, raw: RawArguments) -> anyhow::Result<DryRunRequest
         object.insert("final".to_owned(), false.into());
         remarks.push("the content would be sent in pieces; this is the first".to_owned());
     }
-    let one_copy = comes_in_pieces(&tool, &object);
-    if one_copy {
+    let wish = comes_in_pieces(&tool, &object).then_some(Wish::OneCopy(true));
+    if wish.is_some() {
         object.insert("offset".to_owned(), 0.into());
         object.insert("length".to_owned(), ONE_CALL_MAX.into());
     }
     let call = DryRunRequest {
-        one_copy,
+        wish,
         ..request(CALL, serde_json::to_value(call_params(name, object))?)
     };
     Ok((vec![request(LIST, json!({})), call], remarks))
@@ -237,7 +297,7 @@ const fn request(method: &'static str, params: Value) -> DryRunRequest {
     DryRunRequest {
         method,
         params,
-        one_copy: false,
+        wish: None,
     }
 }
 

@@ -16,7 +16,7 @@ use crate::transport::{self, OpenTransport, Route};
 /// Runs `anklume mcp connect`: 0 if every request was answered, 4 if the provider vanished and the client has ended.
 pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit> {
     let wanted = ChannelArgs {
-        instance: args.provider.clone(),
+        instance: args.provider.clone().or_else(|| args.instance.clone()),
         project: args.project.clone(),
         socket: args.socket.clone(),
         timeout: args.timeout,

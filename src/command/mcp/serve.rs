@@ -28,6 +28,7 @@ use crate::mcp::listen::Listening;
 use crate::mcp::listen::folder::{FolderError, SocketFolder};
 use crate::mcp::monitor::{Local, PolicySource};
 use crate::mcp::policy_watcher::Policy;
+use crate::mcp::policy_watcher::PolicyWatcher;
 use crate::mcp::recorder::Recorder;
 use crate::mcp::server::{self, Server, Shutdown};
 use crate::name::MachineName;
@@ -161,9 +162,18 @@ fn become_the_server_user(args: &McpServeArgs) -> anyhow::Result<()> {
 const HINT: &str = "waiting for MCP messages on stdin, one a line; Ctrl-D ends\n  \
     = help: to see the tools of this machine, run `anklume mcp list`; to call one, `anklume mcp call TOOL`";
 
-/// Returns the services of the operator's connection: none, because it calls the five tools by name.
-fn no_services() -> anyhow::Result<Services> {
-    Ok(Services::none("localhost".parse()?))
+/// Returns the services that the operator may call by name, beside the five tools: those of this machine, if any.
+fn operators_services(output: &Output) -> anyhow::Result<Services> {
+    match PolicyWatcher::read(Path::new(SERVICES)) {
+        Ok(services) => Ok(services),
+        Err(why) => {
+            // The tools work without them.
+            output.say(&format!(
+                "warning: no services can be called by name: {why}"
+            ));
+            Ok(Services::none("localhost".parse()?))
+        }
+    }
 }
 
 /// Serves one caller on stdin and stdout: the operator, or the consumer that `--caller` names.
@@ -177,7 +187,7 @@ async fn serve(args: &McpServeArgs, output: &Output) -> anyhow::Result<()> {
     // The operator's connection writes no start or stop lines.
     let (caller, policy, recorder, last): (_, PolicySource, _, _) = match &args.caller {
         None => {
-            let policy = Policy::new(no_services()?);
+            let policy = Policy::new(operators_services(output)?);
             let policy: PolicySource = Box::new(move || Arc::clone(&policy));
             let recorder = shared::operators_log(args, output)?;
             (Caller::Operator, policy, recorder, None)
@@ -306,7 +316,7 @@ pub(super) fn redact_panics(output: &Output) {
 }
 
 fn list_tools(output: &Output) -> anyhow::Result<Exit> {
-    let tools = server::list(&no_services()?, &Caller::Operator);
+    let tools = server::list(&Services::none("localhost".parse()?), &Caller::Operator);
     output.answer_as(&serde_json::json!({ "tools": tools }), || {
         let lines = tools.iter().map(|tool| {
             let description = tool.description.as_deref().unwrap_or_default();

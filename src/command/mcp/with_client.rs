@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::cli::ChannelArgs;
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
+use crate::incus::MachineRef;
 use crate::mcp::LINE_MAX;
 use crate::mcp::client::{Client, ClientError, Timeouts};
 use crate::mcp::server::OVERLOADED;
@@ -70,7 +71,7 @@ pub(super) fn timeouts(args: &ChannelArgs) -> Result<Timeouts, Failure> {
 }
 
 /// Runs `work` until it ends or a signal asks to stop; then ends everything that was started.
-pub(super) fn interruptible(
+pub(in crate::command) fn interruptible(
     work: impl Future<Output = anyhow::Result<Exit>>,
 ) -> anyhow::Result<Exit> {
     block_on(async {
@@ -98,6 +99,23 @@ pub(super) async fn find(
         ));
     }
     Ok(channel)
+}
+
+/// Finds a running machine by its name on the host; a machine has no Incus to ask.
+pub(in crate::command) async fn machine_on_host(
+    name: &str,
+    project: Option<&str>,
+    output: &Output,
+) -> Result<MachineRef, Failure> {
+    let route = Route::Host {
+        machine: name.to_owned(),
+        project: project.map(str::to_owned),
+    };
+    match find(route, Timeouts::default(), output).await? {
+        Transport::Exec(machine) if machine.runs() => Ok(machine),
+        Transport::Exec(machine) => Err(unreachable(&Unreachable::NotRunning(machine))),
+        Transport::Local | Transport::Socket(_) => Err(Failure::new(Exit::Failed, "not a machine")),
+    }
 }
 
 async fn talk_over(

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::catalogue::check_some;
 use crate::cli::PolicyCheckArgs;
-use crate::command::output::{Output, done_or_failed};
+use crate::command::output::{Output, Tone, done_or_failed, paint};
 use crate::command::{joined, open_infra, or_closest};
 use crate::error::{Exit, Failure};
 use crate::infra::{Infra, Machine};
@@ -100,7 +100,11 @@ impl CheckVerdict {
     }
 
     fn line(&self) -> String {
-        let word = if self.allowed { "allowed" } else { "denied" };
+        let word = if self.allowed {
+            paint(Tone::Good, "allowed")
+        } else {
+            paint(Tone::Bad, "denied")
+        };
         format!("{word}: {}\n", self.reason)
     }
 }

@@ -213,7 +213,7 @@ fn an_unknown_consumer_of_a_folder_is_none_of_these_files() {
     ]);
     let drawn = refused(&folder.path().join("infra"));
     assert!(
-        drawn.starts_with("error[unknown-consumer]: `pro-dev` is not a machine of these files\n"),
+        drawn.starts_with("error[unknown-consumer]: `pro-dev` is not a machine in these files\n"),
         "{drawn}"
     );
 }

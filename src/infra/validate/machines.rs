@@ -84,8 +84,14 @@ fn machine(
     // Belongs to `resource_policy`, which is not applied.
     fields.integer("weight", 1..=i64::MAX, findings);
     let mcp = services::users(fields, findings);
+    let place_of = |key: &str, findings: &Findings| {
+        let own = fields.entry(key).map(|own| own.value.at);
+        findings.place(own.unwrap_or(entry.at))
+    };
     let machine = Machine {
         place: findings.place(entry.at)?,
+        ip_place: place_of("ip", findings)?,
+        os_image_place: place_of("os_image", findings)?,
         kind,
         description: fields
             .incus_text("description", findings)

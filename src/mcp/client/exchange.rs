@@ -70,12 +70,12 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
         &mut self,
         method: &'static str,
         params: &impl Serialize,
-        one_copy: bool,
+        wish: Option<Wish>,
         timeout: Duration,
     ) -> Result<Box<RawValue>, ClientError> {
         self.last_id += 1;
         self.last_method = Some(method);
-        let text = request(self.last_id, method, params, one_copy)
+        let text = request(self.last_id, method, params, wish)
             .map_err(|why| ClientError::Stream(why.into()))?;
         self.queue(text);
         let mut budget = AnswerBudget::new(timeout);
@@ -283,12 +283,19 @@ struct Params<'a, P> {
 #[serde(rename_all = "camelCase")]
 struct Meta {
     progress_token: i64,
+    #[serde(flatten)]
+    wish: Option<Wish>,
+}
+
+/// A key in the `_meta` of a request that only anklume's own client sends.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) enum Wish {
     /// See [`crate::mcp::ONE_COPY_KEY`].
-    #[serde(
-        rename = "anklume/one_copy",
-        skip_serializing_if = "std::ops::Not::not"
-    )]
-    one_copy: bool,
+    #[serde(rename = "anklume/one_copy")]
+    OneCopy(bool),
+    /// See [`crate::mcp::SERVICES_KEY`].
+    #[serde(rename = "anklume/services")]
+    Services(bool),
 }
 
 #[derive(Deserialize)]
@@ -298,12 +305,12 @@ struct ProgressParams<'a> {
     progress_token: &'a RawValue,
 }
 
-/// Returns a request as one line without its newline; `one_copy` asks for a large payload only in the result's text.
+/// Returns a request as one line without its newline.
 pub(super) fn request(
     id: i64,
     method: &str,
     params: &impl Serialize,
-    one_copy: bool,
+    wish: Option<Wish>,
 ) -> serde_json::Result<Vec<u8>> {
     serde_json::to_vec(&OutgoingRequest {
         jsonrpc: "2.0",
@@ -312,7 +319,7 @@ pub(super) fn request(
         params: Params {
             meta: Meta {
                 progress_token: id,
-                one_copy,
+                wish,
             },
             params,
         },

@@ -3,6 +3,7 @@
 //! A tool's schemas, not its name, show whether it transfers pieces, because a service has its own name.
 
 use std::fmt;
+use std::fs::File;
 use std::io::{self, Read, Write};
 
 use base64::Engine as _;
@@ -29,6 +30,8 @@ pub(crate) enum Pieces {
     Up {
         /// The argument, encoded as base64 on the wire.
         argument: String,
+        /// True if the tool also takes the size of the whole payload.
+        size: bool,
         /// True if the tool also takes the digest of the whole payload.
         digest: bool,
     },
@@ -47,6 +50,7 @@ pub(crate) fn of(tool: &Tool) -> Pieces {
     match encoded.as_slice() {
         [argument] if has("offset") && has("final") && gives("complete") => Pieces::Up {
             argument: (*argument).clone(),
+            size: has("size"),
             digest: has("sha256"),
         },
         [] if has("offset") && has("length") && gives("complete") && gives("size") => Pieces::Down,
@@ -82,7 +86,12 @@ fn property<'a>(schema: &'a Map<String, Value>, name: &str) -> Option<&'a Value>
 const SEND_MAX: u64 = 4 * 1024 * 1024 * 1024;
 
 /// Bytes from a file, a pipe or memory, read in another thread so that waiting can be interrupted.
-pub(crate) struct PayloadSource(Option<Box<dyn Read + Send>>);
+pub(crate) struct PayloadSource {
+    /// `None` during a read.
+    reader: Option<Box<dyn Read + Send>>,
+    /// The number of bytes, if it is known.
+    size: Option<u64>,
+}
 
 impl fmt::Debug for PayloadSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -92,18 +101,38 @@ impl fmt::Debug for PayloadSource {
 
 impl PayloadSource {
     pub(crate) fn new(reader: impl Read + Send + 'static) -> Self {
-        Self(Some(Box::new(reader)))
+        let reader: Box<dyn Read + Send> = Box::new(reader);
+        Self {
+            reader: Some(reader),
+            size: None,
+        }
+    }
+
+    /// The content of a file; its size is known if it is a regular one.
+    pub(crate) fn of_file(file: File) -> Self {
+        let metadata = file.metadata().ok();
+        let regular = metadata.filter(std::fs::Metadata::is_file);
+        Self {
+            // Files of the kernel that have content have no size.
+            size: regular
+                .map(|metadata| metadata.len())
+                .filter(|size| *size > 0),
+            ..Self::new(file)
+        }
     }
 
     /// Prepends bytes that were already read.
     pub(crate) fn after(self, start: Vec<u8>) -> Self {
-        let rest = self.0.unwrap_or_else(|| Box::new(io::empty()));
-        Self::new(io::Cursor::new(start).chain(rest))
+        let rest = self.reader.unwrap_or_else(|| Box::new(io::empty()));
+        Self {
+            size: self.size,
+            ..Self::new(io::Cursor::new(start).chain(rest))
+        }
     }
 
     /// Reads the next `limit` bytes, or fewer at the end.
     pub(crate) async fn read(&mut self, limit: u64) -> io::Result<Vec<u8>> {
-        let Some(mut reader) = self.0.take() else {
+        let Some(mut reader) = self.reader.take() else {
             return Err(io::Error::other("an earlier read did not end"));
         };
         let read = tokio::task::spawn_blocking(move || {
@@ -112,9 +141,22 @@ impl PayloadSource {
             (reader, outcome.map(|_| bytes))
         });
         let (reader, outcome) = read.await.map_err(io::Error::other)?;
-        self.0 = Some(reader);
+        self.reader = Some(reader);
         outcome
     }
+}
+
+/// A payload to send in pieces.
+#[derive(Debug)]
+pub(crate) struct ArgumentPayload {
+    /// The argument.
+    pub(crate) name: String,
+    /// True if the tool takes the size of the whole payload.
+    pub(crate) size: bool,
+    /// True if the tool takes a digest of the whole payload.
+    pub(crate) digest: bool,
+    /// The bytes.
+    pub(crate) source: PayloadSource,
 }
 
 /// The reason why a piecewise transfer failed.
@@ -156,14 +198,36 @@ struct AnswerPiece {
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
-    /// Sends a payload in pieces; returns the answer to the last piece, or the first tool failure.
+    /// Sends a payload in pieces; returns the answer to the last piece, or the first tool failure. If the tool takes the
+    /// size, a payload of known size is announced first, so that one that does not fit is not sent.
     pub(crate) async fn send_pieces(
         &mut self,
         tool: &str,
         arguments: &Map<String, Value>,
-        (name, digest): (&str, bool),
-        mut source: PayloadSource,
+        payload: ArgumentPayload,
     ) -> Result<Called, PiecesError> {
+        let ArgumentPayload {
+            name,
+            size,
+            digest,
+            mut source,
+        } = payload;
+        let mut arguments = arguments.clone();
+        if let Some(known) = source.size {
+            if known > SEND_MAX {
+                return Err(PiecesError::TooLarge);
+            }
+            if size {
+                arguments.insert("size".to_owned(), known.into());
+                let mut first = arguments.clone();
+                first.insert(name.clone(), "".into());
+                first.insert("offset".to_owned(), 0.into());
+                let called = self.call(tool, first, false).await?;
+                if called.has_failed() {
+                    return Ok(called);
+                }
+            }
+        }
         let mut whole = Digester::default();
         let mut offset: u64 = 0;
         let mut piece = source.read(PIECE).await.map_err(PiecesError::Read)?;
@@ -173,7 +237,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
             let end = sent(offset, &piece)?;
             whole.add(&piece);
             let mut arguments = arguments.clone();
-            arguments.insert(name.to_owned(), STANDARD.encode(&piece).into());
+            arguments.insert(name.clone(), STANDARD.encode(&piece).into());
             arguments.insert("offset".to_owned(), offset.into());
             arguments.insert("final".to_owned(), last.into());
             if last && digest {
@@ -340,6 +404,7 @@ mod tests {
         let data = r#""data":{"type":"string","contentEncoding":"base64"},"offset":{},"final":{}"#;
         let up = |digest| Pieces::Up {
             argument: "data".to_owned(),
+            size: false,
             digest,
         };
         let cases = [

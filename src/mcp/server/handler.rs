@@ -24,7 +24,7 @@ use super::in_flight::InFlightRequests;
 use super::message::{is_modern, unknown_method};
 use crate::catalogue;
 use crate::mcp::concurrency::too_many_connections;
-use crate::mcp::{BASE64_KEY, TOOL_KEY};
+use crate::mcp::{BASE64_KEY, SERVICES_KEY, TOOL_KEY};
 use crate::name::ToolName;
 use crate::policy::{self, Caller, ServiceOffer};
 use crate::services::Services;
@@ -110,7 +110,13 @@ impl ServerHandler for Handler {
         }
         let server = &self.connection.server;
         let policy = server.shared.monitor.refreshed_policy();
-        let result = ListToolsResult::with_all_items(list(&policy.services, &server.caller));
+        let mut tools = list(&policy.services, &server.caller);
+        let asks = context.meta.0.get(SERVICES_KEY) == Some(&true.into());
+        if server.caller == Caller::Operator && !asks {
+            // The operator's list is that of the tools, whatever the machine offers to others.
+            tools.retain(|tool| tool.name.parse::<ToolName>().is_ok());
+        }
+        let result = ListToolsResult::with_all_items(tools);
         if is_modern(context.protocol_version()) {
             // The list is private to this caller and may change at any time.
             return Ok(result.with_ttl_ms(0).with_cache_scope(CacheScope::Private));

@@ -34,6 +34,8 @@ pub(in crate::tool) struct Upload {
 #[derive(Debug, Clone, Default)]
 pub(super) struct UploadOptions {
     mode: Option<u32>,
+    /// Of the whole content, in bytes.
+    size: Option<u64>,
     /// In lower-case hexadecimal.
     sha256: Option<String>,
 }
@@ -133,7 +135,11 @@ impl UploadPiece {
         arguments: &FileAccept,
         last: bool,
     ) -> Result<Self, ToolError> {
-        let data = pieces::not_empty(arguments.data.decode()?, last)?;
+        let mut data = arguments.data.decode()?;
+        // An empty first piece announces the size.
+        if arguments.size.is_none() || arguments.offset != Some(0) {
+            data = pieces::not_empty(data, last)?;
+        }
         // The catalogue allows only three octal digits; anything else is refused here as well.
         let mode = |text: &String| {
             let mode = u32::from_str_radix(text, 8).ok();
@@ -143,6 +149,7 @@ impl UploadPiece {
         let sha256 = arguments.sha256.as_ref();
         let options = UploadOptions {
             mode: arguments.mode.as_ref().map(mode).transpose()?,
+            size: arguments.size,
             sha256: sha256.map(|sha256| sha256.to_ascii_lowercase()),
         };
         Ok(Self {
@@ -164,7 +171,11 @@ impl UploadOptions {
         if self.sha256.is_some() && other.sha256.is_some() && self.sha256 != other.sha256 {
             return Err(contradicts("sha256"));
         }
+        if self.size.is_some() && other.size.is_some() && self.size != other.size {
+            return Err(contradicts("size"));
+        }
         self.mode = self.mode.or(other.mode);
+        self.size = self.size.or(other.size);
         self.sha256 = self.sha256.take().or_else(|| other.sha256.clone());
         Ok(())
     }
@@ -172,6 +183,12 @@ impl UploadOptions {
     fn mode(&self) -> Mode {
         Mode::from_raw_mode(self.mode.unwrap_or(FILE_MODE))
     }
+}
+
+fn wrong_size(actual: u64) -> ToolError {
+    let message =
+        format!("`size` differs from the size of the content, {actual}; nothing was written");
+    BadArguments::from(message).into()
 }
 
 impl Upload {
@@ -188,13 +205,19 @@ impl Upload {
         {
             return Err(name_taken(path));
         }
-        let reservation = match &piece.caller {
+        let mut reservation = match &piece.caller {
             Caller::Operator => None,
             Caller::Consumer(consumer) => {
                 let folder = incoming(consumer);
                 Some(settings.usage.reserve(folder, settings.incoming_max))
             }
         };
+        if let Some(size) = piece.options.size {
+            if let Some(reservation) = &mut reservation {
+                reservation.grow(&portal, size)?;
+            }
+            portal.check_space(size)?;
+        }
         let file = Unpublished::create(portal.nearest(path)?, piece.options.mode())
             .map_err(|refused| explain(refused, path, "write"))?;
         Ok(Self {
@@ -216,6 +239,9 @@ impl Upload {
         stop.check()?;
         let length = u64::try_from(piece.data.len()).unwrap_or(u64::MAX);
         let size = self.size.saturating_add(length);
+        if self.options.size.is_some_and(|announced| size > announced) {
+            return Err(wrong_size(size));
+        }
         if let Some(reservation) = &mut self.reservation {
             reservation.grow(&Portal::open(settings)?, size)?;
         }
@@ -236,6 +262,9 @@ impl Upload {
         let Self { path, options, .. } = self;
         let actual = hex(&self.digest.finalize());
         let mode = options.mode();
+        if options.size.is_some_and(|announced| self.size != announced) {
+            return Err(wrong_size(self.size));
+        }
         if let Some(announced) = options.sha256.filter(|announced| *announced != actual) {
             return Err(ToolError::Digest { actual, announced });
         }

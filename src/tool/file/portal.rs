@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{Mode, OFlags, openat};
+use rustix::fs::{Mode, OFlags, fstatvfs, openat};
 use rustix::io::Errno;
 
 use crate::catalogue::PortalPath;
@@ -39,6 +39,18 @@ impl Portal {
     pub(super) fn open_or_make(settings: &Settings) -> Result<Self, ToolError> {
         make(settings)?;
         Self::open(settings)
+    }
+
+    /// Checks that the portal's file system has room for this many bytes.
+    pub(super) fn check_space(&self, bytes: u64) -> Result<(), ToolError> {
+        let stat = fstatvfs(self.0.handle())
+            .map_err(|refused| ToolError::system("find out how much space is free", refused))?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        if bytes > free {
+            let message = format!("{bytes} bytes do not fit: the portal's disk has {free} left");
+            return Err(ToolError::TooLarge(message));
+        }
+        Ok(())
     }
 
     /// Opens a file or folder for reading its metadata only.

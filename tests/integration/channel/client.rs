@@ -60,8 +60,12 @@ fn a_name_is_a_socket_and_every_end_has_its_exit_code() {
         );
         assert!(ran.stderr.contains(&ask), "{}", ran.stderr);
     }
-    // A tool failure is not a refusal.
+    // An argument that is missing is a usage error, and a failure of the tool is not a refusal.
     let ran = mcp(&world, &["call", "-i", "vault", "copy"]);
+    let message = "error: `copy` needs `content`\n  = help: give it as `content=VALUE`\n";
+    ran.is(2, "", message);
+    let large = format!("content={}", "x".repeat(70_000));
+    let ran = mcp(&world, &["call", "-i", "vault", "copy", &large]);
     assert_eq!((ran.status, ran.stdout.as_str()), (1, ""), "{ran:?}");
     // A provider that does not exist, and one whose server is not running.
     let ran = mcp(&world, &["list", "-i", "vaults"]);

@@ -105,7 +105,7 @@ fn the_log_shows_what_is_asked_for() {
     let wrong = world.run(&["audit", "show", "--since", "soon"]);
     wrong.is(2, "", "error: `--since soon` is not a time\n  = help: write it as 2026-11-22T10:00:00Z, or how long ago: 90s, 15m, 2h, 7d\n");
     let none = world.run(&["audit", "show", "--file", "none.jsonl"]);
-    none.is(1, "", "error: no audit log found at `none.jsonl`\n  = help: a server writes it on the machine where it runs; name another log with --file\n");
+    none.is(1, "", "error: no audit log found at `none.jsonl`\n  = help: a provider's log is in its machine: `anklume audit show -i PROVIDER`; name another log with --file\n");
 }
 
 #[test]
