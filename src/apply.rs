@@ -79,7 +79,7 @@ pub(crate) async fn execute(
             let actions = domain.machines.iter();
             let actions =
                 actions.flat_map(|one| one.make.iter().chain(&one.install).chain(&one.connect));
-            let why = format!("the domain {} could not be made ready", domain.name);
+            let why = format!("the domain {} could not be set up", domain.name);
             report.skip(actions, session.interrupt.or(&why), observer);
         }
         report.add(vec![outcomes]);

@@ -161,7 +161,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// The machine's key for argument digests: equal arguments can be recognized, but contents cannot be guessed.
+/// The machine's key for argument digests: equal arguments can be recognised, but contents cannot be guessed.
 #[derive(Clone)]
 pub struct SealKey([u8; 32]);
 

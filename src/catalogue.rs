@@ -17,7 +17,7 @@ pub use schema::{Description, describe, input_without};
 
 /// Maximum size of a payload in one call, in bytes before base64; a larger one is sent in pieces.
 pub const ONE_CALL_MAX: u64 = 8 * 1024 * 1024;
-/// Maximum size of a payload that an answer carries twice, as text and as structured result, in bytes before base64:
+/// Maximum size of a payload that an answer carries twice, as text and as a structured result, in bytes before base64:
 /// the line stays below 10 MiB, beyond which the official TypeScript clients close the connection.
 pub const TWO_COPIES_MAX: u64 = 3 * 1024 * 1024;
 /// Size of a piece, in bytes before base64.
@@ -42,7 +42,7 @@ pub struct GpgSign {
     /// Key to sign with: a fingerprint, a long key id or `<address>`; default: the default key of the server's user
     #[schemars(regex(pattern = KEY_ID))]
     pub key_id: Option<String>,
-    /// When sending in pieces: where this piece begins, in bytes; 0 for the first, then the number of bytes sent so far
+    /// When sending in pieces: this piece's offset, in bytes; 0 for the first, then the number of bytes sent so far
     #[schemars(range(max = EXACT_MAX))]
     pub offset: Option<u64>,
     /// When sending in pieces: true for the last one; its answer contains the signature
@@ -83,7 +83,7 @@ pub struct FileAccept {
     /// Permissions in octal, such as 0640; default 0644; no setuid, setgid or sticky bit
     #[schemars(regex(pattern = r"^0?[0-7]{3}$"))]
     pub mode: Option<String>,
-    /// When sending in pieces: where this piece begins, in bytes; 0 for the first, then the number of bytes sent so far
+    /// When sending in pieces: this piece's offset, in bytes; 0 for the first, then the number of bytes sent so far
     #[schemars(range(max = EXACT_MAX))]
     pub offset: Option<u64>,
     /// When sending in pieces: true for the last one, which publishes the file
@@ -102,10 +102,10 @@ pub struct FileAccept {
 pub struct FileProvide {
     /// File to read: a path below the portal, such as `reports/july.pdf`
     pub path: String,
-    /// When reading in pieces: where this piece begins, in bytes
+    /// When reading in pieces: this piece's offset, in bytes
     #[schemars(range(max = EXACT_MAX))]
     pub offset: Option<u64>,
-    /// When reading in pieces: at most this many bytes, of which one answer returns up to 3145728; default 1048576
+    /// When reading in pieces: the maximum number of bytes; one answer returns up to 3145728; default 1048576
     #[schemars(range(min = 1, max = ONE_CALL_MAX))]
     pub length: Option<u64>,
 }
@@ -114,9 +114,9 @@ pub struct FileProvide {
 #[derive(Debug, Clone, Default, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Signed {
-    /// Bytes received so far; with the signature, bytes signed
+    /// Bytes received so far; once complete, the number of bytes signed
     pub size: u64,
-    /// True once the signature is present; false while pieces are awaited
+    /// True once the signature is present; false while more pieces are expected
     pub complete: bool,
     /// The detached signature, ASCII-armored; present once complete
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -164,11 +164,11 @@ pub struct Clipped {
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Accepted {
-    /// Where the file is, relative to the portal
+    /// Path of the file, relative to the portal
     pub path: String,
     /// Bytes received so far; once complete, size of the file
     pub size: u64,
-    /// True once the file is in place; false while pieces are awaited
+    /// True once the file is in place; false while more pieces are expected
     pub complete: bool,
     /// SHA-256 of the file, in hexadecimal; present once complete
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -179,15 +179,15 @@ pub struct Accepted {
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Provided {
-    /// Where the file is, relative to the portal
+    /// Path of the file, relative to the portal
     pub path: String,
     /// Size of the whole file in bytes
     pub size: u64,
-    /// Where this piece begins, in bytes
+    /// Offset of this piece, in bytes
     pub offset: u64,
     /// Bytes in this piece
     pub length: u64,
-    /// True if this piece ends where the file ends
+    /// True if this piece reaches the end of the file
     pub complete: bool,
     /// The content of this piece, in base64; omitted if only one copy was requested, which is then the result's text
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -214,12 +214,12 @@ impl Payload {
     ///
     /// # Errors
     ///
-    /// Returns the fault; the message repeats none of the content.
+    /// Returns the fault; the message does not repeat any of the content.
     pub fn decode(&self) -> Result<Vec<u8>, BadArguments> {
         let bytes = decoded_length(&self.0);
         if bytes > ONE_CALL_MAX {
             return Err(BadArguments::from(format!(
-                "`data` holds {bytes} bytes, but one call takes at most {ONE_CALL_MAX}; \
+                "`data` contains {bytes} bytes, but one call takes at most {ONE_CALL_MAX}; \
                  send it in pieces with `offset` and `final`"
             )));
         }
@@ -246,17 +246,17 @@ impl std::fmt::Debug for Payload {
 fn decoded_length(text: &str) -> u64 {
     let padding = text.bytes().rev().take_while(|byte| *byte == b'=').count();
     let digits = u64::try_from(text.len().saturating_sub(padding)).unwrap_or(u64::MAX);
-    // Four digits hold three bytes; the decoder checks an incomplete group.
+    // Four digits encode three bytes; the decoder checks an incomplete group.
     digits / 4 * 3 + digits % 4 * 3 / 4
 }
 
-/// Returns why text is not valid base64: names the position, never the character.
+/// Returns the reason why text is not valid base64, with the position but never the character.
 fn refusal(fault: &DecodeError) -> String {
     let reason = match fault {
         DecodeError::InvalidByte(at, _) => {
             format!("character {} is not allowed there", at.saturating_add(1))
         }
-        DecodeError::InvalidLastSymbol { .. } => "its last character carries stray bits".to_owned(),
+        DecodeError::InvalidLastSymbol { .. } => "its last character has stray bits".to_owned(),
         DecodeError::InvalidLength(_) => "it ends in the middle of a group of four".to_owned(),
         DecodeError::InvalidPadding => "its padding with `=` is wrong".to_owned(),
     };

@@ -40,7 +40,7 @@ pub struct Cli {
 /// Flags common to all subcommands.
 #[derive(Debug, Clone, Args)]
 pub struct GlobalArgs {
-    /// Form of the answer
+    /// Output format
     #[arg(long, global = true, value_enum, default_value_t = Format::Text, value_name = "FORM")]
     pub format: Format,
     /// When to use colours
@@ -54,7 +54,7 @@ pub struct GlobalArgs {
     pub verbose: bool,
 }
 
-/// Form of an answer.
+/// Output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     /// For people

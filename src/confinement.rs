@@ -74,7 +74,7 @@ pub(crate) struct InForce {
 }
 
 impl InForce {
-    /// Returns why a server that must be confined is not. A kernel without Landlock does not count.
+    /// Returns the reason why a server that must be confined is not; a kernel without Landlock is not one.
     pub(crate) fn missing(&self) -> Option<String> {
         match (&self.unfiltered, &self.capable) {
             (Some(why), _) => Some(format!("no system-call filter: {}", why.escaped())),
@@ -160,7 +160,7 @@ fn drop_capabilities() -> rustix::io::Result<()> {
 
 /// Restricts access to files, TCP ports and other processes according to these limits; returns the Landlock ABI.
 ///
-/// Does nothing under Landlock's first ABI, which forbids moving a file to another folder: none could be published.
+/// Does nothing under Landlock's first ABI, which forbids moving a file to another folder, as publishing does.
 fn restrict(limits: &ProcessLimits) -> Result<u32, RulesetError> {
     let refer = Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)

@@ -1,4 +1,4 @@
-//! Defines findings in the user's file and draws them: message, place, source line with a caret, and the next step.
+//! Defines findings in the user's file and draws them: message, location, source line with a caret, and the next step.
 //!
 //! [`crate::infra`], [`crate::edge`] and `plan` create the findings.
 
@@ -10,7 +10,7 @@ use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
 /// Maximum length of user text in a message, in characters; an ellipsis replaces the rest.
 const QUOTE_MAX: usize = 80;
-/// Maximum length of a source line on either side of the place, in characters; the renderer then cuts it to page width.
+/// Maximum number of characters on either side of the location; the renderer then truncates the line to the page width.
 const LINE_MAX: usize = 400;
 
 /// Defines each code once: the variant, and the text that users see and may rely on.
@@ -49,7 +49,7 @@ pub struct Source {
     pub text: String,
 }
 
-/// A place in the text.
+/// A location in the text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// The file.
@@ -63,7 +63,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// Returns the place in the form `infra.yml:12`, for one-line messages.
+    /// Returns the location in the form `infra.yml:12`, for one-line messages.
     #[must_use]
     pub fn short(&self) -> String {
         format!("{}:{}", self.source.path, self.line)
@@ -96,14 +96,14 @@ pub struct Diagnostic {
     pub code: &'static str,
     /// The fault: lower case, no full stop, user input in backticks and escaped.
     pub message: String,
-    /// Its place; `None` only for a file that could not be read at all.
+    /// Its location; `None` only for a file that could not be read at all.
     pub place: Option<Place>,
     /// The next step.
     pub help: Option<String>,
 }
 
 impl Diagnostic {
-    /// Creates a finding without a place or help.
+    /// Creates a finding without a location or help.
     pub(crate) fn new(severity: Severity, code: &'static str, message: impl Into<String>) -> Self {
         Self {
             severity,
@@ -167,7 +167,7 @@ impl Faults {
     }
 }
 
-/// Draws findings as rustc does: title, place, source line, caret, help. Blank lines separate them; no final newline.
+/// Draws findings like rustc: title, location, source line, caret, help. Blank lines separate them; no final newline.
 #[must_use]
 pub fn draw(diagnostics: &[Diagnostic], styled: bool) -> String {
     let drawn: Vec<String> = diagnostics
@@ -272,7 +272,7 @@ struct SourceLine {
 }
 
 impl SourceLine {
-    /// Returns the line of a place, or only the part around the place if the line is long.
+    /// Returns the line of a location, or only the part around the location if the line is long.
     fn of(place: &Place) -> Self {
         let text = place.source.text.as_str();
         let (before, after) = text.split_at_checked(place.byte()).unwrap_or((text, ""));

@@ -1,4 +1,4 @@
-//! Opens, reads, replaces and locks files below an open folder, through no symbolic link.
+//! Opens, reads, replaces and locks files below an open folder, without following symbolic links.
 
 use std::ffi::OsStr;
 use std::fs::{File, TryLockError};
@@ -20,11 +20,11 @@ use rustix::process::geteuid;
 use crate::name::closest;
 use crate::text::escaped;
 
-/// Resolves paths only below the folder, through no symbolic link and no `/proc` magic link.
+/// Resolves paths only below the folder, without following symbolic links or `/proc` magic links.
 pub(crate) const BENEATH: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_MAGICLINKS);
-/// Resolves paths as [`BENEATH`] does, and crosses no mount.
+/// Resolves paths as [`BENEATH`] does, without crossing mounts.
 pub(crate) const ONE_MOUNT: ResolveFlags = BENEATH.union(ResolveFlags::NO_XDEV);
 /// Opens folders for reading their entries and changing their mode.
 pub(crate) const READ: OFlags = OFlags::RDONLY

@@ -123,7 +123,7 @@ fn host_notes(facts: &Facts, apply: &str) -> Vec<String> {
     }
     let why = match &facts.rotation {
         Rotation::Scheduled if has_daemon() => return notes,
-        Rotation::Scheduled => "no cron runs on this host".to_owned(),
+        Rotation::Scheduled => "cron is not running on this host".to_owned(),
         Rotation::Wanting(_) => format!("`{apply}` sets that up"),
         Rotation::Nobody(why) => why.clone(),
     };

@@ -144,7 +144,7 @@ fn unix(path: &str) -> String {
 ///
 /// # Errors
 ///
-/// Fails if two edges have the same name, or if Incus cannot give an end a channel.
+/// Fails if two edges have the same name, or if an end is a virtual machine.
 pub fn edges(infra: &Infra) -> Result<Vec<Edge>, Faults> {
     let pairs = pairs(infra);
     let uids = uids(pairs.iter().map(|((domain, machine), _)| {

@@ -29,13 +29,13 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// A failure for the user: the fault and its place, the next step, and the exit code.
+/// A failure for the user: the fault and its location, the next step, and the exit code.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
     /// The exit code of the run.
     pub exit: Exit,
-    /// The fault and its place, without a full stop; user input is escaped and in backticks.
+    /// The fault and its location, without a full stop; user input is escaped and in backticks.
     pub message: String,
     /// The next step.
     pub help: Option<String>,

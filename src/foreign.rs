@@ -1,5 +1,5 @@
 //! Parses text from machines in an unprivileged child process with little memory.
-//! This way neither malicious text nor a parser bug can harm root on the host.
+//! This way, neither malicious text nor a parser bug can compromise root on the host.
 //!
 //! The child ([`serve`]) parses a text and re-serializes it within limits, or reports that it has another type.
 //! If the child dies, the machine whose text it was reading is to blame ([`Reader`]); the next text gets a new child.
@@ -50,11 +50,11 @@ enum TextKind {
     Offered,
     /// A services file, to be summarized.
     Services,
-    /// No text: begins a log that must contain the line with this hash.
+    /// Without text: begins a log that must contain the line with this hash.
     Log(Option<String>),
     /// The next file of that log.
     LogFile,
-    /// No text: ends that log.
+    /// Without text: ends that log.
     LogEnd,
 }
 
@@ -382,7 +382,7 @@ fn read(kind: TextKind, text: &[u8], log: &mut LogWalk) -> Option<Vec<u8>> {
 ///
 /// # Panics
 ///
-/// Panics if a second reading gives a different result.
+/// Panics if a second reading produces a different result.
 #[cfg(any(test, fuzzing))]
 pub fn fuzz_texts(bytes: &[u8]) {
     let mut log = LogWalk::new(None);

@@ -116,7 +116,7 @@ pub fn client(bytes: &[u8]) {
         .build()
         .unwrap_or_else(|error| panic!("no runtime: {error}"));
     let result = runtime.block_on(async { timeout(TIMEOUT, list_and_call(bytes)).await });
-    let result = result.unwrap_or_else(|_| panic!("the client does not end"));
+    let result = result.unwrap_or_else(|_| panic!("the client does not finish"));
     let text = result.unwrap_or_else(|why| why.to_string());
     assert!(!text.contains(|c: char| c.is_control()), "{text:?}");
 }
@@ -173,7 +173,7 @@ pub fn incus(bytes: &[u8]) {
         answering.abort();
     };
     let asked = runtime.block_on(async { timeout(INCUS_MAX, asking).await });
-    assert!(asked.is_ok(), "the reader does not end");
+    assert!(asked.is_ok(), "the reader does not finish");
 }
 
 #[cfg(test)]

@@ -148,7 +148,7 @@ pub(crate) fn unescaped(path: &str) -> String {
         .replace("\\134", "\\")
 }
 
-/// Treats removing a missing file as a success.
+/// Treats the removal of a missing file as success.
 fn missing_is_removed(removed: io::Result<()>) -> io::Result<()> {
     match removed {
         Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -194,7 +194,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let asked = folder.path().join("asked");
         let asked = asked.to_str().unwrap();
-        // The first exits only after the second is asked: never, if each is awaited before the next is asked.
+        // The first exits only once the second is asked to exit: waiting for each before asking the next would hang.
         let first =
             format!("trap '' TERM; echo ready; until [ -e {asked} ]; do sleep 0.02; done; exit 7");
         let second =

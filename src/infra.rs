@@ -90,12 +90,12 @@ pub struct Infra {
     index: HashMap<MachineName, (usize, usize)>,
 }
 
-/// A key that anklume reads but does not apply, and its first place.
+/// A key that anklume reads but does not apply, and its first occurrence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unapplied {
     /// The key, with its section (`global.gpu_policy`).
     pub key: &'static str,
-    /// Place of its first occurrence.
+    /// Location of its first occurrence.
     pub place: Place,
 }
 
@@ -104,7 +104,7 @@ pub struct Unapplied {
 pub struct Global {
     /// The subnet assignment scheme.
     pub addressing: Addressing,
-    /// Image for machines that name none.
+    /// Image for machines that do not name one.
     pub default_os_image: String,
     /// Stored in `group_vars/all.yml` for Ansible, used nowhere else.
     pub default_connection: Option<String>,
@@ -132,7 +132,7 @@ pub enum Addressing {
 pub struct Domain {
     /// Its name, unique.
     pub name: DomainName,
-    /// Place of its name.
+    /// Location of its name.
     pub place: Place,
     /// Free text.
     pub description: String,
@@ -229,7 +229,7 @@ pub struct Device {
     pub keys: Vec<(String, String)>,
 }
 
-/// Host folders to which machines write without any device.
+/// Host folders to which machines can write without a device.
 pub(crate) const MACHINES_OWN: [&str; 5] = [
     "/var/lib/incus/storage-pools",
     "/var/lib/incus/containers",
@@ -319,7 +319,7 @@ impl MachineType {
 pub struct Machine {
     /// Its name, unique across all domains.
     pub name: MachineName,
-    /// Place of its name.
+    /// Location of its name.
     pub place: Place,
     /// Container or virtual machine.
     pub kind: MachineType,
@@ -356,7 +356,7 @@ pub struct Machine {
     pub snapshots_schedule: Option<String>,
     /// Such as `30d`.
     pub snapshots_expiry: Option<String>,
-    /// The users for its server and for its sockets as a consumer.
+    /// Its `mcp` section.
     pub mcp: McpUsers,
     /// Its services, in file order.
     pub services: Vec<DeclaredService>,
@@ -405,7 +405,7 @@ impl Confinement {
 pub struct DeclaredService {
     /// The name that a consumer calls.
     pub name: ServiceName,
-    /// Place of the name.
+    /// Location of the name.
     pub place: Place,
     /// The tool that it runs.
     pub tool: ToolName,

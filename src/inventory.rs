@@ -91,7 +91,7 @@ enum Subject<'a> {
 type EdgeDevice<'a> = (&'a Edge, fn(&Edge) -> Device);
 
 impl GeneratedFile<'_> {
-    /// Returns the files whose variables Ansible also gives to this file's machine or group, from the nearest one on.
+    /// Returns the files whose variables also apply to this file's machine or group, nearest first.
     #[must_use]
     pub fn enclosing(&self) -> Vec<FilePath> {
         let group = |stem: &str| FilePath::new(InventoryFolder::GroupVars, stem);
@@ -129,10 +129,10 @@ pub fn to_yaml(values: &Map<String, Value>) -> Result<String, SerializeError> {
     serde_saphyr::to_string_with_options(&LiteralMap(values), options)
 }
 
-/// The YAML tag of text that Ansible must not evaluate as a template.
+/// The YAML tag for text that Ansible must not evaluate as a template.
 pub(crate) const UNSAFE: &str = "!unsafe";
 
-/// Returns whether Ansible would evaluate a text: Jinja's expressions, statements and comments begin so.
+/// Returns whether Ansible would evaluate text: it contains the start of a Jinja expression, statement or comment.
 #[must_use]
 pub(crate) fn is_template(text: &str) -> bool {
     ["{{", "{%", "{#"].iter().any(|start| text.contains(start))
@@ -147,7 +147,7 @@ impl Serialize for LiteralMap<'_> {
     }
 }
 
-/// A declared value, with the tag [`UNSAFE`] on each text that Ansible would evaluate.
+/// A declared value, with the tag [`UNSAFE`] on each string that Ansible would evaluate.
 struct Literal<'a>(&'a Value);
 
 impl Serialize for Literal<'_> {
@@ -232,7 +232,7 @@ fn unless_empty(value: Value) -> Value {
     unless_absent(value, "", &[])
 }
 
-/// Returns a section's list or map unchanged, or null if it is empty and not written so.
+/// Returns a section's list or map unchanged, or null if it is empty and was not declared as empty.
 fn unless_absent(value: Value, key: &str, written_empty: &[&str]) -> Value {
     let is_empty = match &value {
         Value::Array(items) => items.is_empty(),

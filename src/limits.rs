@@ -20,7 +20,7 @@ pub const IN_FLIGHT_ALL: u32 = 512;
 pub const IN_FLIGHT_CONNECTION: usize = 64;
 /// Maximum duration of one call: a person may have to fetch a smart card.
 pub const CALL_TIME: Duration = Duration::from_secs(300);
-/// Time that a server with consumers allows running calls to finish at shutdown; its supervisor waits longer.
+/// Time for running calls to finish when a server with consumers shuts down; its supervisor waits longer.
 pub const STOP_TIME: Duration = Duration::from_secs(80);
 /// Maximum concurrent connections from one caller.
 pub const CONNECTIONS: u32 = 256;
@@ -37,7 +37,7 @@ pub const MEMORY: u64 = 64 * 1024 * 1024;
 pub const MEMORY_MIN: u64 = 48 * 1024 * 1024;
 /// Server memory that all callers together may use, in bytes.
 pub const MEMORY_ALL: u64 = 256 * 1024 * 1024;
-/// Maximum value for [`MEMORY`] and [`MEMORY_ALL`], in bytes.
+/// Largest memory limit that a machine may set, in bytes.
 pub const MEMORY_MAX: u64 = 1024 * 1024 * 1024 * 1024;
 /// Memory reserved for each caller, in bytes.
 pub const MEMORY_RESERVED: u64 = 16 * 1024 * 1024;

@@ -1,4 +1,4 @@
-//! Reads a running machine's files from the host through its first process, without a request to Incus or a copy.
+//! Reads a running machine's files from the host through its first process, without asking Incus or copying them.
 //! A child process reads the files ([`serve`]), so that a slow or malicious file system affects only the answer for its
 //! own machine ([`MachineRoot`]). The child changes nothing. If a path is not as expected in a healthy machine, the
 //! child answers [`Look::Unclear`], and the caller asks Incus.
@@ -64,7 +64,7 @@ pub(crate) enum Look<T> {
     Is(T),
     /// The file is larger than allowed.
     TooLarge,
-    /// The path leads through a link or a mount, or the machine's first process has ended. Incus may still know the
+    /// The path leads through a link or mount, or cannot be read, or the first process ended. Incus may still know the
     /// answer.
     Unclear,
 }
@@ -92,7 +92,7 @@ pub(crate) struct MachineRoot {
 }
 
 impl MachineRoot {
-    /// Starts a child that looks through the process `first`; returns `None` unless that is the machine's first process.
+    /// Starts a child that reads through the process `first`; returns `None` unless that is the machine's first process.
     pub(crate) async fn open(first: u32, cgroup: &str) -> Result<Option<Self>, MachineRootError> {
         let mut command = Command::new(THIS_PROGRAM);
         command

@@ -93,7 +93,7 @@ impl Rights {
     }
 }
 
-/// The user on a machine that calls run as, with a single group.
+/// The user that calls run as on a machine, with a single group.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CallerUser {

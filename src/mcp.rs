@@ -1,4 +1,4 @@
-//! Implements a subset of MCP: JSON-RPC 2.0, one message per line; [`crate::policy`] decides the calls.
+//! Implements a subset of MCP: JSON-RPC 2.0, one message per line; [`crate::policy`] authorizes the calls.
 //!
 //! The methods are `initialize` or `server/discover`, `ping`, `tools/list` and `tools/call`.
 
@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use crate::limits;
 
-/// Maximum length of a message that a server or a client reads, in bytes, without the newline.
+/// Maximum length of a message that a client or, by default, a server reads, in bytes, without the newline.
 pub(crate) const LINE_MAX: usize = 16 * 1024 * 1024;
 // The documented value.
 const _: () = assert!(LINE_MAX as u64 == limits::MESSAGE_BYTES);

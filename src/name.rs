@@ -1,6 +1,6 @@
 //! Checks names once, on input; afterwards they are trusted.
 //!
-//! The places where names occur are defined in [`crate::infra`].
+//! [`crate::infra`] defines where names occur.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -143,7 +143,7 @@ fn check_length(kind: &'static str, text: &str, max: usize) -> Result<(), NameFa
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToolName {
-    /// A detached OpenPGP signature of the caller's bytes.
+    /// Create a detached OpenPGP signature of the caller's bytes.
     GpgSign,
     /// Read the machine's clipboard.
     ClipboardGet,

@@ -87,7 +87,7 @@ pub(crate) struct MachinePlan {
     pub(crate) name: String,
     /// Volumes, the machine itself, its start: one after the other.
     pub(crate) make: Vec<Action>,
-    /// The setup inside, once the machine is running and before any device of its edges.
+    /// The setup inside the machine, once it is running and before any device of its edges.
     pub(crate) install: Option<Action>,
     /// The devices of its edges, once it and the machines at the other ends are running.
     pub(crate) connect: Vec<Action>,

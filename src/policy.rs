@@ -200,7 +200,7 @@ fn repeats(tool: ToolName, argument: &str, fixed: &Value, sent: &Value) -> bool 
 }
 
 /// Returns whether only a service's `with` or the operator may set an argument: consumers choose neither the signing
-/// key nor whether passwords are handed over.
+/// key nor whether passwords are returned.
 #[must_use]
 pub fn operator_only(tool: ToolName, argument: &str) -> bool {
     matches!(

@@ -48,7 +48,7 @@ pub struct Service {
     /// Limits for its callers.
     #[serde(default, skip_serializing_if = "Limits::is_default")]
     pub limits: Limits,
-    /// Place of its declaration (`infra.yml:12`); unknown to a server.
+    /// Location of its declaration (`infra.yml:12`); unknown to a server.
     #[serde(skip)]
     pub declared_at: Option<String>,
 }
@@ -101,28 +101,28 @@ impl Services {
         service.map_or_else(Limits::default, |service| service.limits)
     }
 
-    /// Returns the server memory that a consumer may use, in bytes: the maximum of its services.
+    /// Returns the server memory that a consumer may use, in bytes: the maximum over its services.
     #[must_use]
     pub fn memory_of(&self, consumer: &MachineName) -> u64 {
         let max = self.max_of(consumer, |limits| limits.memory.unwrap_or(MEMORY));
         max.unwrap_or(MEMORY).min(self.memory_of_all())
     }
 
-    /// Returns the number of connections that a consumer may have: the maximum of the services that set it.
+    /// Returns the number of connections that a consumer may have: the maximum over the services that set it.
     #[must_use]
     pub fn connections_of(&self, consumer: &MachineName) -> u32 {
         let set = self.max_of(consumer, |limits| limits.connections);
         set.flatten().unwrap_or(CONNECTIONS)
     }
 
-    /// Returns the maximum size of a consumer's messages, in bytes: the maximum of its services, `default` if unset.
+    /// Returns the maximum size of a consumer's messages, in bytes: the maximum over its services, `default` if unset.
     #[must_use]
     pub fn message_bytes_of(&self, consumer: &MachineName, default: u64) -> u64 {
         let max = self.max_of(consumer, |limits| limits.message_bytes.unwrap_or(default));
         max.unwrap_or(default)
     }
 
-    /// Returns the idle timeout for a consumer's transfers: the maximum of its services.
+    /// Returns the idle timeout for a consumer's transfers: the maximum over its services.
     #[must_use]
     pub fn idle_of(&self, consumer: &MachineName) -> Duration {
         let seconds = |limits: &Limits| Some(Duration::from_secs(limits.idle_seconds?.into()));
@@ -130,7 +130,7 @@ impl Services {
             .unwrap_or(IDLE)
     }
 
-    /// Returns the maximum number of in-flight calls to a tool from a consumer: the maximum of its services.
+    /// Returns the maximum number of in-flight calls to a tool from a consumer: the maximum over its services.
     #[must_use]
     pub fn in_flight_of(&self, consumer: &MachineName, tool: ToolName) -> u32 {
         let services = self.services.iter();
@@ -218,7 +218,7 @@ impl Services {
     ///
     /// # Errors
     ///
-    /// If the file is invalid, its digest does not match, or two services have the same name.
+    /// Fails if the file is invalid, its digest does not match, or two services have the same name.
     pub fn from_file(bytes: &[u8]) -> Result<Self, ServicesFault> {
         let file: ServicesFile = serde_json::from_slice(bytes)?;
         let digest = file.policy.digest();

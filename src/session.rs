@@ -202,7 +202,7 @@ pub(crate) fn incus_failure(why: &IncusError) -> Failure {
             "this user may use only part of Incus: run this as root or as a member of the group `incus-admin`"
         }
         _ => {
-            "run the command again: it resumes where it stopped; `incus monitor` shows what Incus does"
+            "run the command again: it resumes where it stopped; `incus monitor` shows what Incus is doing"
         }
     })
 }
@@ -233,7 +233,8 @@ fn usable(server: &IncusServer) -> Result<(), Failure> {
         return failure(&message, help);
     }
     if server.environment.server_clustered {
-        let help = "anklume connects the machines of one computer: use an Incus of its own";
+        let help =
+            "anklume connects the machines of one computer: use an Incus that is not clustered";
         return failure("this Incus is a cluster", help);
     }
     Ok(())

@@ -154,7 +154,7 @@ async fn put_in_order(sent: &Sent) -> Result<Option<String>, SetupError> {
     Ok(Some(digest))
 }
 
-/// Makes root the owner of the folders again, restores their permissions, and lets the callers and the server pass.
+/// Makes root own the folders again, restores their permissions, and lets the callers and the server pass through.
 fn rights(tree: &MachineTree, order: &MachineSpec, account: &Account) -> Result<(), TreeError> {
     let server = CallerUser {
         uid: account.uid,

@@ -47,7 +47,7 @@ pub(crate) struct PlannedFile {
 ///
 /// # Errors
 ///
-/// Every fault found.
+/// Returns every fault found.
 pub(crate) fn plan(
     tree: &FileTree,
     files: &[GeneratedFile<'_>],
@@ -77,7 +77,7 @@ pub(crate) fn plan(
 ///
 /// # Errors
 ///
-/// A file cannot be written. No change remains, unless the error says otherwise.
+/// Fails if a file cannot be written. No change remains then, unless the error says otherwise.
 pub(crate) fn write(
     tree: &mut FileTree,
     plan: &[PlannedFile],

@@ -48,17 +48,17 @@ impl From<&str> for Foreign {
 }
 
 impl<T: AsRef<str>> Foreign<T> {
-    /// Escapes it as [`escaped`] does.
+    /// Escapes the text as [`escaped`] does.
     pub fn escaped(&self) -> String {
         escaped(self.0.as_ref())
     }
 
-    /// Cuts it after `max` characters and escapes it.
+    /// Cuts the text after `max` characters and escapes it.
     pub fn shown(&self, max: usize) -> String {
         shown(self.0.as_ref(), max)
     }
 
-    /// Escapes every control character for a terminal as `\u{…}`; keeps newlines and tabs.
+    /// Escapes every character that controls a terminal, except newlines and tabs.
     pub fn lines(&self) -> String {
         let text = self.0.as_ref();
         let mut safe = String::with_capacity(text.len());
@@ -72,7 +72,7 @@ impl<T: AsRef<str>> Foreign<T> {
         safe
     }
 
-    /// Returns its first non-blank line, cut after `max` characters and escaped as by [`Foreign::lines`].
+    /// Returns the first non-blank line, shortened to `max` characters and escaped as by [`Foreign::lines`].
     pub fn one_line(&self, max: usize) -> String {
         let text = self.0.as_ref();
         let line = text.trim_start().lines().next().unwrap_or_default();

@@ -119,7 +119,7 @@ pub enum ToolError {
         path: String,
     },
     /// The name is taken, and nothing is overwritten.
-    #[error("`{path}` exists already, and nothing is overwritten; choose another name")]
+    #[error("`{path}` already exists, and nothing is overwritten; choose another name")]
     Exists {
         /// Relative to the portal.
         path: String,
@@ -184,7 +184,7 @@ pub enum ToolError {
     #[error("{0}")]
     Told(String),
     /// The call was cancelled while it was running.
-    #[error("the call was given up")]
+    #[error("the call was cancelled")]
     Cancelled,
     /// A bug in anklume itself.
     #[error("the tool failed because of a bug in anklume")]
@@ -239,7 +239,7 @@ pub fn largest_answer(grant: &Grant, copies: Copies) -> usize {
 ///
 /// # Errors
 ///
-/// The tool failed; the message is for its caller.
+/// Fails if the tool fails; the message is for the caller.
 pub async fn run(
     grant: &Grant,
     session: &ToolSession,

@@ -96,7 +96,7 @@ pub(crate) enum Route {
 /// The reason why no route fits.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum WayFault {
-    /// `-i` names a socket inside a machine, and must be a valid name.
+    /// Inside a machine, `-i` names a provider, so it must be a machine name.
     #[error("`{}` is not a machine name: {fault}", name.escape_debug())]
     Name { name: String, fault: NameFault },
     /// `--project` inside a machine, which has no Incus to ask.

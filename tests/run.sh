@@ -82,7 +82,7 @@ processes() {
     done
 }
 
-# Prints everything that a test could leave on this computer outside its namespaces, and anything similar from others.
+# Prints everything that a test could leave on this computer outside its namespaces, even if others left it.
 host() {
     for path in /run/anklume* /var/lib/anklume /var/lib/anklume/* /var/lib/incus /etc/cron.d/anklume /tmp/"$ANKLUME_TEST_RUN".*; do
         [ ! -e "$path" ] || echo "$path"
@@ -136,8 +136,8 @@ chmod 1777 "$TMPDIR"
 export TMPDIR
 profile=${ANKLUME_TEST_LONG:+long}
 if [ "$(id -u)" != 0 ] || ! { [ -x /usr/libexec/incus/incusd ] || command -v incusd >/dev/null; }; then
-    [ "${CI:-}" != true ] || fail 'the tests of Incus need root and Incus'
-    echo 'tests: those of Incus need root and Incus, and are left out'
+    [ "${CI:-}" != true ] || fail 'the Incus tests need root and Incus'
+    echo 'tests: the Incus tests need root and Incus, and are skipped'
     profile=${profile:+$profile-}without-incus
 fi
 export NEXTEST_PROFILE="${profile:-default}"

@@ -226,7 +226,7 @@ node_packages() {
 
 # --- the runner ---
 
-# Checks for the version that .config/nextest.toml requires, and builds one in target/tools if needed.
+# Checks for the version that .config/nextest.toml requires, and builds it in target/tools if needed.
 nextest_is_there() { cargo nextest show-config version >/dev/null 2>&1; }
 
 provide_nextest() {

@@ -191,7 +191,7 @@ impl Executor<'_> {
         Ok(())
     }
 
-    /// Makes or deletes an object; for a network, marks the lock busy and retries.
+    /// Creates or deletes an object; for a network, marks the lock busy and retries.
     async fn change(
         &mut self,
         object: &Object,

@@ -1,4 +1,4 @@
-//! Records the outcomes of a run's actions; for a failed one, also the command that shows more.
+//! Records the outcomes of a run's actions, and the commands that show more about their objects.
 
 use std::io;
 
@@ -32,7 +32,7 @@ pub(super) enum StepError {
     #[error("the program does not run in the machine: {}", .0.shown(WORDS_MAX))]
     NoReport(Foreign),
     /// A path in a machine was altered.
-    #[error("the machine reports: machine altered: `{}` in it is not as anklume left it", .0.shown(WORDS_MAX))]
+    #[error("the machine reports: machine altered: `{}` is not as anklume left it", .0.shown(WORDS_MAX))]
     Altered(Foreign),
     /// A machine reports a failure.
     #[error("the machine reports: {}", .0.shown(WORDS_MAX))]
@@ -41,7 +41,7 @@ pub(super) enum StepError {
     #[error("its server does not report the policy that was sent")]
     OtherPolicy,
     /// A channel test was planned among the other actions.
-    #[error("a channel is tested when all else is done")]
+    #[error("a channel is tested only after all other steps")]
     TooEarly,
 }
 

@@ -1,4 +1,4 @@
-//! Prepares machines after they start and before their edges are made: pushes the program, which does the rest, and
+//! Prepares machines after they start and before their channels exist: pushes the program, which does the rest, and
 //! creates the folder in which a consumer's devices listen.
 //!
 //! Everything in a machine may be hostile: no path may pass through a symbolic link.
@@ -17,7 +17,7 @@ use crate::setup::SERVER_MAX;
 use crate::text::Foreign;
 use crate::transport::RemoteExec;
 
-/// Owner and mode of everything that anklume puts into a machine.
+/// Owner and mode of the program and the folders that `apply` creates in a machine.
 const FOLDER: FileOwner = FileOwner {
     uid: 0,
     gid: 0,
@@ -85,7 +85,7 @@ async fn prepare(
         Ok(Some(place)) => return Err(altered(&place)),
         Err(host::TooManyMounts) => return Err(altered("/proc/mounts")),
     }
-    // A plan that includes a push has already read the program.
+    // If the plan includes a push, the program has already been read.
     let Some(program) = session.program().ok().filter(|_| push) else {
         return Ok(PROGRAM.to_owned());
     };
@@ -97,7 +97,7 @@ async fn prepare(
     Ok(fresh)
 }
 
-/// Returns whether a path is a file that anklume puts into a machine, or one of its parent folders.
+/// Returns whether a path is something that anklume puts into a machine, or one of its parent folders.
 fn is_ours(path: &str) -> bool {
     let ours = [PROGRAM, IDENTITY, SERVICES, LINK, CONSUMER_FOLDER];
     let mut parts = ours.into_iter().flat_map(parts);

@@ -40,9 +40,9 @@ pub struct CallKind {
 pub struct Counted {
     /// The caller.
     pub caller: String,
-    /// The call that did not run.
+    /// The kind of the calls that did not run.
     pub kind: CallKind,
-    /// The number of such calls.
+    /// The number of these calls.
     pub count: u64,
 }
 

@@ -44,7 +44,7 @@ pub enum AuditError {
         source: io::Error,
     },
     /// Another process keeps replacing the file.
-    #[error("the audit log `{}` is replaced again and again", .0.display())]
+    #[error("the audit log `{}` keeps being replaced", .0.display())]
     Restless(PathBuf),
     /// The key file holds no key.
     #[error("the key of the audit log, `{}`, is damaged; if you remove it, a new one is made, and digests of arguments no longer match earlier ones", .0.display())]
@@ -204,7 +204,7 @@ impl Log {
         Err(AuditError::Restless(self.path.clone()))
     }
 
-    /// Rereads the end of the file if another process has written to it.
+    /// Rereads the end of the file if its length is not the expected one.
     fn catch_up(&self, open: &mut OpenLog) -> Result<(), AuditError> {
         let length = self.metadata(&open.file)?.len();
         if length == open.length {

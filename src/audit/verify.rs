@@ -90,14 +90,14 @@ pub struct VerifyReport {
     pub findings: Vec<Finding>,
     /// Number of further findings.
     pub more: u64,
-    /// True if the last line has no newline, as while it is being written.
+    /// True if the last line has no newline, as happens while it is being written.
     pub unfinished: bool,
     /// True if no line has the given head: the end was cut, the log was rewritten, or rotation dropped the line.
     pub head_missing: bool,
 }
 
 impl VerifyReport {
-    /// Returns whether nothing is wrong.
+    /// Returns whether the log is intact.
     #[must_use]
     pub const fn is_whole(&self) -> bool {
         self.findings.is_empty() && !self.head_missing
@@ -114,7 +114,7 @@ impl Verifier {
         }
     }
 
-    /// Requires the walk to begin with the very first line; for a log from which rotation has dropped no file.
+    /// Requires the walk to begin with the very first line; for a log from which rotation has not dropped any file.
     #[must_use]
     pub const fn from_the_first_line(mut self) -> Self {
         self.from_origin = true;
@@ -213,7 +213,7 @@ impl Verifier {
     }
 }
 
-/// Returns the next line without its newline, and whether it had one; a line over [`LINE_MAX`] is cut, hence foreign.
+/// Returns the next line, and whether it had a newline; truncates a line over [`LINE_MAX`], which makes it foreign.
 pub(crate) fn next_line(reader: &mut impl BufRead) -> io::Result<Option<(Vec<u8>, bool)>> {
     let mut line = Vec::new();
     loop {

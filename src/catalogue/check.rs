@@ -50,14 +50,14 @@ pub fn parse<T: DeserializeOwned>(
     T::deserialize(&arguments).map_err(refused)
 }
 
-/// Returns a number as an integer in the JSON Schema sense: `1.0` is one.
+/// Returns a number as an integer in the JSON Schema sense: `1.0` is an integer.
 fn integer(value: &Value) -> Option<u64> {
     if let Some(number) = value.as_u64() {
         return Some(number);
     }
     // Adding zero turns -0 into 0.
     let number = value.as_f64()? + 0.0;
-    // Without a fraction, its text is that of an integer; a number beyond `u64` has too many digits.
+    // A number without a fraction prints as an integer; one beyond `u64` has too many digits to be parsed.
     number.to_string().parse().ok()
 }
 
@@ -130,7 +130,7 @@ fn type_fault(name: &str, property: &Value, value: &Value) -> Option<String> {
         Some("string") => (value.is_string(), "a string"),
         Some("boolean") => (value.is_boolean(), "true or false"),
         Some("integer") => (is_whole(value), "a whole number"),
-        // A type unknown here would be a bug in anklume: refuse.
+        // An unknown type would be a bug in anklume, so the argument is refused.
         _ => (false, "of another type"),
     };
     (!fits).then(|| format!("`{name}` must be {expected}, not {}", kind(value)))
@@ -198,7 +198,7 @@ fn is_hexadecimal(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Returns a fingerprint's (40 or 64) or long key id's (16) digits without `0x`, and whether `!` (this subkey) follows.
+/// Returns the digits (no `0x`) of a fingerprint (40 or 64) or long key id (16), and whether `!` (this subkey) follows.
 fn key_digits(text: &str) -> Option<(&str, bool)> {
     let digits = text.strip_prefix("0x").unwrap_or(text);
     let exact = digits.ends_with('!');

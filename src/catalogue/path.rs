@@ -1,6 +1,6 @@
 //! Checks paths below the portal as text, before any of them reaches the system.
 //!
-//! A name may contain no invisible character that changes how it reads: controls, direction changes, fillers.
+//! A name must not contain invisible characters that change how it reads: controls, direction changes, fillers.
 //! Invisible characters are allowed where a script needs them: the joiners of Persian and Hindi under the rules
 //! for domain names (RFC 5892, appendix A.1 and A.2), the emoji joiner and selectors under those for emoji (UTS #51).
 
@@ -34,7 +34,7 @@ impl PortalPath {
         let Some(fault) = fault(text) else {
             return Ok(Self(text.to_owned()));
         };
-        let hint = proposed(text).map(|path| format!("; it could be `{}`", escaped(&path)));
+        let hint = proposed(text).map(|path| format!("; try `{}`", escaped(&path)));
         Err(format!("{fault}{}", hint.unwrap_or_default()).into())
     }
 
@@ -103,7 +103,7 @@ fn component_fault(name: &str) -> Option<String> {
     let length = name.len();
     if length > COMPONENT_BYTES_MAX {
         return Some(format!(
-            "a name in it has {length} bytes, where {COMPONENT_BYTES_MAX} are allowed"
+            "a name in it has {length} bytes, but at most {COMPONENT_BYTES_MAX} are allowed"
         ));
     }
     if name.starts_with('-') {
@@ -122,7 +122,7 @@ fn component_fault(name: &str) -> Option<String> {
 
 /// Returns a legal path similar to this illegal one.
 fn proposed(path: &str) -> Option<String> {
-    // Does no work on arbitrarily long text.
+    // Does not process arbitrarily long text.
     if path.len() > PATH_BYTES_MAX {
         return None;
     }
@@ -161,7 +161,7 @@ fn first_illegible(name: &str) -> Option<char> {
     characters.get(at).copied()
 }
 
-/// Returns the name without its illegible characters; it may still be illegal.
+/// Returns the name with its illegible characters replaced or removed; it may still be illegal.
 fn legible(name: &str) -> String {
     let characters: Vec<char> = name.chars().collect();
     let replace = |(at, character): (usize, &char)| match *character {
@@ -275,23 +275,23 @@ mod tests {
             ("./a", "`path` is `./a`, and `.` is not allowed"),
             (
                 "-rf",
-                "`path` is `-rf`, and a name must not begin with `-`, which programs take for an option; it could be `_rf`",
+                "`path` is `-rf`, and a name must not begin with `-`, which programs take for an option; try `_rf`",
             ),
             (
                 "a/ b",
-                "`path` is `a/ b`, and a name must not begin or end with a space; it could be `a/b`",
+                "`path` is `a/ b`, and a name must not begin or end with a space; try `a/b`",
             ),
             (
                 "a\0b",
-                "`path` is `a\\0b`, and the character U+0000 is not allowed there, because it is invisible or misleading; it could be `a_b`",
+                "`path` is `a\\0b`, and the character U+0000 is not allowed there, because it is invisible or misleading; try `a_b`",
             ),
             (
                 "a\n",
-                "`path` is `a\\n`, and the character U+000A is not allowed there, because it is invisible or misleading; it could be `a_`",
+                "`path` is `a\\n`, and the character U+000A is not allowed there, because it is invisible or misleading; try `a_`",
             ),
             (
                 "gpj.\u{202e}exe",
-                "`path` is `gpj.\\u{202e}exe`, and the character U+202E is not allowed there, because it is invisible or misleading; it could be `gpj.exe`",
+                "`path` is `gpj.\\u{202e}exe`, and the character U+202E is not allowed there, because it is invisible or misleading; try `gpj.exe`",
             ),
         ] {
             assert_eq!(

@@ -27,7 +27,7 @@ pub struct Description {
     pub read_only: bool,
     /// True if it may replace something.
     pub destructive: bool,
-    /// True if a second identical call changes nothing more.
+    /// True if a second identical call has no further effect.
     pub idempotent: bool,
     /// JSON Schema of the arguments.
     pub input: Map<String, Value>,
@@ -65,7 +65,7 @@ pub fn describe(tool: ToolName) -> Description {
             idempotent: true,
             ..described(
                 "Read the clipboard",
-                "Gives the text on the machine's clipboard, at most 65536 bytes; an empty clipboard gives an empty string.",
+                "Returns the text on the machine's clipboard, at most 65536 bytes; if the clipboard is empty, an empty string.",
             )
         },
         ToolName::ClipboardSet => Description {
@@ -78,8 +78,8 @@ pub fn describe(tool: ToolName) -> Description {
         },
         ToolName::FileAccept => described(
             "Hand a file in",
-            "Writes a new file below the machine's portal. Never overwrites; the file is there whole or not at all. \
-            The text of the result is where it was written, relative to the portal. \
+            "Writes a new file below the machine's portal. Never overwrites; the file appears completely or not at all. \
+            The text of the result is the file's path, relative to the portal. \
             In one call up to 8388608 bytes; beyond that in pieces of 1048576 bytes with `offset`, and `final` on the last.",
         ),
         ToolName::FileProvide => Description {

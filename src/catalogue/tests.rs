@@ -208,7 +208,7 @@ fn the_input_of_file_accept_is_this() {
                 "pattern": "^0?[0-7]{3}$"
             },
             "offset": {
-                "description": "When sending in pieces: where this piece begins, in bytes; 0 for the first, then the number of bytes sent so far",
+                "description": "When sending in pieces: this piece's offset, in bytes; 0 for the first, then the number of bytes sent so far",
                 "type": "integer",
                 "minimum": 0,
                 "maximum": 9_007_199_254_740_991_u64

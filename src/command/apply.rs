@@ -40,7 +40,7 @@ pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
             let (plan, _) = survey_and_plan(&session, &infra, &edges, &args.adopt).await?;
             if let Some(holder) = before.or_else(lock::other_holder) {
                 output.say(&format!(
-                    "note: another anklume{holder} is changing this Incus: the plan shows only its current state"
+                    "note: another anklume{holder} is changing Incus; the plan shows only its current state"
                 ));
             }
             print_plan(&plan, NOTHING_TO_DO, output)?;
@@ -135,7 +135,7 @@ async fn run_steps(
     Ok(report)
 }
 
-/// Fails if a domain or machine was named, because no part of it exists.
+/// Fails if the user named a domain or machine, because no part of it exists.
 fn refuse_unknown(selection: Selection<'_>, project: &str) -> Result<(), Failure> {
     let (kind, name) = match selection {
         Selection::All => return Ok(()),
@@ -164,10 +164,10 @@ fn refuse_protected(deletions: &Deletions, force: bool) -> Result<(), Failure> {
         return Ok(());
     }
     let message = format!(
-        "not ephemeral, and so not deleted: {}",
+        "not ephemeral, so not deleted: {}",
         protected.join(", ").escape_debug()
     );
-    let help = "`--force` deletes them all the same; nothing was deleted";
+    let help = "`--force` deletes them anyway; nothing was deleted";
     Err(Failure::new(Exit::Failed, message).help(help))
 }
 

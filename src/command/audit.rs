@@ -53,7 +53,7 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, Failure> {
 /// Reports that the existence of a log cannot be determined.
 fn unreadable(path: &Path, why: &io::Error) -> Failure {
     let path = path.display();
-    let message = format!("cannot check for an audit log `{path}`: {why}");
+    let message = format!("cannot check for an audit log at `{path}`: {why}");
     Failure::new(Exit::Failed, message).help("run this as root or as the server's user")
 }
 
@@ -171,7 +171,7 @@ fn line_text(line: &LogLine) -> String {
             reason,
             count,
         } => format!(
-            "{}  {}  {}  {count} times more: {}",
+            "{}  {}  {}  {count} more times: {}",
             decision.as_str(),
             caller.escaped(),
             service.escaped(),
@@ -254,7 +254,7 @@ fn since(text: &str) -> Result<Timestamp, Failure> {
     Timestamp::now().checked_sub(ago).map_err(|_| wrong())
 }
 
-/// Runs `anklume audit verify`: 0 if the log is intact, 1 if not.
+/// Runs `anklume audit verify`; returns 0 if the log is intact, 1 if not.
 fn verify(args: &AuditVerifyArgs, output: &Output) -> anyhow::Result<Exit> {
     let head = args.head.as_deref().map(head).transpose()?;
     let mut report = walk(&args.log.file, head.clone())?;
@@ -285,14 +285,14 @@ fn walk(path: &Path, head: Option<String>) -> anyhow::Result<VerifyReport> {
     Ok(verifier.finish())
 }
 
-/// Parses a hash as `verify` prints it; rejects anything else, which no line could have.
+/// Parses a hash as `verify` prints it; rejects anything else, because no line could have it.
 fn head(text: &str) -> Result<String, Failure> {
     if text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Ok(text.to_ascii_lowercase());
     }
     let message = format!("`--head {}` is not a hash", text.escape_debug());
     Err(Failure::new(Exit::Usage, message)
-        .help("give the 64 hexadecimal digits that an earlier `anklume audit verify` printed"))
+        .help("pass the 64 hexadecimal digits that an earlier `anklume audit verify` printed"))
 }
 
 fn report_text(report: &VerifyReport) -> String {
@@ -308,7 +308,7 @@ fn report_text(report: &VerifyReport) -> String {
         lines.push(match report.first {
             0 | 1 => format!("the line with the given head is missing: {altered}"),
             first => format!(
-                "the line with the given head is missing: it is older than number {first}, where the log begins now, or {altered}"
+                "the line with the given head is missing: it is older than number {first}, where the log now begins, or {altered}"
             ),
         });
     }

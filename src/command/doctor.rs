@@ -28,7 +28,7 @@ pub(crate) fn run(args: &DoctorArgs, output: &Output) -> anyhow::Result<Exit> {
     if chosen.is_empty() {
         let machines = &args.machines;
         return print(&[], &[], output, || match machines.as_slice() {
-            [] => "no channels: no machine in this file offers another one a service\n".to_owned(),
+            [] => "no channels: no machine in this file offers a service to another\n".to_owned(),
             _ => format!("no channels for {}\n", machines.join(", ")),
         });
     }

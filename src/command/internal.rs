@@ -65,7 +65,7 @@ pub(crate) fn run(command: &InternalCommand, output: &Output) -> anyhow::Result<
 /// Rotates the logs; silent on success, because a scheduler mails any output.
 fn rotate_logs(output: &Output) -> anyhow::Result<Exit> {
     require_root(
-        "only root may rotate the logs of Incus",
+        "only root may rotate Incus's logs",
         "run this as root: `sudo anklume rotate-logs`",
     )?;
     let failed = rotate_all()?;
@@ -80,7 +80,7 @@ fn rotate_logs(output: &Output) -> anyhow::Result<Exit> {
 fn machine_setup(output: &Output) -> anyhow::Result<Exit> {
     require_root(
         "only root can set up a machine",
-        "`anklume apply` on the host does it",
+        "run `anklume apply` on the host instead",
     )?;
     let mut line = Vec::new();
     io::stdin()
@@ -88,8 +88,11 @@ fn machine_setup(output: &Output) -> anyhow::Result<Exit> {
         .take(ORDER_MAX)
         .read_until(b'\n', &mut line)?;
     let sent: Sent = serde_json::from_slice(&line).map_err(|why| {
-        Failure::new(Exit::Usage, format!("stdin holds no valid order: {why}"))
-            .help("`anklume apply` on the host gives one")
+        Failure::new(
+            Exit::Usage,
+            format!("stdin does not contain a valid order: {why}"),
+        )
+        .help("`anklume apply` on the host sends one")
     })?;
     let report = block_on(async { Ok(setup::carry_out(&sent).await) })?;
     answer(output, &report)?;
@@ -104,7 +107,7 @@ fn require_root(message: &str, help: &str) -> Result<(), Failure> {
     Err(Failure::new(Exit::Failed, message).help(help))
 }
 
-/// Asks a provider for the services that it offers this machine. The answer holds the failure, if any.
+/// Asks a provider for the services that it offers this machine. The answer contains the failure, if any.
 fn machine_ask(provider: &str, output: &Output) -> anyhow::Result<()> {
     let channel = ChannelArgs {
         instance: Some(provider.to_owned()),

@@ -26,7 +26,7 @@ const EXITS: [(Exit, &str); 8] = [
         Exit::Differs,
         "something differs from what is declared (sync --check, apply --dry-run --exit-code)",
     ),
-    (Exit::Interrupted, "interrupted; what was started is ended"),
+    (Exit::Interrupted, "interrupted"),
 ];
 
 /// Generates a completion script.

@@ -40,7 +40,7 @@ fn export(machine: &str, args: &InfraArgs, output: &Output) -> anyhow::Result<()
     Ok(output.answer(&services.to_file())?)
 }
 
-/// Lists every declared service with its consumers and the place of its declaration.
+/// Lists every declared service with its consumers and the location of its declaration.
 fn list(args: &InfraArgs, output: &Output) -> anyhow::Result<()> {
     let rows = rows(&open_infra(args, output)?.infra);
     if rows.is_empty() && !output.is_json() {

@@ -135,7 +135,7 @@ impl<'a> SyncReport<'a> {
             };
             let name = name(&orphan.path);
             output.say(&format!(
-                "orphan: {name} belongs to nothing that is declared{kept}"
+                "orphan: {name} does not belong to anything declared{kept}"
             ));
         }
         if self.orphans.iter().any(|orphan| orphan.fate == Fate::Left) {

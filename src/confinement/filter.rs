@@ -88,7 +88,7 @@ const WORK: &[i64] = &[
     libc::SYS_arch_prctl,
     libc::SYS_brk,
     libc::SYS_clock_getres,
-    // The other filter handles it.
+    // A separate filter handles it.
     libc::SYS_clone3,
     libc::SYS_clock_gettime,
     libc::SYS_clock_nanosleep,
@@ -255,7 +255,7 @@ const NAMESPACES: u64 = (libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWUSER
     | libc::CLONE_NEWUTS) as u64;
-/// A system call of the x32 ABI has this bit and the same architecture (`seccomp(2)`); no program of ours makes one.
+/// A system call of the x32 ABI has this bit and the same architecture (`seccomp(2)`); none of our programs makes one.
 const X32: i64 = 0x4000_0000;
 
 /// The rules for each system call; a call without rules matches with any arguments.
@@ -331,7 +331,7 @@ fn denied_to_programs(network: bool) -> Result<Rules, BackendError> {
         let both = both.map(|(mask, value)| (argument, SeccompCmpOp::MaskedEq(mask), value));
         rules.insert(call, any_of(both)?);
     }
-    // Other processes keep their limits.
+    // Other processes' limits must not change.
     rules.insert(libc::SYS_prlimit64, vec![prlimit(&SeccompCmpOp::Ne)?]);
     deny_x32(&mut rules);
     Ok(rules)

@@ -39,7 +39,7 @@ pub(crate) enum Cause {
     Copy,
     /// No proxy process is running for a device.
     Process,
-    /// A socket is missing.
+    /// A socket is missing, was replaced, or is not private to its user.
     Socket,
     /// A fault in a machine's program files.
     Program,
@@ -278,8 +278,9 @@ impl Examiner<'_> {
                 let (what, detail) = match self.facts.broken.get(&(edge.hash.clone(), role))? {
                     RecreateReason::NoProcess | RecreateReason::TakenOver => {
                         let device = edge.device_name();
-                        let detail =
-                            format!("no proxy process runs for the device {device} of {machine}");
+                        let detail = format!(
+                            "no proxy process is running for the device {device} of {machine}"
+                        );
                         (Cause::Process, detail)
                     }
                     RecreateReason::NoSocket => (Cause::Socket, format!("{socket} is gone")),
@@ -351,7 +352,7 @@ impl Examiner<'_> {
         let log = logs.find(|log| paths.contains(&log.path))?;
         let mib = |bytes: u64| bytes / (1024 * 1024);
         let detail = format!(
-            "`{}` takes {} MiB of the host's disk, but should be rotated at {} MiB",
+            "`{}` takes up {} MiB of the host's disk, but should be rotated at {} MiB",
             log.path.escape_debug(),
             mib(log.bytes),
             mib(LIMIT)

@@ -22,7 +22,7 @@ impl Examiner<'_> {
             let detail = if self.instance(end).is_some_and(has_inside) {
                 format!("the files of {machine} cannot be read")
             } else {
-                format!("`{PROGRAM}` was never put into {machine}")
+                format!("`{PROGRAM}` was never installed in {machine}")
             };
             return Some(self.by_apply(Cause::Program, detail));
         };
@@ -92,7 +92,7 @@ fn described(
         DriftKind::Services => {
             let detail = match found.services {
                 None => format!("the services file is gone from {machine}"),
-                Some(_) => format!("the services file of {machine} is not the declared one"),
+                Some(_) => format!("the services file of {machine} differs from the declared one"),
             };
             (Cause::Policy, detail)
         }

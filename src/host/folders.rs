@@ -1,4 +1,4 @@
-//! Creates folders and removes leftover sockets on the host. Follows no symbolic link.
+//! Creates folders and removes leftover sockets on the host. Follows no symbolic links.
 
 use std::fs;
 use std::io;
@@ -20,7 +20,7 @@ pub(crate) const FOLDERS: [&str; 2] = ["/var/lib/anklume", HOST_FOLDER];
 const CLOSED: u32 = 0o700;
 
 /// Creates a folder with this mode, and any missing parents. If it exists, sets its mode and makes root its owner.
-/// Follows no link, because a machine that can write to a folder above could put a link there.
+/// Follows no links, because a machine that can write to a folder above could put one there.
 pub(crate) fn make_folder(path: &str, mode: u32) -> io::Result<()> {
     let names = names(path).ok_or(io::ErrorKind::InvalidInput)?;
     let (last, above) = names.split_last().ok_or(io::ErrorKind::InvalidInput)?;

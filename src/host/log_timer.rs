@@ -1,5 +1,5 @@
-//! Makes the host rotate the channels' logs between runs of `apply`, without a daemon of anklume's own: by a systemd
-//! timer or a line for cron.
+//! Makes the host rotate the channels' logs between runs of `apply`, without a daemon of its own, using a systemd
+//! timer or a cron job.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -137,7 +137,7 @@ fn look_in(root: &Path, program: impl FnOnce() -> io::Result<String>) -> Rotatio
     let Some(scheduler) = Scheduler::of(root) else {
         return Rotation::Nobody("this host has neither systemd nor cron".to_owned());
     };
-    // An anklume at another path is fine too, if it exists and only root can change it.
+    // A program at another path is fine too, if it exists and only root can change it.
     if let Some(program) = scheduler.scheduled(root)
         && is_safe(Path::new(&program))
     {
@@ -177,7 +177,10 @@ fn program() -> io::Result<String> {
     let text = path.display().to_string();
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._+-".contains(&byte);
     let fault = if !text.bytes().all(plain) {
-        format!("a scheduler cannot run the path `{}`", text.escape_debug())
+        format!(
+            "a scheduler cannot run a program at `{}`",
+            text.escape_debug()
+        )
     } else if !is_safe(&path) {
         format!("users other than root can change `{text}`")
     } else {
@@ -282,7 +285,7 @@ mod tests {
     fn what_was_set_up_is_found_again_until_it_is_changed_or_taken_away() {
         for (by, folders) in [
             ("cron", vec!["etc/cron.d"]),
-            // A host with both.
+            // A host with both uses systemd.
             (
                 "systemd",
                 vec![
@@ -301,7 +304,7 @@ mod tests {
             assert_eq!((schedule.by, schedule.exists), (by, false));
             write_in(root, &schedule).unwrap();
             if by == "systemd" {
-                // Written, but not enabled.
+                // The timer is written, but not enabled yet.
                 assert!(wanting(root).exists);
                 std::os::unix::fs::symlink(TIMER, at(root, WANTED)).unwrap();
             }
@@ -312,7 +315,7 @@ mod tests {
                 fs::metadata(&file).unwrap().permissions().mode() & 0o777,
                 FILE_MODE
             );
-            // Changed commands, an unsafe program, no files.
+            // Changed commands, an unsafe program and missing files are all noticed.
             for harm in ["rotate-logs --quiet", "rotate-logs\n* * * * * root true"] {
                 let text = String::from_utf8(fs::read(&file).unwrap()).unwrap();
                 fs::write(&file, text.replace("rotate-logs", harm)).unwrap();

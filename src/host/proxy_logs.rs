@@ -1,6 +1,6 @@
 //! Rotates the logs that Incus writes for the channels on the host; Incus itself neither limits nor rotates them.
 //!
-//! Rotates the logs in place, because the writing processes keep them open. Follows no symbolic link, and works only in
+//! Rotates the logs in place, because the writing processes keep them open. Follows no symbolic links and works only in
 //! folders that belong to this process's own user (root, for these logs).
 
 use std::fs::{self, File};
@@ -214,7 +214,10 @@ mod tests {
         let opened = File::options().write(true).open(&log).unwrap();
         let mut opened = opened;
         opened.seek(SeekFrom::End(0)).unwrap();
-        #[expect(clippy::disallowed_methods, reason = "a writer to look at")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the test needs a process that writes"
+        )]
         let mut child = std::process::Command::new("sh")
             .args(["-c", "read go; echo after; read go"])
             .stdin(std::process::Stdio::piped())

@@ -120,7 +120,7 @@ impl Incus {
         Ok((read.await? == Some(kind)).then_some(content))
     }
 
-    /// Returns the SHA-256 of a regular file of at most `max` bytes, in hexadecimal; `None` if it does not exist.
+    /// Returns the SHA-256 of a regular file of at most `max` bytes, in hexadecimal; `None` if there is no such file.
     pub(crate) async fn digest_of_file(
         &mut self,
         machine: &Object,

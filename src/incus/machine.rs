@@ -161,7 +161,7 @@ impl Incus {
                 Err(why @ (IncusError::Refused { .. } | IncusError::Failed(_))) => Some(why),
                 Err(why) => return Err(why),
             };
-            // Checked even after a refusal: whoever reads Incus next must not see the machine as running if it is not.
+            // Checked even after a refusal: later readers must not see the machine as running if it is not.
             if self.runs(machine).await? {
                 return Ok(());
             }

@@ -234,7 +234,7 @@ struct Begun {
     metadata: Value,
 }
 
-/// Reads `null` as the default, because Go writes a list or map that was never filled as `null`.
+/// Reads `null` as the default, because Go serializes an unset list or map as `null`.
 fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,

@@ -18,19 +18,19 @@ pub(super) use wrong::{wrong_entry, wrong_item};
 /// A section's map.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Fields<'t, 'a> {
-    /// Place of the section.
+    /// Location of the section.
     pub(super) at: At,
     entries: &'t [Entry<'a>],
     /// True for a section that grants something; unknown keys and empty values in it are errors.
     strict: bool,
 }
 
-/// Text and its place.
+/// Text and its location.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Text<'t> {
     /// The text.
     pub(super) text: &'t str,
-    /// Its place.
+    /// Its location.
     pub(super) at: At,
 }
 
@@ -111,7 +111,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         self.entries.iter().find(|entry| entry.key.text == key)
     }
 
-    /// The place of a key's value, if the condition holds.
+    /// The location of a key's value, if the condition is true.
     pub(super) fn place_if(&self, key: &str, condition: bool) -> Option<At> {
         let entry = self.entry(key).filter(|_| condition)?;
         Some(entry.value.at)
@@ -150,7 +150,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         incus_text(self.filled(key, findings)?, findings)
     }
 
-    /// Records which of these keys, which anklume does not apply, are present. Each has its section as a prefix.
+    /// Records which of these keys, which anklume does not apply, are present. Each key is prefixed with its section.
     pub(super) fn note_unapplied(&self, keys: &[&'static str], findings: &mut Findings) {
         for key in keys {
             let own = key.rsplit('.').next().unwrap_or(key);
@@ -171,7 +171,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         let found = choices.iter().find(|choice| **choice == written.text);
         if found.is_none() {
             let message = format!(
-                "{} is not a valid value of {}",
+                "{} is not a valid value for {}",
                 quote(written.text),
                 quote(key)
             );
@@ -211,12 +211,12 @@ impl<'t, 'a> Fields<'t, 'a> {
         };
         if !is_decimal(written) {
             let message = format!(
-                "{} is ambiguous: not every YAML reader reads it as the same number",
+                "{} is ambiguous: YAML readers disagree on its value",
                 quote(written)
             );
             findings
                 .error(Code::AmbiguousNumber, entry.value.at, message)
-                .help("write it in decimal digits, without `+` and without leading zeros");
+                .help("write it in decimal digits, without `+` or leading zeros");
             return None;
         }
         let (min, max) = ((*range.start()).into(), (*range.end()).into());
@@ -289,7 +289,7 @@ impl<'t, 'a> Fields<'t, 'a> {
             let message = format!("{} is not an absolute path", quote(written.text));
             findings
                 .error(Code::InvalidPath, written.at, message)
-                .help("a path begins with `/` and holds no control characters");
+                .help("a path begins with `/` and contains no control characters");
             return None;
         }
         Some(written)
@@ -357,7 +357,7 @@ fn text<'t>(node: &'t Node<'_>, what: Expected<'_>, findings: &mut Findings) -> 
     }
 }
 
-/// A scalar as the text for Incus and Ansible: Booleans in lower case, anything else as written.
+/// A scalar as text for Incus and Ansible: Booleans in lower case, anything else as written.
 pub(super) fn incus_text(entry: &Entry<'_>, findings: &mut Findings) -> Option<String> {
     if let NodeKind::Scalar(scalar) = &entry.value.kind {
         match scalar.reading() {

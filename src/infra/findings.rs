@@ -17,14 +17,14 @@ const COMPARISONS_MAX: usize = 200_000;
 /// Maximum length of a compared string, in bytes.
 const COMPARED_MAX: usize = 64;
 
-/// A place in a file: a [`Place`] without the file's text, small enough to be stored in every node of a large file.
+/// A location in a file: a [`Place`] without the file's text, small enough to be stored in every node of a large file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct At {
     /// Index of the source.
     pub(super) file: u32,
     /// First byte.
     pub(super) start: u32,
-    /// First byte after the place.
+    /// First byte after the location.
     pub(super) end: u32,
     /// Line, from 1.
     pub(super) line: u32,
@@ -56,7 +56,7 @@ impl Findings {
         }
     }
 
-    /// Returns the full form of a place.
+    /// Returns the full form of a location.
     pub(super) fn place(&self, at: At) -> Option<Place> {
         let source = self.sources.get(at.file as usize)?;
         Some(Place {
@@ -67,7 +67,7 @@ impl Findings {
         })
     }
 
-    /// Returns, for example, `infra.yml:12`, for messages that mention a second place.
+    /// Returns, for example, `infra.yml:12`, for messages that mention a second location.
     pub(super) fn short(&self, at: At) -> String {
         self.sources
             .get(at.file as usize)
@@ -121,7 +121,7 @@ impl Findings {
         self.error(Code::MissingKey, at, message).help(help);
     }
 
-    /// Records the place of a key that must be unique; if it is already known, returns its first place, for messages.
+    /// Records the location of a key that must be unique; if it is already known, returns its first one, for messages.
     pub(super) fn earlier<K: Eq + Hash>(
         &self,
         places: &mut HashMap<K, At>,
@@ -137,7 +137,7 @@ impl Findings {
         }
     }
 
-    /// Records the first place of a key that anklume checks but does not apply itself.
+    /// Records the first location of a key that anklume checks but does not apply itself.
     pub(super) fn unapplied(&mut self, key: &'static str, at: At) {
         if !self.unapplied.iter().any(|(known, _)| *known == key) {
             self.unapplied.push((key, at));
@@ -184,7 +184,7 @@ impl Findings {
         left.is_some()
     }
 
-    /// Returns the phrase for the input in messages.
+    /// Returns the phrase that messages use for the input.
     pub(super) fn this_file(&self) -> &'static str {
         if self.sources.len() > 1 {
             "these files"
@@ -217,7 +217,7 @@ fn too_many(beyond: usize) -> Diagnostic {
 }
 
 codes! {
-    /// The stable codes of findings. Each is a heading in `docs/diagnostics.md` and names a fault, never its place.
+    /// The stable codes of findings. Each is a heading in `docs/diagnostics.md` and names a fault, never its location.
     pub(super) enum Code {
         NotFound = "not-found",
         BothPresent = "both-present",

@@ -17,7 +17,7 @@ pub(super) const SUBNET_ID_MAX: u8 = 254;
 pub(super) const GATEWAY: u8 = 254;
 /// Last octet of the firewall machine that `firewall_mode: vm` adds.
 pub(super) const FIREWALL: u8 = 253;
-/// Last octets for machines in a zone whose address is not written.
+/// Last octets assigned automatically to machines in a zone.
 pub(super) const AUTOMATIC: std::ops::RangeInclusive<u8> = 1..=99;
 
 /// Parses the two octets of a `base_subnet`; refuses leading zeros, which some programs read as octal.
@@ -43,7 +43,7 @@ pub(super) fn zone_octet(zone_base: u8, trust: TrustLevel) -> Option<u8> {
     zone_base.checked_add(offset)
 }
 
-/// Assigns each domain in a zone its `subnet_id`: the written one or, in name order, the first free one;
+/// Assigns each domain in a zone its `subnet_id`: the declared one or, in name order, the first free one;
 /// `None` if none is left.
 pub(super) fn subnet_ids(zone: &[(&str, Option<u8>)]) -> BTreeMap<String, Option<u8>> {
     let mut taken: BTreeSet<u8> = zone.iter().filter_map(|(_, id)| *id).collect();
@@ -60,7 +60,7 @@ pub(super) fn subnet_ids(zone: &[(&str, Option<u8>)]) -> BTreeMap<String, Option
         .collect()
 }
 
-/// The reason why a machine may not have an address.
+/// The reason why a machine may not have a particular address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AddressFault {
     /// Not in the subnet.

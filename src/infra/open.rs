@@ -1,6 +1,6 @@
 //! Opens an infrastructure on disk: one file, or a folder that is read like one file.
 //!
-//! Just reads files and checks that they are UTF-8. Only regular files are opened, no read blocks, and no file larger
+//! Just reads files and checks that they are UTF-8. Only regular files are opened, without blocking, and no file larger
 //! than [`FILE_MAX`] is read.
 
 use std::ffi::OsStr;
@@ -18,12 +18,12 @@ use crate::diagnostic::{Diagnostic, Faults, Place, Severity, Source, position, q
 use crate::dir::closest_file;
 use crate::text::escaped;
 
-/// Files tried when no path is given, in this order.
+/// The file and the folder, exactly one of which must exist if no path is given.
 const DEFAULT_FILE: &str = "infra.yml";
 const DEFAULT_FOLDER: &str = "infra";
 /// The project's name if the folder's name has no letter or digit.
 const DEFAULT_PROJECT: &str = "anklume";
-/// Maximum length of a project name derived from a folder, in bytes.
+/// Maximum length of a project name derived from a folder's name, in bytes.
 const PROJECT_MAX: usize = 63;
 
 /// The sections that a file may declare.
@@ -88,7 +88,7 @@ pub(super) fn default_path(folder: &Path) -> Result<PathBuf, Diagnostic> {
         (true, true) => Err(fault(
             Code::BothPresent,
             "both `infra.yml` and an `infra` folder exist here",
-            "keep one of them, or name one with `--infra`",
+            "keep one of them, or choose one with `--infra`",
         )),
         (false, false) => Err(fault(
             Code::NotFound,
@@ -166,7 +166,7 @@ fn open_folder(folder: &Path) -> Result<Vec<InfraFile>, Faults> {
         );
         let file = folder.join(DEFAULT_FILE);
         let help = if is_infra {
-            "write one: it holds `project_name` and `global`, and may be empty".to_owned()
+            "write one: it contains `project_name` and `global`, and may be empty".to_owned()
         } else if entries.contains(&file) {
             format!(
                 "name the file instead: `--infra {}`",
@@ -222,8 +222,8 @@ fn stray(path: &Path, belongs: &str) -> Option<Diagnostic> {
     }
     let message = format!("{} is not read", quote(&path.to_string_lossy()));
     let help = match name.strip_suffix(".yaml") {
-        Some(stem) => format!("call it {}", quote(&format!("{stem}.yml"))),
-        None => format!("this folder holds {belongs}: move it elsewhere"),
+        Some(stem) => format!("rename it to {}", quote(&format!("{stem}.yml"))),
+        None => format!("this folder is only for {belongs}: move the file elsewhere"),
     };
     Some(fault(Code::StrayFile, message, help))
 }
@@ -320,7 +320,7 @@ fn not_regular(path: &Path, kind: fs::FileType, expected: &str) -> Diagnostic {
         "a device"
     };
     let message = format!("{} is {is}", quote(&path.to_string_lossy()));
-    let help = format!("only {expected} is read here");
+    let help = format!("this must be {expected}");
     fault(code, message, help)
 }
 
@@ -333,7 +333,7 @@ fn unreadable(path: &Path, why: &io::Error) -> Diagnostic {
         return fault(Code::NotFound, message, help);
     }
     let message = format!("{shown} cannot be read: {why}");
-    fault(Code::Unreadable, message, "check who may read it")
+    fault(Code::Unreadable, message, "check its permissions")
 }
 
 fn fault(code: Code, message: impl Into<String>, help: impl Into<String>) -> Diagnostic {

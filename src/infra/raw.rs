@@ -1,4 +1,4 @@
-//! Reads the shape of an infra file: a tree of scalars, lists and maps in which everything has a place.
+//! Reads the shape of an infra file: a tree of scalars, lists and maps with their source positions.
 //!
 //! Only this module uses the YAML reader. YAML features that a security policy must not use (duplicate keys, anchors,
 //! aliases, merge keys, tags, a second document, depth bombs) are findings here; `validate` interprets the keys.
@@ -124,8 +124,8 @@ impl<'a> Builder<'a, '_> {
         }
     }
 
-    /// Refuses a lone carriage return. It ends a line in YAML but not in most editors, so places would be wrong; in a
-    /// terminal, the rest of the line would overwrite its beginning.
+    /// Refuses a lone carriage return. It ends a line in YAML but in few editors, so locations would be wrong; in a
+    /// in a terminal, the rest of the line would overwrite its beginning.
     fn check_line_ends(&mut self) -> Result<(), Stopped> {
         let alone = self.text.match_indices('\r').map(|(at, _)| at).find(|at| {
             let next = self.text.as_bytes().get(at + 1);
@@ -235,7 +235,7 @@ impl<'a> Builder<'a, '_> {
         self.put(Node { at, kind })
     }
 
-    /// Returns the template (`{{ … }}`) at a place where YAML reads a map that has a map as its key.
+    /// Returns the template (`{{ … }}`) at a point where YAML reads a map that has a map as its key.
     fn template(&self, at: At) -> Option<&'a str> {
         let text = self.text.get(usize::try_from(at.start).ok()?..)?;
         let line = text.lines().next().filter(|line| line.starts_with("{{"))?;
@@ -292,7 +292,7 @@ impl<'a> Builder<'a, '_> {
         let message = format!("more than {NODES_MAX} keys and values");
         self.findings
             .error(Code::TooManyValues, at, message)
-            .help("split the infrastructure: this is beyond tens of thousands of machines");
+            .help("split the infrastructure: the limit suffices for tens of thousands of machines");
         Err(Stopped)
     }
 
@@ -359,7 +359,7 @@ impl<'a> Builder<'a, '_> {
         })
     }
 
-    /// Returns the place of a span, extended to at least one character if there is one.
+    /// Returns the location of a span, extended to at least one character if there is one.
     fn at(&self, span: &Span) -> At {
         let (line, column) = (span.start.line(), span.start.col() + 1);
         let start = span.start.byte_offset();

@@ -16,10 +16,10 @@ mod yaml;
 use super::*;
 use crate::diagnostic::{Severity, draw};
 
-/// The quick start from the documentation, exactly as printed.
+/// The quick start from the README without its `pro` domain, which its services name.
 const QUICK_START: &str = include_str!("../../tests/fixtures/quick-start.yml");
 
-/// The domain that is missing from the quick start.
+/// The domain that is missing from [`QUICK_START`].
 const PRO: &str = include_str!("../../tests/fixtures/quick-start-pro.yml");
 
 /// The repository's example, with every key.
@@ -118,7 +118,6 @@ fn a_fixed_argument_is_named_once_and_the_help_says_what_yaml_read() {
         drawn.starts_with("error[invalid-argument]: `key_id` must be "),
         "{drawn}"
     );
-    let help =
-        "= help: YAML reads a number or truth value here; text is quoted: `\"1234567890123456\"`";
+    let help = "= help: YAML reads a number or Boolean here; quote it to make it text: `\"1234567890123456\"`";
     assert!(drawn.ends_with(help), "{drawn}");
 }

@@ -92,7 +92,7 @@ struct Names<'t> {
     disabled: HashSet<&'t str>,
 }
 
-/// The domain and place of a machine's declaration.
+/// The domain and location of a machine's declaration.
 #[derive(Debug, Clone, Copy)]
 struct Home<'t> {
     at: At,
@@ -182,7 +182,7 @@ struct DomainDraft {
     machines: Vec<MachineDraft>,
 }
 
-/// A machine, and its devices with their places.
+/// A machine, and its devices with their locations.
 struct MachineDraft {
     machine: Machine,
     at: At,
@@ -244,11 +244,11 @@ fn name<T: FromStr<Err = NameFault>>(
 /// Reports a machine or domain name that already has another meaning.
 fn check_reserved(name: &str, kind: &str, at: At, findings: &mut Findings) {
     let meaning = match name {
-        "all" => "Ansible's group of every host",
+        "all" => "Ansible's group of all hosts",
         "ungrouped" => "Ansible's group of hosts without a group",
-        "localhost" => "Ansible's own computer",
+        "localhost" => "the computer that runs Ansible",
         "host" => "the host in `network_policies`",
-        "default" if kind == "domain" => "Incus's own project",
+        "default" if kind == "domain" => "Incus's default project",
         _ => return,
     };
     let message = format!("a {kind} cannot be called `{name}`: that is {meaning}");
@@ -367,7 +367,7 @@ fn add_domains<'t, 'a>(
     }
 }
 
-/// Returns the keys of `policies.yml`; `None` if it has no policies that may be added to those of `base.yml`.
+/// Returns the keys of `policies.yml`; `None` if it declares no policies, or if `base.yml` already does.
 fn own_policies<'t, 'a>(
     root: &'t Node<'a>,
     top: Fields<'_, '_>,

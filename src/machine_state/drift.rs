@@ -135,7 +135,7 @@ pub fn differences(spec: &MachineSpec, found: &ObservedMachine) -> Vec<Drift> {
     let paths = found.bad_permissions.keys().map(String::as_str);
     let paths: Vec<&str> = paths.filter(|path| *path != PROGRAM).collect();
     if !paths.is_empty() {
-        let line = format!("~ rights on {machine}: {}", paths.join(", "));
+        let line = format!("~ permissions on {machine}: {}", paths.join(", "));
         add(DriftKind::Rights, line);
     }
     if !has_services(spec, found) {
@@ -289,7 +289,7 @@ mod tests {
         };
         assert_eq!(
             lines(&spec, &with(&["/srv", "/opt/anklume"])),
-            ["~ rights on signer: /opt/anklume, /srv"]
+            ["~ permissions on signer: /opt/anklume, /srv"]
         );
         let program = differences(&spec, &with(&[crate::machine_state::PROGRAM]));
         assert_eq!(

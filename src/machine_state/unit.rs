@@ -27,7 +27,7 @@ pub const RUNTIME: &str = "/run/anklume/user";
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The log folder.
 pub const LOGS: &str = "/var/log/anklume";
-/// Time before a stopping server is killed, in seconds: longer than it allows its running calls.
+/// Time before a stopping server is killed, in seconds: longer than its running calls have to finish.
 pub const STOP_SECONDS: u64 = 90;
 
 /// Returns the units of a server that runs as this user (`None`: root); none without a supervisor.

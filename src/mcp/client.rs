@@ -65,7 +65,7 @@ impl Default for Timeouts {
 /// The reason why a request has no usable answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
-    #[error("the connection was closed before the answer")]
+    #[error("the connection was closed before the answer arrived")]
     Closed,
     /// No answer or progress arrived in time.
     #[error("no answer within {} s", .0.as_secs_f64())]
@@ -309,7 +309,7 @@ mod tests {
         for row in [
             format!("| the first answer | {first} seconds |"),
             format!("| an answer, or progress towards it | {call} seconds;"),
-            format!("| a request in all, whatever its progress | {hours} hour |"),
+            format!("| a request in total, regardless of progress | {hours} hour |"),
         ] {
             assert!(PAGE.contains(&row), "{row}");
         }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::{CALLS_PER_MINUTE, CALLS_PER_MINUTE_ALL, IN_FLIGHT, IN_FLIGHT_ALL, Limits};
 
-/// Retry delay when a limit on concurrent calls or connections is reached: it is unknown when the running ones end.
+/// Retry delay when a limit on concurrent calls or connections is reached: it is unknown when a running one will end.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// The scope of a limit. A service with its own value is counted separately.
@@ -57,7 +57,7 @@ impl Overloaded {
 pub(crate) fn too_many_connections(max: usize) -> Overloaded {
     let max = u32::try_from(max).unwrap_or(u32::MAX);
     let kind = LimitKind::AtOnce;
-    Overloaded::new(kind, max, "connection", "of this caller", RETRY)
+    Overloaded::new(kind, max, "connection", "from this caller", RETRY)
 }
 
 /// A server's counters.
@@ -132,11 +132,11 @@ impl ConcurrencyLimiter {
         };
         let of_caller = |own: Option<u32>, default| {
             let scope = scope(Some(caller), own);
-            (scope, own.unwrap_or(default), "of this caller")
+            (scope, own.unwrap_or(default), "from this caller")
         };
         let of_all = |own: Option<u32>, default| {
             let scope = scope(None, own);
-            (scope, own.unwrap_or(default), "of all callers")
+            (scope, own.unwrap_or(default), "from all callers")
         };
         let rates = [
             of_caller(limits.calls_per_minute, CALLS_PER_MINUTE),
@@ -174,7 +174,7 @@ impl ConcurrencyLimiter {
     }
 }
 
-/// Number of seconds counted separately: 60 whole ones and the current one.
+/// Number of seconds counted separately: 60 full ones and the current one.
 const SECONDS: usize = 61;
 
 /// The calls in the current second and the 60 before it: never more than the limit in any 60 s, in constant memory.
@@ -223,7 +223,7 @@ impl Minute {
 
     /// Clears the expired seconds.
     fn forget(&mut self, now: Duration) {
-        // Another thread may already have counted a call at a later time: time never goes back.
+        // Another thread may already have counted a call at a later time: time never goes backwards.
         let now = now.as_secs().max(self.now);
         for second in (self.now + 1..=now).take(SECONDS) {
             if let Some(count) = self.count(second) {
@@ -270,7 +270,7 @@ mod tests {
         let Some(Err(overloaded)) = late.into_iter().next() else {
             panic!("no error");
         };
-        assert_eq!(overloaded.limit, "100 calls of this caller per minute");
+        assert_eq!(overloaded.limit, "100 calls from this caller per minute");
         // The whole burst counts for 61 seconds: its own and the 60 after it.
         assert_eq!(overloaded.retry_after, Duration::from_secs(61));
         let again = START + overloaded.retry_after;
@@ -297,7 +297,7 @@ mod tests {
         let first = limiter.enter_at("a", "s", &limits, START).unwrap();
         let _second = limiter.enter_at("a", "s", &limits, START).unwrap();
         let third = limiter.enter_at("a", "s", &limits, START).unwrap_err();
-        assert_eq!(third.limit, "2 calls of this caller at once");
+        assert_eq!(third.limit, "2 calls from this caller at once");
         drop(first);
         assert!(limiter.enter_at("a", "s", &limits, START).is_ok());
     }
@@ -333,7 +333,7 @@ mod tests {
         assert_eq!(minute.wait(4, at(61_000)), None);
         assert_eq!(minute.wait(1, at(61_000)), Some(at(30_000)));
         assert_eq!(minute.wait(1, at(91_000)), None);
-        // Much later, with a time read before the last call.
+        // Much later: the time passed in was read before the last call.
         minute.add(at(1_000_000));
         assert_eq!(minute.wait(1, at(999_999)), Some(at(61_001)));
     }

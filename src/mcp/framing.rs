@@ -12,7 +12,7 @@ use super::LINE_MAX;
 
 /// Maximum size of one read from the stream, in bytes.
 const READ: usize = 16 * 1024;
-/// Length from which a line reserves its maximum memory instead of growing, in bytes.
+/// Length at which a line reserves its maximum memory instead of growing, in bytes.
 const LONG: usize = 1024 * 1024;
 /// Number of bytes kept from each end of an overlong line to search for its id.
 const END_KEPT: usize = 1024;
@@ -209,7 +209,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     }
 
     /// Reads the next line; `None` at the end of the stream. Cancel-safe: no byte is lost when the future is dropped.
-    /// A stream error loses an unfinished line.
+    /// On a stream error, an unfinished line is lost.
     pub(crate) async fn next(&mut self) -> io::Result<Option<Line>> {
         match self.next_within(usize::MAX).await? {
             LineStep::Line(line) => Ok(Some(line)),

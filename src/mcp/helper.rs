@@ -180,7 +180,7 @@ pub(crate) async fn serve(work: Work<'_>, socket: UnixStream) {
 }
 
 impl Work<'_> {
-    /// Decides a call to one of this process's tools under the policy in force.
+    /// Grants a call to one of this process's tools if the policy in force allows it.
     fn decide(&self, service: &str, arguments: &Map<String, Value>) -> Option<Grant> {
         let caller = Caller::Consumer(self.caller.clone());
         let request = Request {

@@ -220,7 +220,7 @@ impl Listening {
         failed
     }
 
-    /// Closes and removes the sockets of all other consumers.
+    /// Closes and removes the sockets of consumers that are not `wanted`.
     fn close(&mut self, wanted: &BTreeSet<&MachineName>) -> Vec<FolderError> {
         self.sockets.retain(|name, socket| {
             let is_wanted = wanted.contains(name);

@@ -1,4 +1,4 @@
-//! Decides whether a call may run, by the policy in force and the limits across all callers, and logs the call.
+//! Decides whether a call may run, based on the policy in force and the limits across all callers, and logs the call.
 //!
 //! A server with one connection does this itself ([`Local`]). A server with many consumers does it for all of them;
 //! their workers ask it ([`remote`], [`attend()`]), so a worker never opens the log and cannot name another caller.
@@ -38,14 +38,14 @@ pub(crate) trait Monitor: Send + Sync {
         self.policy()
     }
 
-    /// Admits a call that the policy grants; `line` is its log line, except for how the call ends.
+    /// Admits a call that the policy grants; `line` is its log line without the outcome.
     fn admit(&self, line: Call) -> Result<Box<dyn Admitted>, AdmitError>;
 
     /// Logs a call that does not run. Fails if the line cannot be written, unless unlogged calls are allowed.
     fn log(&self, line: Call) -> Result<(), LogError>;
 }
 
-/// An admitted call. If dropped before [`Admitted::ended`], it ended with its connection and is logged as cancelled.
+/// An admitted call. A call dropped before [`Admitted::ended`] ended with its connection and is logged as cancelled.
 pub(crate) trait Admitted: Send {
     /// Makes room for the next call and logs how this one ended. When this returns, the line is in the file and the
     /// answer may be sent. Fails under the same conditions as [`Monitor::log`].

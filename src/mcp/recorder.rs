@@ -1,6 +1,6 @@
 //! Writes a server's log, and decides whether calls may run if that fails.
 //!
-//! Lines that could not be written are kept until they can be, and no new calls run until then.
+//! Lines that could not be written are kept until they can be; until then, new calls run only if they may go unlogged.
 
 #[cfg(test)]
 mod tests;
@@ -83,7 +83,7 @@ impl Recorder {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reserves space for the line of a call that is about to run. `line` omits how the call ends; its argument digest
+    /// Reserves space for the line of a call that is about to run. `line` lacks the outcome; its argument digest
     /// is sealed. Fails if the line cannot be written, unless that is allowed; the call then counts as refused.
     pub(crate) fn begin(
         self: &Arc<Self>,
@@ -134,7 +134,7 @@ impl Recorder {
         self.tolerate(appended, allow_unlogged)
     }
 
-    /// Writes the kept lines, and the counted lines that are due. A line that cannot be written is due again next time.
+    /// Writes the kept lines and the pending counts that are due. A line that cannot be written is due again next time.
     pub(crate) fn count(&self) {
         self.count_at(self.began.elapsed());
     }
@@ -281,7 +281,7 @@ impl Recorder {
     }
 }
 
-/// A running call. If dropped before [`BegunCall::ended`], it ended with its connection and is logged as cancelled.
+/// A running call. A call dropped before [`BegunCall::ended`] ended with its connection and is logged as cancelled.
 pub(crate) struct BegunCall {
     recorder: Arc<Recorder>,
     line: Option<Call>,

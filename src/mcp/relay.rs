@@ -160,7 +160,7 @@ where
         }
     }
 
-    /// Answers for a lost provider, and waits for the client's next message; returns false at the end of the input.
+    /// Answers in place of a lost provider, and waits for the next message; returns false at the end of the input.
     pub(crate) async fn outlive(&mut self, why: &str) -> io::Result<bool> {
         let mut is_open = self.give_up(why).await;
         // Handles the rest of a message whose beginning was sent to the lost provider.
@@ -177,7 +177,7 @@ where
         self.tell(&out).await
     }
 
-    /// Answers the pending message for an unreachable provider, and waits for the next one; returns false at the end.
+    /// Refuses the pending message, as the provider is unreachable, and waits for the next; returns false at the end.
     pub(crate) async fn refuse(&mut self, why: &str) -> io::Result<bool> {
         Ok(self.answer_one(why).await? && self.wait().await?)
     }

@@ -139,7 +139,7 @@ impl<R: AsyncRead + Unpin> ThrottledLines<R> {
         while self.waiting.is_none() {
             let step = match self.unfinished {
                 None => self.lines.next_within(SHORT).await?,
-                // It holds memory that its caller's other connections may be waiting for.
+                // An unfinished line holds memory that its caller's other connections may be waiting for.
                 Some((_, begun)) => {
                     let step = self.lines.next_within(usize::MAX);
                     timeout_at(begun + CALL_TIME, step).await??

@@ -58,9 +58,9 @@ pub(crate) struct Acceptor {
     pub(crate) listener: UnixListener,
     /// State shared by its connections.
     pub(crate) shared: Arc<Shared>,
-    /// The throttle and the memory that they share.
+    /// The throttle and the memory that the connections share.
     pub(crate) throttle: Arc<ReadThrottle>,
-    /// Tells them to end.
+    /// Tells the connections to end.
     pub(crate) connections: Shutdown,
 }
 

@@ -54,7 +54,7 @@ pub(crate) enum Action {
         /// True if the machine has a device of that name.
         exists: bool,
         new: ConfigMap,
-        /// Reason to recreate a device even if its keys are right.
+        /// Reason to recreate a device even if its keys are correct.
         recreate: Option<RecreateReason>,
     },
     /// Try a call over a channel.
@@ -186,10 +186,10 @@ impl Action {
         let line = match self {
             Self::Edit { object, edits } => return edit_lines(object, edits),
             Self::Install { lines, .. } => return lines.clone(),
-            // A change implies the call.
+            // The lines of a change imply this call.
             Self::VerifyChannel(Verification { changes: true, .. }) => return Vec::new(),
             Self::VerifyChannel(Verification { name, .. }) => {
-                format!("~ channel {name}: no answer yet → asked again")
+                format!("~ channel {name}: no answer yet → tried again")
             }
             Self::Create { object, about, .. } if about.is_empty() => format!("+ {object}"),
             Self::Create { object, about, .. } => format!("+ {object} ({about})"),

@@ -95,7 +95,7 @@ pub(super) fn devices_then<'a>(one: MachineInputs<'_>, current: &'a Instance) ->
     Cow::Owned(devices)
 }
 
-/// Checks that no undeclared machine has an address from the file: Incus would report that only at start, with half
+/// Checks that no undeclared machine has an address from the file: Incus would report it only at startup, with half
 /// of the plan done.
 pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     let infra = inputs.wanted.infra;

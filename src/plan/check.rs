@@ -16,7 +16,7 @@ const FOLDER_MODE: u32 = 0o711;
 /// Mode of a folder that is shared with a machine, whose users see it like any other folder.
 const SHARED_MODE: u32 = 0o755;
 
-/// Checks for obstacles that concern no single object.
+/// Checks for obstacles that do not concern a single object.
 pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     adopted(inputs, faults);
     pool(inputs, faults);
@@ -78,7 +78,7 @@ fn namesake(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
         PlanCode::OtherInfrastructure,
         None,
         format!(
-            "the infrastructure {} exists in Incus, and this file declares none of its domains: {}",
+            "the infrastructure {} exists in Incus, but this file declares none of its domains: {}",
             quote(inputs.project()),
             projects.join(", ").escape_debug()
         ),
@@ -137,7 +137,7 @@ fn among_channels(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     }
 }
 
-/// Checks that each name to be taken over is in the file.
+/// Checks that each name given to `--adopt` is in the file.
 fn adopted(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     let infra = inputs.wanted.infra;
     for name in inputs.wanted.adopt {
@@ -151,7 +151,7 @@ fn adopted(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
                     "{} is neither a machine nor a domain in this file",
                     quote(name)
                 ),
-                "declare it first, to match Incus",
+                "declare it first, as it is in Incus",
             );
         }
     }
@@ -163,7 +163,7 @@ fn pool(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
             PlanCode::NoPool,
             None,
             "Incus has no storage pool for the machines".to_owned(),
-            "make one: `incus storage create default dir`, or run `incus admin init`",
+            "create one: `incus storage create default dir`, or run `incus admin init`",
         );
     }
 }
@@ -187,7 +187,7 @@ fn uids(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
             PlanCode::UidInUse,
             place.map(|(_, machine)| &machine.place),
             format!(
-                "the channels of {} would run as the host's user {uid}, which {} has already",
+                "the channels of {} would run as the host's user {uid}, which is already taken ({})",
                 quote(consumer),
                 taken.by
             ),
@@ -297,7 +297,7 @@ pub(super) fn upkeep(inputs: &PlanInputs<'_>) -> Vec<Action> {
 
 /// States that nothing rotates the logs, and why.
 pub(crate) fn unrotated(why: &str) -> String {
-    format!("nothing rotates the logs of channels between two runs of `anklume apply`: {why}")
+    format!("nothing rotates the logs of channels between runs of `anklume apply`: {why}")
 }
 
 /// States that a consumer itself blocks its channel.
@@ -330,7 +330,7 @@ pub(super) fn notes(inputs: &PlanInputs<'_>) -> Vec<String> {
     notes.extend(full.map(|edge| {
         let (consumer, provider) = (&edge.consumer.machine, &edge.provider.machine);
         let why = in_use(edge);
-        format!("{consumer} → {provider} could not be asked: {why}")
+        format!("{consumer} → {provider} could not be tested: {why}")
     }));
     for instance in &inputs.state.instances {
         if ownership::machine_owner(instance, inputs.project()) != Ownership::Ours {
@@ -341,7 +341,7 @@ pub(super) fn notes(inputs: &PlanInputs<'_>) -> Vec<String> {
         let declared = declared.filter(|(home, _)| home.name.as_str() == instance.project);
         let Some((_, machine)) = declared else {
             notes.push(format!(
-                "the machine {name} (project {}) is disabled or no longer declared, but stays; `anklume destroy --machine {}` deletes it",
+                "the machine {name} (project {}) is disabled or no longer declared, but still exists; `anklume destroy --machine {}` deletes it",
                 quote(&instance.project),
                 instance.name.escape_debug()
             ));
@@ -359,7 +359,7 @@ pub(super) fn notes(inputs: &PlanInputs<'_>) -> Vec<String> {
     for project in domain::our_projects(inputs.state, inputs.project()) {
         if !infra.enabled().any(|one| one.name.as_str() == project.name) {
             notes.push(format!(
-                "the domain {} is disabled or no longer declared, but stays; `anklume destroy --domain {}` deletes it",
+                "the domain {} is disabled or no longer declared, but still exists; `anklume destroy --domain {}` deletes it",
                 quote(&project.name),
                 project.name.escape_debug()
             ));

@@ -154,7 +154,7 @@ fn delete_domain(
     stays.extend(domain.others().map(str::to_owned));
     if !stays.is_empty() {
         deletions.notes.push(format!(
-            "the domain `{}` stays because anklume did not create some of its content: {}",
+            "the domain `{}` is kept because anklume did not create some of its content: {}",
             name.escape_debug(),
             stays.join(", ").escape_debug()
         ));
@@ -178,7 +178,7 @@ fn delete_domain(
         if machines.any(|(home, machine)| !gone.contains(&format!("{home}/{machine}"))) {
             used.insert(name.as_str());
             let name = name.escape_debug();
-            let note = format!("the network `{name}` stays: other machines use it");
+            let note = format!("the network `{name}` is kept: other machines use it");
             deletions.notes.push(note);
         } else {
             deletions.rest.push(delete(Object::Network(name.clone())));

@@ -46,7 +46,7 @@ pub(super) fn is_declared_root(device: &Device) -> bool {
     is_root(&device_keys(device))
 }
 
-/// Plans project, access list, network and profiles, in this order.
+/// Plans the project, access list, network and profiles, in this order.
 pub(super) fn base(
     inputs: &PlanInputs<'_>,
     domain: &Domain,

@@ -260,8 +260,8 @@ pub(super) fn connect<'a>(
     actions
 }
 
-/// Plans the calls to try after the plan so far: over the channels of the machines that it changes, and over those
-/// that have never answered.
+/// Plans the calls to try after the actions so far: over the channels of the machines that these change, and over those
+/// that have not answered since their last change.
 pub(super) fn verifications(inputs: &PlanInputs<'_>, plan: &Plan) -> Vec<Action> {
     let mut touched = BTreeSet::new();
     let mut marks = BTreeSet::new();

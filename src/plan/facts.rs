@@ -43,7 +43,7 @@ pub(crate) struct Facts {
 pub(crate) struct TakenIds {
     pub(crate) first: u32,
     pub(crate) count: u32,
-    /// Their user, such as "`/etc/passwd` for `alice`".
+    /// The entry that claims them, such as "`/etc/passwd` for `alice`".
     pub(crate) by: String,
 }
 
@@ -112,7 +112,7 @@ pub(crate) enum Role {
     Provider,
 }
 
-/// The reason for recreating a device whose keys are right.
+/// The reason for recreating a device whose keys are correct.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RecreateReason {
     /// Another machine's device took over its socket.

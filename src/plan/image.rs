@@ -82,7 +82,7 @@ fn local(name: &str, kind: MachineType, state: &State) -> Result<Value, NoImage>
         if !alias.kind.is_empty() && alias.kind != api_kind(kind) {
             return Err(NoImage {
                 what: format!("is for another type of machine ({})", alias.kind),
-                help: "change `type`, or take an image of that type".to_owned(),
+                help: "change `type`, or choose an image of that type".to_owned(),
             });
         }
         return Ok(json!({"type": "image", "alias": name}));
@@ -95,13 +95,13 @@ fn local(name: &str, kind: MachineType, state: &State) -> Result<Value, NoImage>
     let mut names: Vec<&str> = state.aliases.iter().map(|one| one.name.as_str()).collect();
     names.sort_unstable();
     let known = if names.is_empty() {
-        "no image here has a name".to_owned()
+        "no local image has a name".to_owned()
     } else {
         format!("available: {}", names.join(", ").escape_debug())
     };
     Err(NoImage {
         what: "does not exist".to_owned(),
-        help: format!("{known}; write an image of a server as `images:debian/13`"),
+        help: format!("{known}; write an image from a server as `images:debian/13`"),
     })
 }
 

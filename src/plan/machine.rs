@@ -1,4 +1,4 @@
-//! Plans a machine: its volumes, the machine itself, its start, and the setup inside.
+//! Plans a machine: its volumes, the machine itself, its start, and the setup inside it.
 
 use serde_json::{Value, json};
 

@@ -180,7 +180,9 @@ pub(super) fn network(
                 quote(domain.name.as_str()),
                 quote(name)
             ),
-            format!("give the domain another name, or remove it: `ip link show {name}`"),
+            format!(
+                "give the domain another name, or remove that interface (`ip link show {name}`)"
+            ),
         );
         return None;
     }
@@ -222,7 +224,7 @@ fn overlaps(inputs: &PlanInputs<'_>, domain: &Domain, exists: bool, faults: &mut
                 quote(domain.name.as_str()),
                 subnet(domain)
             ),
-            "take another `subnet_id`, or another `base_subnet` for all domains",
+            "choose another `subnet_id`, or another `base_subnet` for all domains",
         );
     }
 }

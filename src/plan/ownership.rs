@@ -125,7 +125,7 @@ pub(crate) fn is_marked(config: &ConfigMap) -> bool {
     config.contains_key(BUILT)
 }
 
-/// Returns whether a machine that bore that mark was rebuilt. Nothing in the machine can remove the mark, but an older
+/// Returns whether a machine that had that mark was rebuilt. Nothing in the machine can remove the mark, but an older
 /// snapshot can, and so can every user of Incus.
 pub(crate) fn is_rebuilt(config: &ConfigMap) -> bool {
     !is_marked(config) && config.get(GENERATION) == number(config)

@@ -135,7 +135,7 @@ pub(super) fn notes(inputs: &PlanInputs<'_>) -> impl Iterator<Item = String> {
     let shares = inputs.facts.shares.iter();
     shares.filter_map(|(source, reach)| match reach {
         Reach::User(uid) => Some(format!(
-            "files that machines write in {} belong to the host's root: its user {uid} and a machine's root can together become root (docs/infra.md)",
+            "files that machines write in {} belong to the host's root: the host's user {uid} and a machine's root can together become root (docs/infra.md)",
             quote(source)
         )),
         _ => None,

@@ -50,7 +50,7 @@ impl Interrupt {
     }
 }
 
-/// The signals that ask to stop: from ^C, a service manager or a closed terminal. Those that this process was started
+/// The stop signals, from ^C, a service manager or a closed terminal. Those that this process was started
 /// to ignore (`nohup`, a shell's `&`) stay ignored.
 #[derive(Debug)]
 pub(crate) struct StopSignals(Vec<Signal>);

@@ -20,7 +20,7 @@ const AFTERMATH: Duration = Duration::from_secs(3);
 /// Maximum length of the file that is read, in bytes.
 const CONTENT_MAX: u64 = 1024;
 /// End of the file while a network is being created or deleted.
-const MARK: &str = "a network is being made or deleted\n";
+const MARK: &str = "a network is being created or deleted\n";
 
 /// The lock, released when it is dropped.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ fn take(tell: impl Fn(&str)) -> io::Result<(File, u64, bool)> {
     let mut file = open_or_make(CWD, LOCK)?;
     if file.try_lock().is_err() {
         tell(&format!(
-            "waiting for another anklume that changes this Incus{}",
+            "waiting for another anklume that is changing this Incus{}",
             holder(&file)
         ));
         file.lock()?;

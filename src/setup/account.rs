@@ -30,7 +30,7 @@ pub(crate) struct Account {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AccountError {
     /// The machine has no such user.
-    #[error("the user `{}` does not exist in this machine: create one (`useradd -m {}`), or set another `mcp: {{run_as: …}}`", .0.escape_debug(), .0.escape_debug())]
+    #[error("the user `{}` does not exist in this machine: create it (`useradd -m {}`), or set another `mcp: {{run_as: …}}`", .0.escape_debug(), .0.escape_debug())]
     Nobody(String),
     /// The identity file cannot be read.
     #[error(

@@ -1,4 +1,4 @@
-//! Watches the machine's server from outside: its process and its policy. Ends and starts it if no supervisor does.
+//! Watches the machine's server from outside: its process and its policy. Stops and starts it if no supervisor does.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -23,7 +23,7 @@ use crate::tool::Surroundings;
 pub(crate) const REPORT_MAX: Duration = Duration::from_secs(20);
 /// Maximum time for a server to end, including its running calls.
 const END_MAX: Duration = Duration::from_secs(STOP_SECONDS);
-/// Interval between two checks.
+/// Interval between checks.
 const LOOK: Duration = Duration::from_millis(20);
 
 fn folder() -> &'static Path {
@@ -85,7 +85,7 @@ async fn reports_within(
         }
         if start.elapsed() >= timeout {
             return Err(SetupError::NotServing(match status {
-                None => format!("no server runs in `{}`", folder.display()),
+                None => format!("no server is running in `{}`", folder.display()),
                 Some(ServerStatus {
                     refused: Some(why), ..
                 }) => why.escaped(),
@@ -140,7 +140,7 @@ pub(super) async fn end() -> Result<(), SetupError> {
     while SocketFolder::is_served(folder()).unwrap_or(true) {
         if start.elapsed() > END_MAX {
             return Err(SetupError::NotServing(
-                "the old server does not end".to_owned(),
+                "the old server did not end in time".to_owned(),
             ));
         }
         sleep(LOOK).await;
@@ -233,6 +233,6 @@ mod tests {
         let nobody = Path::new("/nowhere");
         let none = reports_within(now, nobody, &own, "a").await.unwrap_err();
         let none = none.to_string();
-        assert_eq!(none, format!("{said}no server runs in `/nowhere`"));
+        assert_eq!(none, format!("{said}no server is running in `/nowhere`"));
     }
 }

@@ -174,7 +174,7 @@ async fn tell(program: &str, args: &[&str]) -> Result<(), SetupError> {
 
 /// Makes the folders that a supervisor would make: for the sockets, the clipboard and the log.
 fn folders(account: &Account) -> Result<(), SetupError> {
-    let cannot = "the server's folders cannot be made";
+    let cannot = "cannot create the server's folders";
     for (path, mode) in [(PROVIDER_FOLDER, 0o700), (RUNTIME, 0o700), (LOGS, 0o750)] {
         let path = Path::new(path);
         if let Some(parent) = path.parent() {

@@ -20,7 +20,7 @@ use crate::machine_state::{CallerUser, PASS, Rights};
 
 /// Maximum time to wait for another run in the machine.
 const LOCK_MAX: Duration = Duration::from_secs(15);
-/// Interval between two checks of the lock.
+/// Interval between checks of the lock.
 const LOCK_LOOK: Duration = Duration::from_millis(20);
 /// Maximum folder depth in [`MachineTree::hand_on`].
 const DEPTH_MAX: usize = 64;
@@ -136,14 +136,14 @@ impl MachineTree {
         let parent = self.folder(folder, 0o755)?;
         parent
             .make_dir(name, mode)
-            .map_err(|why| refused("made", path, why))?;
+            .map_err(|why| refused("created", path, why))?;
         let folder = self
             .0
             .dir(path)
             .map_err(|why| refused("opened", path, why))?;
         // Restores the bits that the umask removed.
         fchmod(&folder, Mode::from_raw_mode(mode))
-            .map_err(|why| refused("given its rights", path, why))?;
+            .map_err(|why| refused("given its permissions", path, why))?;
         Ok(folder)
     }
 
@@ -172,7 +172,7 @@ impl MachineTree {
             Ok(folder) => folder,
             // A mount there is not ours to hand over.
             Err(Errno::NOENT | Errno::XDEV) => return Ok(()),
-            Err(why) => return Err(refused("looked at", path, why)),
+            Err(why) => return Err(refused("examined", path, why)),
         };
         let handed = fstat(&folder).and_then(|is| match is.st_uid {
             had if had == to.uid => Ok(()),
@@ -202,7 +202,7 @@ impl MachineTree {
         let parent = self.folder(folder, 0o755)?;
         let current = parent
             .stat(name)
-            .map_err(|why| refused("looked at", path, why))?;
+            .map_err(|why| refused("examined", path, why))?;
         let as_made = current.is_some_and(|stat| is_as_made(&stat, mode));
         // Owner and mode count too, because another owner could change the file during the comparison.
         if self.read(path)?.as_deref() == Some(content) && as_made {
@@ -230,12 +230,12 @@ impl MachineTree {
         let parent = self.folder(target.folder, 0o755)?;
         let current = parent
             .stat(target.name)
-            .map_err(|why| refused("looked at", to, why))?;
+            .map_err(|why| refused("examined", to, why))?;
         if current.is_some_and(|stat| !FileType::from_raw_mode(stat.st_mode).is_file()) {
             return Err(TreeError::Altered(to.to_owned()));
         }
         renameat(&from, name, &parent, target.name)
-            .map_err(|why| refused("put in its place", to, why))
+            .map_err(|why| refused("moved into place", to, why))
     }
 
     /// Makes a symbolic link, unless the same link exists.
@@ -247,9 +247,9 @@ impl MachineTree {
             Err(Errno::NOENT) => {}
             // A foreign link, or a file.
             Ok(_) | Err(Errno::INVAL) => return Err(TreeError::Altered(path.to_owned())),
-            Err(why) => return Err(refused("made", path, why)),
+            Err(why) => return Err(refused("created", path, why)),
         }
-        symlinkat(target, &parent, name).map_err(|why| refused("made", path, why))
+        symlinkat(target, &parent, name).map_err(|why| refused("created", path, why))
     }
 
     /// Removes a file or link; returns whether it existed.
@@ -280,7 +280,7 @@ impl MachineTree {
     ///
     /// # Errors
     ///
-    /// If the lock does not become free within [`LOCK_MAX`].
+    /// Fails if the lock does not become free within [`LOCK_MAX`].
     pub(super) async fn lock(&self, path: &str) -> Result<File, TreeError> {
         let PathParts { folder, name } = parts(path);
         let parent = self.folder(folder, 0o755)?;
@@ -314,7 +314,7 @@ impl MachineTree {
             .map_err(|why| refused("given back to root", path, why))?;
         // Restores the bits that the change of owner removed.
         fchmod(&folder, Mode::from_raw_mode(mode))
-            .map_err(|why| refused("given its rights", path, why))
+            .map_err(|why| refused("given its permissions", path, why))
     }
 
     /// Lets everyone pass through a folder, if it exists and this user cannot pass yet.
@@ -340,7 +340,7 @@ impl MachineTree {
             Err(Errno::NOENT) => return Ok(None),
             folder => folder.map_err(|why| refused("opened", path, why))?,
         };
-        let is = fstat(&folder).map_err(|why| refused("looked at", path, why))?;
+        let is = fstat(&folder).map_err(|why| refused("examined", path, why))?;
         Ok(Some((folder, is)))
     }
 

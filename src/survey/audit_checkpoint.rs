@@ -68,7 +68,7 @@ pub(crate) async fn keep(session: &Session, provider: &Instance) -> LogState {
     // The machine controls whether its log can be read, so a kept line that cannot be read counts as missing.
     let unknown = |why: &dyn fmt::Display| match &kept {
         Some(kept) => altered(&format!(
-            "no longer shows its former line {}: {why}",
+            "no longer shows its last known line {}: {why}",
             kept.seq
         )),
         None => LogState::Unknown(format!("the audit log on {machine} is not watched: {why}")),
@@ -97,7 +97,7 @@ pub(crate) async fn keep(session: &Session, provider: &Instance) -> LogState {
             Ok(Ok(Checked::Altered(what))) => altered(&what),
             Ok(Err(why)) => unknown(&why),
             Err(_) => {
-                last = unknown(&"it cannot be read in time");
+                last = unknown(&"it could not be read in time");
                 break;
             }
         };
@@ -139,7 +139,7 @@ async fn check(
     kept: Option<&Checkpoint>,
 ) -> Result<Checked, CheckError> {
     let mut inside = session.files(provider).await;
-    // Not the session's reader, because texts from other machines would come in between.
+    // A separate reader: the session's reader also receives text from other machines.
     let reader = Reader::default();
     reader.log(kept.map(|kept| kept.head.clone())).await?;
     let mut files = 0;
@@ -167,9 +167,9 @@ fn judged(seen: LogSeen, files: u32, kept: Option<&Checkpoint>) -> Checked {
     Checked::Altered(match kept {
         None if files == 0 => return Checked::Missing,
         Some(kept) if files == 0 => format!("is gone: it had {} lines", kept.seq),
-        _ if seen.faults > 0 => format!("was altered in {} places", seen.faults),
+        _ if seen.faults > 0 => format!("was altered; faults found: {}", seen.faults),
         Some(kept) if seen.head_missing => format!(
-            "was truncated, rewritten, or restored from a snapshot: its former line {} is missing",
+            "was truncated, rewritten, or restored from a snapshot: its last known line {} is missing",
             kept.seq
         ),
         // Rotation drops a file only if the maximum number of files exists.
@@ -302,7 +302,7 @@ mod tests {
         edited[10] ^= 1;
         assert_eq!(
             said(&[&edited, &older, &newer], &kept_middle),
-            "was altered in 1 places"
+            "was altered; faults found: 1"
         );
         let (anew, _) = log(3, &Head::default(), rotated());
         assert_ne!(said(&[&anew, &older, &newer], &kept_middle), "");
@@ -316,14 +316,13 @@ mod tests {
             hash: "0".repeat(63) + "1",
         };
         let (anew, _) = log(9, &other, rotated());
-        let missing =
-            "was truncated, rewritten, or restored from a snapshot: its former line 7 is missing";
+        let missing = "was truncated, rewritten, or restored from a snapshot: its last known line 7 is missing";
         assert_eq!(said(&[&anew], &kept_middle), missing);
         assert_eq!(said(&[], &kept_middle), "is gone: it had 7 lines");
         let many = [newer.as_slice(), &b"\n".repeat(FINDINGS_MAX + 5)].concat();
         assert_eq!(
             said(&[&oldest, &older, &many], &kept_middle),
-            "was altered in 1005 places"
+            "was altered; faults found: 1005"
         );
     }
 }

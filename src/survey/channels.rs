@@ -57,7 +57,7 @@ enum ProbeResult {
     Silence,
 }
 
-/// Examines each channel. Records the full ones, the devices that do not work, and the machines whose server hangs.
+/// Examines each channel. Records full channels, the devices that do not work, and the machines whose server hangs.
 pub(super) async fn look(
     session: &Session,
     infra: &Infra,
@@ -116,7 +116,7 @@ pub(super) async fn look(
     }
 }
 
-/// Returns whether the server of these channels hangs: it is silent on a channel without a crowd, or on all of them.
+/// Returns whether the server of these channels hangs: it is silent on an uncrowded channel, or on all of them.
 fn hangs(own: &[ProbeResult]) -> bool {
     own.contains(&ProbeResult::Silence) || own.contains(&ProbeResult::Crowd) && !lives(own)
 }
@@ -207,7 +207,7 @@ impl Prober<'_> {
     }
 }
 
-/// Asks an edge's provider for its offers to the consumer, over the edge's socket on the host, or finds the fault of
+/// Asks an edge's provider for the consumer's services, over the edge's socket on the host, or finds the fault of
 /// the provider's device.
 async fn ask(edge: &Edge) -> Result<ProbeResult, RecreateReason> {
     let socket = edge.host_socket();
@@ -321,7 +321,7 @@ mod tests {
             (&[Full], false),
             (&[Silence], true),
             (&[Answer, Silence], true),
-            // The crowd hides the server's state: a restart ends the crowd too.
+            // A crowd hides the server's state, and a restart ends the crowd too.
             (&[Crowd], true),
             (&[Crowd, Answer], false),
             (&[Crowd, Full], false),

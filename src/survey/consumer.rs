@@ -51,7 +51,7 @@ pub(crate) async fn ask(session: &Session, edge: &Edge) -> Result<ConsumerAnswer
         timeout: TIMEOUT,
     };
     let output = remote.run().await;
-    let output = output.map_err(|why| format!("asked in the consumer, {why}"))?;
+    let output = output.map_err(|why| format!("cannot ask from inside the consumer: {why}"))?;
     let offered = session.reader.offered(&output.answer).await;
     let Some(offered) = offered.map_err(|why| why.to_string())? else {
         // A message from Incus, if it could not even start the program.

@@ -1,4 +1,4 @@
-//! Reads the host apart from Incus: users, folders, sockets, routes, and the images that its `incus` program finds. Changes
+//! Reads the host, except Incus: users, folders, sockets, routes, and the images that its `incus` program finds. Changes
 //! nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -78,7 +78,7 @@ fn ids(line: &str, source: &str, is_range: bool) -> Option<TakenIds> {
     })
 }
 
-/// Returns the users and groups from a directory service, which appear in no file.
+/// Returns the users and groups from a directory service, which are not in any file.
 async fn ids_of_directories(edges: &[Edge]) -> Vec<TakenIds> {
     let uids: BTreeSet<String> = edges.iter().map(|edge| edge.uid.to_string()).collect();
     let mut taken = Vec::new();

@@ -64,7 +64,7 @@ impl FileChange {
 ///
 /// # Errors
 ///
-/// A system call failed. No change remains, unless the error says otherwise.
+/// Fails if a system call fails. No change remains then, unless the error says otherwise.
 pub(crate) fn commit(tree: &mut FileTree, changes: &[FileChange]) -> Result<(), TreeFault> {
     commit_with(tree, changes, Renames::Exchange)
 }

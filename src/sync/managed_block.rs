@@ -37,7 +37,7 @@ pub(crate) struct BlockParts<'a> {
 ///
 /// # Errors
 ///
-/// The block does not end, or begins twice, so its extent is unknown.
+/// Fails if the block does not end, or begins twice, so that its extent is unknown.
 pub(crate) fn find(text: &str) -> Result<Option<BlockParts<'_>>, BlockFault> {
     let mut at = text.len() - text.trim_start_matches(BOM).len();
     let mut begin: Option<(usize, usize)> = None;
@@ -52,7 +52,7 @@ pub(crate) fn find(text: &str) -> Result<Option<BlockParts<'_>>, BlockFault> {
                     message: format!(
                         "a second managed block begins, but the one at line {first} has not ended"
                     ),
-                    help: "leave one block, with one first line and one last line",
+                    help: "keep only one block, with one first line and one last line",
                 });
             }
             (END, Some((from, _))) => {
@@ -71,7 +71,7 @@ pub(crate) fn find(text: &str) -> Result<Option<BlockParts<'_>>, BlockFault> {
         None => Ok(None),
         Some((_, line)) => Err(BlockFault {
             line,
-            message: format!("the managed block has no end: no line `{END}`"),
+            message: format!("the managed block has no end: the line `{END}` is missing"),
             help: "put that line back after the block, or delete the line that begins it",
         }),
     }
@@ -127,7 +127,7 @@ pub(crate) fn create(body: &str) -> String {
 ///
 /// # Errors
 ///
-/// No block can be inserted into an encrypted file, or a document in flow style (such as JSON).
+/// Fails for an encrypted file, or a document in flow style (such as JSON): neither can contain a block.
 pub(crate) fn insert(text: &str, body: &str) -> Result<String, BlockFault> {
     let (mark, text) = match text.strip_prefix(BOM) {
         Some(rest) => ("\u{feff}", rest),
@@ -209,7 +209,7 @@ fn document_start(text: &str) -> Result<Option<usize>, BlockFault> {
         return Err(BlockFault {
             line: index + 1,
             message:
-                "the document begins on the line of its `---`, so no managed block can be inserted"
+                "the document begins on the same line as its `---`, so no managed block can be inserted"
                     .to_owned(),
             help: "add a line break after `---`, and convert the document to block style",
         });

@@ -113,7 +113,7 @@ impl Candidate {
             return Some(format!("protected: {reason}"));
         }
         self.has_user_text
-            .then(|| "it holds text of your own".to_owned())
+            .then(|| "it contains text of your own".to_owned())
     }
 }
 

@@ -1,4 +1,4 @@
-//! Finds files that Ansible would read in place of those that `sync` writes, or together with them, or no longer.
+//! Finds files that Ansible would read instead of those that `sync` writes or alongside them, or would stop reading.
 //!
 //! Of the files of one machine or group, Ansible reads the first that exists: `NAME` (a file or a folder), `NAME.yml`,
 //! `NAME.yaml`, `NAME.json` (`DataLoader.find_vars_files` of ansible-core). In an inventory folder, it reads them all.
@@ -45,7 +45,7 @@ impl FoundNames {
                     ),
                 ),
                 _ => (
-                    format!("Ansible would not read `{other}` beside `{path}`, which sync writes"),
+                    format!("Ansible would ignore `{other}` and read `{path}`, which sync writes"),
                     format!(
                         "move its variables to `{path}`, outside the managed block, and remove it"
                     ),

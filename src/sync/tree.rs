@@ -39,7 +39,7 @@ pub(crate) enum TreeFault {
     #[error("`{0}` is larger than {max} MiB", max = FILE_MAX / 1024 / 1024)]
     TooLarge(String),
     /// The file is not UTF-8.
-    #[error("`{path}` is not UTF-8, first at byte {at}")]
+    #[error("`{path}` is not UTF-8: first invalid byte at position {at}")]
     NotText {
         /// The file.
         path: String,
@@ -53,7 +53,7 @@ pub(crate) enum TreeFault {
     #[error("`{0}` changed while sync ran; nothing was written")]
     Changed(String),
     /// A change failed, and undoing the previous ones failed too.
-    #[error("{cause}; and these could not be put back: {}", .left.join(", "))]
+    #[error("{cause}; these files could not be restored: {}", .left.join(", "))]
     HalfDone {
         /// The first failure.
         cause: Box<TreeFault>,
@@ -88,7 +88,7 @@ impl TreeFault {
     /// Returns the user's next step.
     pub(crate) const fn help(&self) -> Option<&'static str> {
         match self {
-            Self::NoBase(_) => Some("make it, or name another with `--base-dir`"),
+            Self::NoBase(_) => Some("create it, or name another with `--base-dir`"),
             Self::Symlink(_) => Some(
                 "replace it with its target, or name the folder that holds the real one with `--base-dir`",
             ),
@@ -231,7 +231,7 @@ impl FileTree {
             .make_dir(folder.as_str(), 0o755)
             .map_err(|cause| {
                 let path = self.base_path.join(folder.as_str());
-                TreeFault::system("make the folder", &path.display(), cause)
+                TreeFault::system("create the folder", &path.display(), cause)
             })?;
         let handle = self.open_folder(folder)?;
         if let Some(place) = self.folders.get_mut(folder as usize) {

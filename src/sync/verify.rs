@@ -10,14 +10,14 @@ use serde_yaml::{Mapping, Value};
 use super::managed_block::{self, BlockFault};
 use crate::inventory::{FilePath, UNSAFE, is_template};
 
-/// The variables that infra.yml declares for the groups around a file's machine or group, with the group's file.
+/// The variables that infra.yml declares for the groups that enclose a file's machine or group, with the group's file.
 pub(super) type EnclosingKeys<'a> = Vec<(&'a FilePath, &'a BTreeSet<String>)>;
 
 /// Checks the new text of a file against the declared values and its old text.
 ///
 /// # Errors
 ///
-/// The first difference, with its line in the old file if known.
+/// Returns the first difference, with its line in the old file if known.
 pub(crate) fn verify(
     new: &str,
     old: Option<&str>,

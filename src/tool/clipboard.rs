@@ -72,7 +72,7 @@ fn length(text: &str) -> u64 {
 
 fn too_large(bytes: u64) -> ToolError {
     ToolError::TooLarge(format!(
-        "the clipboard holds {bytes} bytes; at most {CLIPBOARD_MAX} can be handed over"
+        "the clipboard holds {bytes} bytes; at most {CLIPBOARD_MAX} can be returned"
     ))
 }
 
@@ -111,7 +111,7 @@ pub(crate) enum HolderAnswer {
     Text(String),
     /// The clipboard is empty, or contains no text.
     Nothing,
-    /// Too many bytes to hand over; their number.
+    /// Too many bytes to return; their number.
     TooLong(u64),
     /// Text that is not UTF-8.
     NotText,

@@ -1,6 +1,6 @@
 //! `file_accept` and `file_provide`: files below the portal, and nothing else on the machine.
 //!
-//! The operator sees the whole portal. A consumer hands in files to `incoming/CALLER/`, and may fetch files from
+//! The operator sees the whole portal. A consumer puts files into `incoming/CALLER/`, and may fetch files from
 //! `outgoing/CALLER/` and `outgoing/all/`.
 
 mod accept;
@@ -14,7 +14,7 @@ pub(super) use portal::make as make_portal;
 pub(super) use provide::{Reads, largest_answer, provide};
 pub(super) use usage::Usage;
 
-/// Maximum number of files that one connection may be handing in piecewise at the same time.
+/// Maximum number of files that one connection may be sending in pieces at the same time.
 pub(super) const TRANSFERS_MAX: usize = 8;
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ pub(super) use signature::Signing;
 
 /// Maximum number of simultaneous piecewise signatures on one connection.
 pub(super) const TRANSFERS_MAX: usize = 4;
-/// Maximum number of a caller's simultaneous piecewise signatures, over all its connections: each keeps a gpg waiting.
+/// Maximum number of a caller's piecewise signatures at once, across all its connections: each keeps a gpg waiting.
 pub(super) const WAITING_MAX: usize = 16;
 /// Maximum length of a payload that is decoded on the serving thread, in bytes of base64.
 const DECODE_APART: usize = 64 * 1024;
@@ -70,7 +70,7 @@ pub(super) async fn sign(grant: &Grant, session: &ToolSession) -> Result<ToolOut
             let open = Arc::clone(&settings.open_signatures).try_acquire_owned();
             let open = open.map_err(|_| {
                 ToolError::Busy(format!(
-                    "{WAITING_MAX} signatures in pieces are under way for this caller, over all its connections; finish one first"
+                    "{WAITING_MAX} signatures in pieces are under way for this caller, across all its connections; finish one first"
                 ))
             })?;
             let permits = vec![open, permit(settings)?];

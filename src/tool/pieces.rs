@@ -1,4 +1,4 @@
-//! Transfers over several calls on one connection: in order, one piece at a time, few transfers simultaneously.
+//! Transfers that span several calls on one connection: in order, one piece at a time, a few transfers at once.
 //!
 //! A piece that does not fit is refused and the transfer continues; only a second first piece ends it, so that pieces
 //! from two senders never mix under one name.
@@ -89,14 +89,14 @@ impl<T> Transfers<T> {
             (None, 0) => None,
             (None, _) => {
                 return Err(ToolError::OutOfOrder(format!(
-                    "no transfer of {displayed} is under way on this connection (one that waits for {} s is given up); begin at offset 0",
+                    "no transfer of {displayed} is under way on this connection (an idle one is abandoned after {} s); begin at offset 0",
                     self.idle.as_secs()
                 )));
             }
             (Some(Slot::Taken), _) => {
                 slots.insert(name.to_owned(), Slot::Taken);
                 return Err(ToolError::OutOfOrder(format!(
-                    "another piece of {displayed} is still being worked on; send the next one after its answer"
+                    "another piece of {displayed} is still being processed; send the next one after its answer"
                 )));
             }
             // A transfer of 0 bytes so far has only been announced.
@@ -127,7 +127,7 @@ impl<T: Send + 'static> TransferTurn<T> {
     /// Lets the transfer wait for the piece at `next`, for at most the idle time.
     pub(super) fn wait(self, next: u64, transfer: T) {
         let (slots, name, idle) = (Arc::downgrade(&self.slots), self.name.clone(), self.idle);
-        // Tools run in a runtime; without one, nothing waits for long.
+        // Tools always run in a runtime; unit tests without one need no timer.
         let timer = Handle::try_current().ok().map(|runtime| {
             let timer = runtime.spawn(async move {
                 sleep(idle).await;
@@ -187,9 +187,12 @@ pub(super) fn contradicts(name: &str) -> ToolError {
     BadArguments::from(format!("`{name}` differs from that of an earlier piece")).into()
 }
 
-/// Formats how much of a transfer has arrived, for its caller.
+/// Formats the progress of a transfer, for its caller.
 pub(super) fn progress(size: u64) -> String {
-    format!("{} taken; the next piece begins there", text::bytes(size))
+    format!(
+        "{} received; the next piece begins there",
+        text::bytes(size)
+    )
 }
 
 /// Locks a map even if it is poisoned: a panic elsewhere leaves it intact.
@@ -228,7 +231,7 @@ mod tests {
         drop(turn);
         assert_eq!(
             refused(&transfers, "a", 3),
-            "no transfer of `a` is under way on this connection (one that waits for 60 s is given up); begin at offset 0"
+            "no transfer of `a` is under way on this connection (an idle one is abandoned after 60 s); begin at offset 0"
         );
     }
 
@@ -270,7 +273,7 @@ mod tests {
         for offset in [0, 1] {
             assert_eq!(
                 refused(&transfers, "a", offset),
-                "another piece of `a` is still being worked on; send the next one after its answer"
+                "another piece of `a` is still being processed; send the next one after its answer"
             );
         }
         transfers.take("b", "`b`", 0).unwrap().0.wait(1, ());

@@ -24,7 +24,7 @@ pub enum Resource {
     Portal,
     /// The keys of the server's user, through gpg and its agent.
     Keys,
-    /// The clipboard of its display, or the clipboard file.
+    /// The clipboard of that user's display, or the clipboard file.
     Clipboard,
 }
 
@@ -154,7 +154,7 @@ async fn keys(settings: &Settings) -> ProcessLimits {
     let paths = gpg::key_paths(settings).await;
     let linked = paths.first().map(|home| LINKED.map(|name| home.join(name)));
     let all = linked.into_iter().flatten().chain(paths.iter().cloned());
-    // Not writable: the unconfined agent reads from there which programs to run.
+    // Not writable: the key folder tells the unconfined agent which programs to run.
     rules.extend(all.map(|path| Rule::new(path, PathRights::Read)));
     ProcessLimits {
         calls: AllowedCalls::Programs,
@@ -168,7 +168,7 @@ pub(crate) fn has_gnupg() -> bool {
     search(Path::new(GPGCONF)).is_some()
 }
 
-/// Returns the path of the program that is started by this name.
+/// Returns the path of the program with this name.
 fn search(name: &Path) -> Option<PathBuf> {
     if name.components().count() > 1 {
         return Some(name.to_owned());

@@ -1,4 +1,4 @@
-//! The tools' settings: the places where they work, and their limits.
+//! The tools' settings: the locations that they use, and their limits.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -93,7 +93,7 @@ pub struct Settings {
 /// The error for a portal whose path is not absolute.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`ANKLUME_MCP_PORTAL` is `{}`, and the portal is named by its absolute path",
+    "`ANKLUME_MCP_PORTAL` is `{}`, but the portal must be an absolute path",
     .0.display().to_string().escape_debug()
 )]
 pub struct RelativePortal(PathBuf);
@@ -276,7 +276,7 @@ mod tests {
         assert_eq!(portal(Some("/p".into())), Ok("/p".into()));
         assert_eq!(
             portal(Some("p/q".into())).unwrap_err().to_string(),
-            "`ANKLUME_MCP_PORTAL` is `p/q`, and the portal is named by its absolute path"
+            "`ANKLUME_MCP_PORTAL` is `p/q`, but the portal must be an absolute path"
         );
     }
 }

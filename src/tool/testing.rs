@@ -25,7 +25,10 @@ pub(super) fn is_root() -> bool {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
         let ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");
-        assert!(!ci, "this test needs root, and CI=true skips nothing");
+        assert!(
+            !ci,
+            "this test needs root, and with CI=true no test may be skipped"
+        );
         // Not `eprintln!`: the test runner hides its output for passing tests.
         let place = std::panic::Location::caller();
         let line = format!("skipped: {place} needs root\n");

@@ -294,7 +294,7 @@ impl ServerProcess {
         }
     }
 
-    /// Waits until a process with a closed stdin ends, and for its stderr. The status is `None` if it does not end.
+    /// Waits for a process with a closed stdin to end, and for its stderr. The status is `None` if it does not end.
     async fn end(mut self) -> (Option<ExitStatus>, Vec<Foreign>) {
         let status = timeout(CALM_END, self.child.wait()).await;
         // Another process may be holding its stderr open.

@@ -50,7 +50,7 @@ pub(crate) enum Unreachable {
         #[source]
         why: io::Error,
     },
-    #[error("no server is listening on the socket: it was closed without an answer")]
+    #[error("no server is listening on the socket: the connection was closed without an answer")]
     Gone,
     #[error("the server {}{}", ending(*status), quoted(last_lines))]
     Died {
@@ -143,7 +143,7 @@ impl Unreachable {
 fn incus_help(fault: &IncusError) -> Option<String> {
     let text = match fault {
         IncusError::NoSocket(_) => {
-            "start Incus, or install it (Debian: `apt install incus`); without `-i` the server of this computer answers"
+            "start Incus, or install it (Debian: `apt install incus`); without `-i`, this computer's own server answers"
         }
         IncusError::NotListening(_) => "start Incus: `systemctl start incus.service`",
         IncusError::NoPermission(_) => {

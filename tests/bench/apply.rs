@@ -116,7 +116,7 @@ pub(crate) fn name(machine: usize) -> String {
     format!("bench{}-m{machine}", machine % 2)
 }
 
-/// Measures `apply` and the script for one number of machines.
+/// Measures `apply` and the script for a given number of machines.
 pub(crate) fn measure(anklume: impl Fn() -> Command, folder: &Path, machines: usize) -> Times {
     let infra = folder.join("infra.yml");
     std::fs::write(&infra, declared(machines)).unwrap();

@@ -25,7 +25,7 @@ const AFTER: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(2);
 /// Number of measurements of a tool under attack; the best one counts.
 const ROUNDS: usize = 5;
-/// Files in the attacker's folder.
+/// Number of files in the attacker's folder.
 const FILES: usize = 262_144;
 
 /// A provider whose two callers may use all five tools.

@@ -262,7 +262,7 @@ fn sync(
         if let Some(python) = python {
             peer.push(timed(|| run(&mut python.writer(infra, &place("peer")))));
         }
-        // The folders stay until the end, because ext4 creates files slowly in places where others were just deleted.
+        // The folders stay until the end, because ext4 is slow to create files where others were just deleted.
     }
     let peer = python.map(|_| median(peer));
     table.push(Row {

@@ -45,7 +45,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         # Read the body of a refused request too, because the next request on the connection follows it.
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        # Refuse requests from another site's page that led a browser here by its own host name (DNS rebinding).
+        # Refuse requests from another site's page whose host name resolves to this server (DNS rebinding).
         for header in ("Host", "Origin"):
             value = self.headers.get(header)
             if value and value.split("//")[-1].split(":")[0] not in ("127.0.0.1", "localhost", "[", "::1"):

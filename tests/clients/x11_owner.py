@@ -34,7 +34,7 @@ def give(request, property_):
     """Writes the requested data to the property, and returns whether any exists."""
     window = request.requestor
     if request.target == TARGETS and MODE != "old":
-        # In mode `many`, only the first listed type is an atom at all.
+        # In mode `many`, only the first listed type is a valid atom.
         more = [0x1FFFFFFF] * SIZE if MODE == "many" else []
         window.change_property(property_, Xatom.ATOM, 32, list(OFFERS) + more)
         return True

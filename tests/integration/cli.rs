@@ -37,7 +37,7 @@ fn the_manual_page_holds_every_subcommand_its_options_and_the_exit_codes() {
         assert!(page.contains(part), "{part}:\n{page}");
     }
     // Options common to all subcommands appear only once.
-    assert_eq!(page.matches("Form of the answer").count(), 1, "{page}");
+    assert_eq!(page.matches("Output format").count(), 1, "{page}");
     let (_, exits) = page.split_once(".SH \"EXIT STATUS\"\n").unwrap();
     let commands = include_str!("../../docs/commands.md");
     let (_, table) = commands

@@ -246,7 +246,7 @@ pub(crate) fn have(part: &str, there: bool) -> bool {
     if !there {
         assert!(
             std::env::var_os("CI").is_none_or(|ci| ci != "true"),
-            "{part} is missing, and CI=true skips nothing"
+            "{part} is missing, and with CI=true no test may be skipped"
         );
         // No setup can change which user runs the tests.
         let how = if part == "root" {

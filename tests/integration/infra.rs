@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 
 use crate::harness::{Anklume, Ran};
 
-/// The quick start from the user documentation, exactly as printed.
+/// The quick start from the README without its `pro` domain, which its services name.
 const QUICK_START: &str = include_str!("../fixtures/quick-start.yml");
 
 fn list(infra: &str) -> Ran {
@@ -187,7 +187,7 @@ error[not-found]: neither `infra.yml` nor an `infra` folder exists here
         "",
         "\
 error[both-present]: both `infra.yml` and an `infra` folder exist here
-  = help: keep one of them, or name one with `--infra`
+  = help: keep one of them, or choose one with `--infra`
 ",
     );
 }
@@ -231,7 +231,7 @@ fn a_link_in_the_folder_a_fifo_and_a_huge_file_are_refused() {
         "",
         "\
 error[symlink]: `infra/domains/x.yml` is a symbolic link
-  = help: only a regular file is read here
+  = help: this must be a regular file
 ",
     );
     let run = Anklume::new().args(["policy", "list"]);
@@ -246,7 +246,7 @@ error[symlink]: `infra/domains/x.yml` is a symbolic link
         "",
         "\
 error[not-a-file]: `infra.yml` is a FIFO
-  = help: only a regular file is read here
+  = help: this must be a regular file
 ",
     );
     let run = Anklume::new().args(["policy", "list"]);

@@ -219,8 +219,8 @@ fn arguments_that_the_tool_would_refuse_are_an_error() {
             1,
             "",
             &format!(
-                "error: `--args` is not a valid call of `sign` on `a`: {wrong}\n  = help: `sign` runs `gpg_sign`; \
-                 `anklume mcp serve --list-tools --format json` shows what that takes\n"
+                "error: `--args` is not valid for `sign` on `a`: {wrong}\n  = help: `sign` runs `gpg_sign`; \
+                 `anklume mcp serve --list-tools --format json` shows its arguments\n"
             ),
         );
     }

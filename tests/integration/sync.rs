@@ -16,7 +16,7 @@ use std::path::Path;
 
 use crate::harness::{Anklume, Ran};
 
-/// The quick start from the documentation, with the domain that its first edition omitted.
+/// The quick start from the README, with a `project_name`.
 const QUICK_START: &str = concat!(
     "project_name: demo\n",
     include_str!("../fixtures/quick-start.yml"),

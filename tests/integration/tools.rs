@@ -164,7 +164,7 @@ fn half_a_character_is_refused_and_the_clipboard_kept() {
         "{}",
         ran.stdout
     );
-    // The predecessor first emptied the file, and then failed.
+    // An earlier implementation emptied the file before it failed.
     let ran = serve(ran.folder, &content(r"\ud800"));
     assert!(ran.stdout.contains("error"), "{}", ran.stdout);
     let ran = serve(ran.folder, get);

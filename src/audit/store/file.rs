@@ -35,7 +35,7 @@ pub fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
 ///
 /// # Errors
 ///
-/// The same as for [`files`].
+/// Fails if the existence of the file cannot be determined.
 pub fn may_have_dropped(path: &Path) -> io::Result<bool> {
     numbered(path, KEEP).try_exists()
 }
@@ -84,7 +84,7 @@ pub(super) fn open_file(path: &Path) -> Result<File, AuditError> {
 pub(super) struct LogEnd {
     /// Total length of its whole lines, in bytes.
     pub(super) length: u64,
-    /// The last whole line, without its newline; `None` if there is none, or if the text after it exceeds any line.
+    /// The last whole line, without its newline; `None` if there is none, or if the text after it is too long.
     pub(super) line: Option<Vec<u8>>,
     /// The text after the whole lines, without a newline.
     pub(super) tail: Vec<u8>,

@@ -24,7 +24,7 @@ pub(super) fn path_of(log: &Path) -> PathBuf {
 ///
 /// # Errors
 ///
-/// Fails if a system call fails or the file holds no key: a new key would make the digests of equal arguments differ.
+/// Fails if a system call fails or the file is damaged: a new key would make the digests of equal arguments differ.
 pub(super) fn read_or_make(path: &Path) -> Result<SealKey, AuditError> {
     let error = |doing| {
         move |source| AuditError::Io {

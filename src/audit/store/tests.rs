@@ -378,7 +378,7 @@ fn a_damaged_key_is_not_replaced() {
         assert!(matches!(refused, AuditError::Key(_)), "{refused}");
         assert_eq!(std::fs::read(&key).unwrap(), bytes);
     }
-    // Created, but not yet written when the machine stopped.
+    // The machine stopped after the file was created and before it was written.
     std::fs::write(&key, "").unwrap();
     Log::open(&path).unwrap();
     assert_eq!(std::fs::read(&key).unwrap().len(), 32);

@@ -35,7 +35,7 @@ fn the_limit_is_of_decoded_bytes_and_exact() {
         .to_string();
     assert_eq!(
         refused,
-        "`data` holds 8388609 bytes, but one call takes at most 8388608; send it in pieces with `offset` and `final`"
+        "`data` contains 8388609 bytes, but one call takes at most 8388608; send it in pieces with `offset` and `final`"
     );
 }
 

@@ -158,7 +158,7 @@ pub(super) fn print(
         if failed > 0 {
             print_failures(report, failed, 0, output);
         }
-        let message = format!("stopped: {skipped} of {all} steps were not begun");
+        let message = format!("stopped: {skipped} of {all} steps were not started");
         output.failure(&message, Some(RESUMES));
         return Ok(Exit::Interrupted);
     }
@@ -182,7 +182,7 @@ fn print_failures(report: &RunReport, failed: usize, skipped: usize, output: &Ou
     let all = report.outcomes.len();
     let skipped = match skipped {
         0 => String::new(),
-        some => format!(", and {some} that need them were not begun"),
+        some => format!(", and {some} that depend on them were not started"),
     };
     output.failure(&format!("{failed} of {all} steps failed{skipped}"), None);
     for outcome in &report.outcomes {

@@ -101,7 +101,7 @@ fn named(uri: &str) -> String {
     format!("[resource {}]", word(uri))
 }
 
-/// Escapes a server's text for one of our lines, even in a pipe, because it is not the tool's text.
+/// Escapes a server's text for use in anklume's own lines, even for a pipe, because it is not the tool's text.
 fn word(text: &str) -> String {
     /// Maximum length, in characters.
     const MAX: usize = 500;
@@ -120,7 +120,7 @@ fn text_out(text: &Foreign) -> String {
     safe
 }
 
-/// Returns a server's reason for a failure, with continuation lines marked, so that they are not taken for ours.
+/// Returns a server's reason for a failure, with continuation lines marked to distinguish them from anklume's own.
 fn reason(text: &Foreign) -> String {
     let reason = text.part(|text| {
         let cut: String = text.trim_end().chars().take(WORDS_SHOWN).collect();
@@ -132,7 +132,7 @@ fn reason(text: &Foreign) -> String {
     }
 }
 
-/// Prints content that came in pieces as if it had come in one: as base64, using constant memory.
+/// Prints content that came in pieces as if it had come as a whole: as base64, using constant memory.
 fn print_file(
     result: &Foreign<CallToolResult>,
     mut file: File,

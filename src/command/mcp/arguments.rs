@@ -1,4 +1,4 @@
-//! Reads a call's arguments from the command line before the tool is known, then types them by the tool's schema.
+//! Reads a call's arguments from the command line before the tool is known, then converts them to its schema's types.
 
 use std::fs::File;
 use std::io;
@@ -154,7 +154,7 @@ fn object(text: &str) -> Result<Map<String, Value>, Failure> {
     })
 }
 
-/// Escapes and cuts a user's word for a message.
+/// Escapes and truncates a user's word for a message.
 pub(super) fn escaped(word: &str) -> String {
     text::shown(word, WORD_MAX)
 }
@@ -524,7 +524,10 @@ mod tests {
         for (word, expected) in [("key=@/nowhere/x", "@…"), ("key:=x", "text")] {
             let help = parse(&[word.to_owned()]).unwrap_err().help.unwrap();
             let (_, form) = help.split_once(": key").unwrap();
-            #[expect(clippy::disallowed_methods, reason = "a shell is what is tested")]
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the test runs the help text in a shell"
+            )]
             let shell = std::process::Command::new("sh")
                 .args(["-c", &format!("printf %s key{form}")])
                 .output()

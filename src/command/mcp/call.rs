@@ -213,7 +213,7 @@ fn comes_in_pieces(tool: &Tool, object: &Map<String, Value>) -> bool {
     pieces::of(tool) == Pieces::Down && !says("offset") && !says("length")
 }
 
-/// Reports that the tool does not exist or is not available to this caller: the provider's answer is the same.
+/// Reports that the tool does not exist or is not available to this caller, which the provider does not distinguish.
 fn unknown(name: &str, tools: &[Foreign<Tool>], channel: &Transport) -> Failure {
     let names: Vec<&str> = tools.iter().map(|tool| &*tool.raw().name).collect();
     let listed = names.iter().take(TOOLS_MAX).map(|name| escaped(name));
@@ -231,7 +231,7 @@ fn unknown(name: &str, tools: &[Foreign<Tool>], channel: &Transport) -> Failure 
         if let (Transport::Local, [_, ..]) = (channel, providers.as_slice()) {
             let known = escaped(&providers.join(", "));
             // Writing to a `String` cannot fail.
-            let _ = write!(help, "; with `-i` those of another machine: {known}");
+            let _ = write!(help, "; use `-i` for the tools of another machine: {known}");
         }
         return Failure::new(Exit::Failed, message).help(help);
     };

@@ -13,7 +13,7 @@ use crate::mcp::client::Timeouts;
 use crate::mcp::relay::{Relay, RelayEnd};
 use crate::transport::{self, OpenTransport, Route};
 
-/// Runs `anklume mcp connect`: 0 if every request was answered, 4 if the provider vanished and the client has ended.
+/// Runs `anklume mcp connect`; returns 0 if all requests were answered, 4 if the provider and the client are gone.
 pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit> {
     let wanted = ChannelArgs {
         instance: args.provider.clone().or_else(|| args.instance.clone()),
@@ -88,7 +88,7 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
     })
 }
 
-/// The message for a client when its provider starts differently after a reconnection.
+/// The message for a client whose provider answers the handshake differently after a reconnection.
 const NOT_GREETED: &str = "the provider no longer answers as it did when this connection began; the next message tries again";
 
 /// The message for a client when its provider closes the connection during reconnection.

@@ -40,7 +40,7 @@ use crate::setup::surroundings;
 use crate::text::first_sentence;
 use crate::tool::{Display, has_gnupg};
 
-/// Threads for blocking work: a few more than the number of tools that one connection can run at a time.
+/// Threads for blocking work: twice the number of tools that one connection can run at a time.
 const THREADS: usize = 16;
 
 /// Interval between checks for counted lines that are due.
@@ -119,14 +119,14 @@ fn launcher() -> anyhow::Result<Launcher> {
         .stdin(Stdio::piped())
         .stdout(Stdio::null());
     let started = command.as_std_mut().spawn();
-    let mut process = started.context("cannot start the launcher of gpg-agent")?;
+    let mut process = started.context("cannot start the gpg-agent launcher")?;
     Ok(Launcher {
         _stdin: process.stdin.take(),
         name,
     })
 }
 
-/// Becomes this machine's server user, with that user's environment: the operator means that user's portal, clipboard
+/// Becomes this machine's server user, with that user's environment: the operator's calls use their portal, clipboard
 /// and keys, wherever the call comes from.
 fn become_the_server_user(args: &McpServeArgs) -> anyhow::Result<()> {
     let operator = args.listen.is_none() && args.caller.is_none();
@@ -139,7 +139,7 @@ fn become_the_server_user(args: &McpServeArgs) -> anyhow::Result<()> {
     let user = rustix::process::geteuid();
     let is_account = user.as_raw() == account.uid;
     if !is_account && !user.is_root() {
-        // Another user, with a clipboard and keys of their own.
+        // Another user has their own clipboard and keys.
         return Ok(());
     }
     let environment = surroundings(&account);
@@ -278,7 +278,7 @@ fn no_folder(error: &FolderError) -> Failure {
     Failure::new(Exit::Failed, error.to_string()).help(help)
 }
 
-/// Writes the last lines of the log: unwritten lines, pending counts, and the stop event. Lines that fail are printed to stderr.
+/// Writes the last log lines (unwritten lines, pending counts, the stop event); prints those that fail to stderr.
 fn end_log(recorder: &Recorder, stop: Option<Event>, output: &Output) {
     for line in recorder.end(stop) {
         output.stderr(&format!("error: not in the log: {line}"));

@@ -16,8 +16,8 @@ use crate::text::Foreign;
 /// Maximum length of a status file's fault in a message, in characters.
 const WHY_MAX: usize = 300;
 
-/// Runs `anklume mcp status`: 0 served by the newest policy, 1 a newer one was refused, a part of it failed or the log
-/// cannot be written, 4 no server is running.
+/// Runs `anklume mcp status`; returns 0 if the newest policy is served, 1 if it was refused or partly failed, or if
+/// the log cannot be written, and 4 if no server is running.
 pub(super) fn run(folder: &Path, output: &Output) -> anyhow::Result<Exit> {
     let status = read(folder)?;
     let answer = json!({
@@ -45,7 +45,10 @@ fn read(folder: &Path) -> anyhow::Result<ServerStatus> {
         Failure::new(Exit::Failed, text).help("run this as root or as the server's user")
     })?;
     if !served {
-        let failure = Failure::new(Exit::Unavailable, format!("no server runs in `{place}`"));
+        let failure = Failure::new(
+            Exit::Unavailable,
+            format!("no server is running in `{place}`"),
+        );
         let help = "`anklume mcp serve --listen` starts one; name another folder with --listen DIR";
         return Err(failure.help(help).into());
     }
@@ -102,7 +105,7 @@ fn as_text(status: &ServerStatus) -> String {
     }
     if let Some(why) = &status.unlogged {
         let calls = if services.allow_unlogged {
-            "calls run all the same"
+            "calls run anyway"
         } else {
             "no call runs"
         };

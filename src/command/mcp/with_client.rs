@@ -25,7 +25,7 @@ const TIMEOUT_MAX: f64 = 86_400.0;
 pub(in crate::command) type ServerClient =
     Client<Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>>;
 
-/// Opens the channel that the flags ask for and runs `talk` over it; in any case, ends what was started.
+/// Opens the channel that the flags ask for and runs `talk` over it; always ends what was started.
 pub(in crate::command) fn with_client(
     args: &ChannelArgs,
     output: &Output,

@@ -148,7 +148,7 @@ fn take_sockets() -> anyhow::Result<(OwnedFd, OwnedFd)> {
     Ok(both)
 }
 
-/// Confines this process permanently, with this many bytes of memory.
+/// Confines this process permanently, with this memory budget in bytes.
 fn confine(memory: u64, limits: &ProcessLimits, policy: &Policy) -> anyhow::Result<()> {
     fence(memory)?;
     let in_force = confinement::enter(limits).context("cannot be confined")?;

@@ -18,7 +18,7 @@ use crate::services::{Service, Services};
 /// Help for an unknown service if no known one is similar.
 const ALL_SERVICES: &str = "`anklume policy list` shows all services";
 
-/// Runs `anklume policy check`: 0 allowed, 1 denied or error.
+/// Runs `anklume policy check`; returns 0 if allowed, 1 if denied or on error.
 pub(super) fn check(args: &PolicyCheckArgs, output: &Output) -> anyhow::Result<Exit> {
     let infra = open_infra(&args.infra, output)?.infra;
     let question = Question::new(args, &infra)?;
@@ -55,9 +55,9 @@ fn check_arguments(question: &Question<'_>) -> Result<(), Failure> {
         };
         check_some(service.tool, &policy::sent(&question.arguments)).map_err(|wrong| {
             let (machine, tool) = (&provider.name, service.tool);
-            let message = format!("`--args` is not a valid call of `{}` on `{machine}`: {wrong}", service.name);
+            let message = format!("`--args` is not valid for `{}` on `{machine}`: {wrong}", service.name);
             Failure::new(Exit::Failed, message).help(format!(
-                "`{}` runs `{tool}`; `anklume mcp serve --list-tools --format json` shows what that takes",
+                "`{}` runs `{tool}`; `anklume mcp serve --list-tools --format json` shows its arguments",
                 service.name
             ))
         })?;
@@ -127,7 +127,7 @@ fn reason(denial: &Denial, question: &Question<'_>, machine: &MachineName, at: &
     }
 }
 
-/// Runs `anklume policy explain`, which succeeds whatever the decision.
+/// Runs `anklume policy explain`, which succeeds regardless of the decision.
 pub(super) fn explain(args: &PolicyCheckArgs, output: &Output) -> anyhow::Result<()> {
     let infra = open_infra(&args.infra, output)?.infra;
     let question = Question::new(args, &infra)?;
@@ -188,7 +188,7 @@ fn change(allowed: bool, service: &Service, caller: &Caller) -> String {
     let at = service.declared_at.as_deref().unwrap_or("infra.yml");
     let name = &service.name;
     if allowed {
-        return format!("take `{caller}` off `consumers` of `{name}` ({at}) to deny it");
+        return format!("remove `{caller}` from `consumers` of `{name}` ({at}) to deny it");
     }
     let is_caller = |consumer: &MachineName| Caller::Consumer(consumer.clone()) == *caller;
     if service.consumers.iter().any(is_caller) {

@@ -7,7 +7,7 @@ use crate::infra::raw::{Entry, Node, NodeKind, Reading};
 /// Describes the expected type of a section.
 pub(super) const A_MAP: &str = "a map of keys and values";
 
-/// The subject of a wrong-type message, and the place to report for an empty value.
+/// The subject of a wrong-type message, and the location to report for an empty value.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Expected<'w> {
     /// The value of a key.
@@ -60,7 +60,7 @@ pub(super) fn wrong_type(
                 findings.error(Code::EmptyValue, at, message).help(help);
                 return;
             }
-            Reading::Bool(_) => "a truth value",
+            Reading::Bool(_) => "a Boolean",
             Reading::Integer | Reading::Float => "a number",
             Reading::Text => "text",
         },
@@ -102,7 +102,7 @@ fn suggestion(node: &Node<'_>, expected: &str) -> Option<String> {
     }
 }
 
-/// Tells how to write a list of named items, or of keys, as a map.
+/// Explains how to write a list of named items, or of keys, as a map.
 fn names_as_keys(items: &[Node<'_>]) -> String {
     let first = items.first().and_then(|item| match &item.kind {
         NodeKind::Scalar(scalar) => Some((scalar.text.to_string(), "")),

@@ -1,10 +1,10 @@
-//! Suggests how to correct a line that is not YAML. A suggestion is tried first: with it, the line must be read.
+//! Suggests how to correct a line that is not YAML. A rewritten line is suggested only if it parses.
 
 use granit_parser::{Parser, ScanError};
 
 use crate::diagnostic::quote;
 
-/// Returns the next step for a syntax error on a line (from 1), if a correction of that line solves it.
+/// Returns the help for a syntax error on a line (counted from 1), if changing that line is enough.
 pub(super) fn suggestion(text: &str, line: usize) -> Option<String> {
     let written = text.lines().nth(line.checked_sub(1)?)?;
     let indent = written.len() - written.trim_start_matches([' ', '\t']).len();
@@ -63,7 +63,7 @@ fn quoted(content: &str) -> Option<String> {
         None => (value, ""),
     };
     let value = value.trim();
-    // An open list or map is to be closed.
+    // An unclosed list or map needs a bracket, not quotes.
     for (open, close) in [('[', ']'), ('{', '}')] {
         if value.starts_with(open) && value.matches(open).count() > value.matches(close).count() {
             return None;

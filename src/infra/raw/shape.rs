@@ -5,10 +5,10 @@ use std::collections::HashMap;
 
 use crate::infra::findings::At;
 
-/// A value and its place.
+/// A value and its location.
 #[derive(Debug)]
 pub(in crate::infra) struct Node<'a> {
-    /// Its place; for a block map, that of the first key; for a block list, that of the first `-`.
+    /// Its location; for a block map, that of the first key; for a block list, that of the first `-`.
     pub(in crate::infra) at: At,
     /// The value.
     pub(in crate::infra) kind: NodeKind<'a>,
@@ -30,7 +30,7 @@ pub(in crate::infra) enum NodeKind<'a> {
 /// A key and its value.
 #[derive(Debug)]
 pub(in crate::infra) struct Entry<'a> {
-    /// Place of the key.
+    /// Location of the key.
     pub(in crate::infra) at: At,
     /// The key.
     pub(in crate::infra) key: Scalar<'a>,
@@ -43,7 +43,7 @@ pub(in crate::infra) struct Entry<'a> {
 pub(in crate::infra) struct Scalar<'a> {
     /// The text, with escapes resolved.
     pub(in crate::infra) text: Cow<'a, str>,
-    /// True if neither quoted nor a block: it may be a number, a Boolean, or nothing.
+    /// True if it is neither quoted nor a block scalar: it may be a number, a Boolean, or nothing.
     pub(in crate::infra) plain: bool,
 }
 

@@ -88,7 +88,7 @@ fn nothing_but_a_regular_file_is_opened() {
     rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RWXU).unwrap();
     assert_eq!(
         refused(&fifo),
-        "error[not-a-file]: `FOLDER/fifo` is a FIFO\n  = help: only a regular file is read here"
+        "error[not-a-file]: `FOLDER/fifo` is a FIFO\n  = help: this must be a regular file"
     );
     let socket = folder.path().join("socket");
     let _listener = UnixListener::bind(&socket).unwrap();
@@ -234,28 +234,28 @@ fn what_does_not_belong_into_the_folder_is_a_fault() {
     rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RWXU).unwrap();
     let expected = "\
 error[not-a-file]: `FOLDER/infra/domains/fifo.yml` is a FIFO
-  = help: only a regular file is read here
+  = help: this must be a regular file
 
 error[symlink]: `FOLDER/infra/domains/x.yml` is a symbolic link
-  = help: only a regular file is read here
+  = help: this must be a regular file
 
 error[symlink]: `FOLDER/infra/policies.yml` is a symbolic link
-  = help: only a regular file is read here
+  = help: this must be a regular file
 
 error[missing-base]: `base.yml` is missing from `FOLDER/infra`
-  = help: write one: it holds `project_name` and `global`, and may be empty
+  = help: write one: it contains `project_name` and `global`, and may be empty
 
 error[stray-file]: `FOLDER/infra/readme.md` is not read
-  = help: this folder holds base.yml, domains/ and policies.yml: move it elsewhere
+  = help: this folder is only for base.yml, domains/ and policies.yml: move the file elsewhere
 
 error[stray-file]: `FOLDER/infra/domains/notes.txt` is not read
-  = help: this folder holds *.yml: move it elsewhere
+  = help: this folder is only for *.yml: move the file elsewhere
 
 error[stray-file]: `FOLDER/infra/domains/sub` is not read
-  = help: this folder holds *.yml: move it elsewhere
+  = help: this folder is only for *.yml: move the file elsewhere
 
 error[stray-file]: `FOLDER/infra/domains/work.yaml` is not read
-  = help: call it `work.yml`";
+  = help: rename it to `work.yml`";
     assert_eq!(refused(&infra), expected);
     let linked = tempfile::tempdir().unwrap();
     let infra = linked.path().join("infra");
@@ -264,7 +264,7 @@ error[stray-file]: `FOLDER/infra/domains/work.yaml` is not read
     symlink(folder.path().join("infra/domains"), infra.join("domains")).unwrap();
     assert_eq!(
         refused(&infra),
-        "error[symlink]: `FOLDER/infra/domains` is a symbolic link\n  = help: only a folder is read here"
+        "error[symlink]: `FOLDER/infra/domains` is a symbolic link\n  = help: this must be a folder"
     );
 }
 

@@ -1,4 +1,4 @@
-//! Tests mutated files: each is either accepted or refused with a code and a place; none causes a panic.
+//! Tests mutated files: each is either accepted or refused with a code and a location; none causes a panic.
 //!
 //! Runs 12,000 cases by default, or a hundred times as many with `ANKLUME_TEST_LONG=1`.
 

@@ -27,21 +27,21 @@ const TYPES: [&str; 12] = [
 /// The configuration key that makes a container's root the host's root.
 const PRIVILEGED: &str = "security.privileged";
 
-/// The value of `security.privileged` in a `config`, with its place.
+/// The value of `security.privileged` in a `config`, with its location.
 pub(super) type Privileged = Option<(bool, At)>;
 
-/// A device with the places of its parts.
+/// A device with the locations of its parts.
 #[derive(Debug, Clone)]
 pub(super) struct PlacedDevice {
     pub(super) device: Device,
-    /// Place of its name, or of the declaration from which it comes.
+    /// Location of its name, or of the declaration from which it comes.
     pub(super) at: At,
-    /// Places of the values, in the order of the keys.
+    /// Locations of the values, in the order of the keys.
     pub(super) values: Vec<At>,
 }
 
 impl PlacedDevice {
-    /// Returns a key's value and place.
+    /// Returns a key's value and location.
     pub(super) fn get(&self, key: &str) -> Option<(&str, At)> {
         let position = self.device.keys.iter().position(|(name, _)| name == key)?;
         let (_, value) = self.device.keys.get(position)?;
@@ -54,7 +54,7 @@ impl PlacedDevice {
     }
 }
 
-/// A profile with the places of its parts.
+/// A profile with the locations of its parts.
 #[derive(Debug)]
 pub(super) struct PlacedProfile {
     pub(super) name: String,
@@ -65,7 +65,7 @@ pub(super) struct PlacedProfile {
 }
 
 impl PlacedProfile {
-    /// The profile without places.
+    /// The profile without locations.
     pub(super) fn build(self) -> (String, Profile) {
         let devices = self.devices.into_iter().map(|placed| placed.device);
         let profile = Profile {
@@ -154,7 +154,7 @@ pub(super) fn add_own(
 
 /// Reports a device with the same name as one that anklume creates.
 pub(super) fn duplicate(name: &str, at: At, findings: &mut Findings) {
-    let message = format!("the machine has two devices {}", quote(name));
+    let message = format!("the machine has two devices named {}", quote(name));
     findings.error(Code::DuplicateDevice, at, message).help(
         "`sv-…` are shared volumes and `pd-…` persistent data: rename the device or the volume",
     );
@@ -193,7 +193,7 @@ fn check_keys(placed: &PlacedDevice, fields: Fields<'_, '_>, findings: &mut Find
             let owner = format!("device {}", quote(&placed.device.name));
             let help = match *key {
                 "type" => format!("one of: {}", TYPES.join(", ")),
-                "path" => "where the machine sees it, such as `path: /data`".to_owned(),
+                "path" => "the path inside the machine, such as `path: /data`".to_owned(),
                 _ => "a proxy has `listen` and `connect`, such as `tcp:127.0.0.1:80`".to_owned(),
             };
             findings.missing(placed.at, &owner, key, help);
@@ -211,7 +211,7 @@ fn name(entry: &Entry<'_>, what: &str, findings: &mut Findings) -> Option<String
         let message = format!("{} is not a valid {what} name", quote(text));
         findings
             .error(Code::InvalidName, entry.at, message)
-            .help(format!("1 to {NAME_MAX} characters without spaces and `/`"));
+            .help(format!("1 to {NAME_MAX} characters, without spaces or `/`"));
         return None;
     }
     Some(text.to_owned())

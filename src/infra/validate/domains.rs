@@ -274,7 +274,7 @@ fn ai(fields: Fields<'_, '_>, findings: &mut Findings) -> (String, Value) {
     };
     let written = field::json(&entry.value);
     if !matches!(&written, Value::Bool(_)) && written != "always" {
-        let message = "this is not a valid value of `ai_sanitize`";
+        let message = "this is not a valid value for `ai_sanitize`";
         findings
             .error(Code::InvalidValue, entry.value.at, message)
             .help("one of: true, false, always");

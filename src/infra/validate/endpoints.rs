@@ -1,7 +1,7 @@
 //! Checks that edges are safe: no end is privileged, and none of the user's devices interferes with the channels.
 //!
 //! Only anklume's own devices reach the channels' host paths, no disk hides anklume's files inside a machine, and no
-//! machine's device uses a host path at which a machine could have put a link.
+//! device uses a host path where a machine could have put a link.
 
 use std::collections::HashSet;
 
@@ -101,7 +101,7 @@ fn used<'d>(
     machine: &'d MachineDraft,
 ) -> impl Iterator<Item = &'d PlacedProfile> {
     let names = machine.machine.profiles.iter().map(String::as_str);
-    // A machine that names no profile has `default`.
+    // A machine that lists no profiles uses `default`.
     let default = machine.machine.profiles.is_empty().then_some("default");
     names.chain(default).filter_map(|name| domain.profile(name))
 }
@@ -153,7 +153,7 @@ struct Host {
     /// Folders to which some machine may write.
     writable: HashSet<String>,
     severity: Severity,
-    /// Places of sources in such a folder: a shared volume is a device of many machines, but one finding is enough.
+    /// Locations of sources in such a folder: a shared volume is a device of many machines, but one finding is enough.
     nested: HashSet<At>,
 }
 
@@ -215,7 +215,7 @@ impl Host {
         if shares {
             let source = quote(source);
             let message =
-                format!("{source} shares {HOST_STATE} of the host, where the channels are");
+                format!("{source} shares the host's {HOST_STATE}, which contains the channels");
             findings
                 .add(self.severity, Code::DeviceSharesChannels, at, message)
                 .help("share a folder that neither contains it nor lies inside it");
@@ -272,7 +272,7 @@ fn check_inside(placed: &PlacedDevice, machine: &MachineDraft, findings: &mut Fi
         );
         findings
             .error(Code::DiskOverAnklume, at, message)
-            .help(format!("choose another path than {}", INSIDE.join(", ")));
+            .help(format!("choose a path other than {}", INSIDE.join(", ")));
     }
 }
 

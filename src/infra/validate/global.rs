@@ -55,11 +55,11 @@ pub(super) struct GlobalSettings {
     pub(super) persistent_data_base: String,
     /// True for `gpu_policy: shared`.
     pub(super) gpus_shared: bool,
-    /// Place of `firewall_mode: vm`.
+    /// Location of `firewall_mode: vm`.
     pub(super) firewall_vm: Option<At>,
-    /// Place of `ai_access_policy: exclusive`.
+    /// Location of `ai_access_policy: exclusive`.
     pub(super) ai_exclusive: Option<At>,
-    /// `ai_access_default` and its place.
+    /// `ai_access_default` and its location.
     pub(super) ai_default: Option<(String, At)>,
 }
 
@@ -247,7 +247,7 @@ fn host_reserve(fields: Fields<'_, '_>, key: &str, findings: &mut Findings) {
         return;
     };
     let NodeKind::Scalar(scalar) = &entry.value.kind else {
-        field::wrong_entry(entry, "a share or a number", findings);
+        field::wrong_entry(entry, "a percentage or a number", findings);
         return;
     };
     let text = scalar.text.as_ref();

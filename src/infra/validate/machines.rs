@@ -180,7 +180,7 @@ fn warn_of_container(
         );
         findings
             .warning(Code::ContainerInUntrustedDomain, entry.at, message)
-            .help("a container shares the host's kernel: `type: vm` keeps it apart");
+            .help("a container shares the host's kernel: `type: vm` isolates it");
     }
 }
 
@@ -265,7 +265,7 @@ fn give_addresses(
         findings
             .error(Code::NoAddressLeft, draft.at, message)
             .help(format!(
-                "only .{first} to .{last} are assigned: set `ip` for some machines, from .{} on",
+                "only .{first} to .{last} are assigned automatically: set `ip` for some machines, starting at .{}",
                 last + 1
             ));
     }
@@ -322,7 +322,7 @@ fn shaped(
     let Text { text, at } = fields.text(key, findings)?;
     let (fits, rule) = shape;
     if !fits(text) {
-        let message = format!("{} is not a valid value of `{key}`", quote(text));
+        let message = format!("{} is not a valid value for `{key}`", quote(text));
         findings.error(Code::InvalidValue, at, message).help(rule);
     }
     Some(text.to_owned())

@@ -196,7 +196,7 @@ pub(super) fn add_firewall(
     };
     let ip = network::host(draft.domain.network.subnet, FIREWALL);
     if let Some(taken) = draft.machines.iter().find(|m| m.machine.ip == Some(ip)) {
-        let message = format!("`{ip}` is the firewall machine's");
+        let message = format!("`{ip}` is the firewall machine's address");
         findings
             .error(Code::DuplicateAddress, taken.at, message)
             .help("give the machine another address, or write `firewall_mode: host`");
@@ -255,7 +255,7 @@ pub(super) fn check_gpus(
         let message = format!("{count} machines share the GPU; the first is {first}");
         findings
             .warning(Code::SharedGpu, second.at, message)
-            .help("on most GPUs they see each other's memory");
+            .help("on most GPUs, they can see each other's memory");
     } else {
         let message = format!("{count} machines use the GPU; the first is {first}");
         findings

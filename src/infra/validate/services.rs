@@ -234,8 +234,8 @@ fn check_consumer(machine: &str, written: Text<'_>, names: &Names<'_>, findings:
     }
 }
 
-/// Returns the machine that a mistyped consumer probably meant. Stricter than other suggestions, because no machine
-/// should be granted a service because of a vague similarity.
+/// Returns the machine that a mistyped consumer probably meant. Stricter than other suggestions, so that no machine
+/// is granted a service because of a vague similarity.
 fn typo<'t>(text: &str, names: &Names<'t>, findings: &mut Findings) -> Option<&'t str> {
     /// Shorter names are too similar to each other, and larger files always contain a similar name.
     const LEN_MIN: usize = 4;
@@ -271,7 +271,7 @@ fn fixed(
         let new = findings.error(Code::InvalidArgument, at, fault.message);
         if let Some(written) = entry.and_then(unquoted) {
             new.help(format!(
-                "YAML reads a number or truth value here; text is quoted: `\"{written}\"`"
+                "YAML reads a number or Boolean here; quote it to make it text: `\"{written}\"`"
             ));
         }
     }

@@ -42,7 +42,7 @@ pub(super) fn persistent(
         volume.known("`persistent_data`", &["path", "readonly"], findings);
         let readonly = volume.flag("readonly", findings).unwrap_or(false);
         if volume.entry("path").is_none() {
-            let help = "where the machine sees it, such as `path: /var/lib/app`";
+            let help = "the path inside the machine, such as `path: /var/lib/app`";
             findings.missing(entry.at, &quote(name), "path", help);
         }
         if let Some(path) = volume.absolute_path("path", findings) {
@@ -74,7 +74,7 @@ fn volume_name<'t>(entry: &'t Entry<'_>, findings: &mut Findings) -> Option<&'t 
     Some(text)
 }
 
-/// A disk that anklume creates, and the places of its name, its source and its other parts.
+/// A disk that anklume creates, and the locations of its name, its source and its other parts.
 struct MadeDisk {
     name: String,
     source: String,
@@ -173,7 +173,7 @@ fn shared(
         for (position, readonly) in resolve(consumers, drafts, &positions) {
             count += 1;
             if count > SHARED_MAX {
-                let message = format!("shared volumes make more than {SHARED_MAX} devices");
+                let message = format!("shared volumes create more than {SHARED_MAX} devices");
                 findings
                     .error(Code::TooManyValues, entry.at, message)
                     .help("share fewer volumes, or with fewer machines");

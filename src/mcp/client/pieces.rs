@@ -133,7 +133,7 @@ impl PayloadSource {
     /// Reads the next `limit` bytes, or fewer at the end.
     pub(crate) async fn read(&mut self, limit: u64) -> io::Result<Vec<u8>> {
         let Some(mut reader) = self.reader.take() else {
-            return Err(io::Error::other("an earlier read did not end"));
+            return Err(io::Error::other("an earlier read has not ended"));
         };
         let read = tokio::task::spawn_blocking(move || {
             let mut bytes = Vec::new();
@@ -166,7 +166,7 @@ pub(crate) enum PiecesError {
     Client(#[from] ClientError),
     #[error("the content cannot be read: {0}")]
     Read(#[source] io::Error),
-    #[error("the content has more than {SEND_MAX} bytes, the maximum to send")]
+    #[error("the content has more than {SEND_MAX} bytes, the maximum that can be sent")]
     TooLarge,
     #[error("the content cannot be stored in a temporary file: {0}")]
     Keep(#[source] io::Error),
@@ -253,7 +253,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         }
     }
 
-    /// Fetches a payload in one call if it fits, otherwise in pieces into `file`; checks the whole digest.
+    /// Fetches a payload in one call if it fits, otherwise in pieces into `file`; checks the digest of the whole.
     pub(crate) async fn fetch(
         &mut self,
         tool: &str,
@@ -371,7 +371,7 @@ mod tests {
         assert_eq!(sent(SEND_MAX - 2, b"xy").unwrap(), SEND_MAX);
         assert_eq!(
             sent(SEND_MAX - 1, b"xy").unwrap_err().to_string(),
-            "the content has more than 4294967296 bytes, the maximum to send"
+            "the content has more than 4294967296 bytes, the maximum that can be sent"
         );
     }
 

@@ -57,11 +57,13 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Value, JsonFault> {
 pub(crate) fn read_object(bytes: &[u8]) -> Result<Map<String, Value>, JsonFault> {
     match read(bytes)? {
         Value::Object(object) => Ok(object),
-        _ => Err(JsonFault::Refused("it is another kind of value".to_owned())),
+        _ => Err(JsonFault::Refused(
+            "the text is another kind of JSON value".to_owned(),
+        )),
     }
 }
 
-/// Returns whether JSON begins like an object. If it is a string, a serde error would quote all of it.
+/// Returns whether JSON begins like an object. Checked first, because a serde error would quote a whole string.
 pub(crate) fn begins_object(bytes: &[u8]) -> bool {
     trim(bytes).first() == Some(&b'{')
 }

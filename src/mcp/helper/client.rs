@@ -251,7 +251,7 @@ impl Helper {
                 () = sleep_until(next_check) => {
                     let state = self.state();
                     if state.idle_until().is_some_and(|until| until <= Instant::now()) {
-                        // Under the lock, so that no call starts to wait meanwhile; later calls see the cancellation.
+                        // Under the lock, so that no call starts waiting now; later calls see the cancellation.
                         self.ended.cancel();
                         // The next helper for the resource starts after this one has ended.
                         let _ = self.socket.shutdown(Shutdown::Both);

@@ -201,7 +201,7 @@ fn what_is_no_question_ends_the_process_that_asks_it() {
             br#"{"Left":{"place":18446744073709}}"#[..30].to_vec(),
         ]
         .concat(),
-        // A place that no call has.
+        // A place that no call occupies.
         [long(20), br#"{"Left":{"place":3}}"#.to_vec()].concat(),
     ];
     for bytes in unfit {

@@ -55,7 +55,7 @@ impl Bench {
             .collect()
     }
 
-    /// Returns the number of calls in the log's counted lines.
+    /// Returns the number of calls that the log only counts.
     fn counted(&self) -> u64 {
         let events = self.events();
         let counts = events.iter().map(|event| match event {

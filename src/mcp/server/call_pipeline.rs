@@ -1,4 +1,4 @@
-//! Takes one call through its stages: it is decided, admitted, run, logged, and only then answered.
+//! Takes one call through its stages: it is authorized, admitted, run, logged, and only then answered.
 //!
 //! The policy is applied when the call arrives, and again after it has waited for its turn.
 
@@ -114,7 +114,7 @@ impl<'a> CallPipeline<'a> {
         }
     }
 
-    /// Decides, runs and logs the call. Fails with a protocol error for the caller, for example if the service is
+    /// Authorizes, runs and logs the call. Fails with a protocol error for the caller, for example if the service is
     /// unknown or the call is overloaded, cancelled or not logged.
     pub(super) async fn answer(&self) -> Answer {
         self.run().await.unwrap_or_else(|answer| answer)
@@ -180,7 +180,7 @@ impl<'a> CallPipeline<'a> {
         }
     }
 
-    /// Admits the call under the policy now in force, as the call may have waited for long. Waits for this connection's
+    /// Admits the call under the policy now in force, as it may have waited a long time. Waits for this connection's
     /// calls, which is back-pressure, not overload. Also returns the call's maximum duration.
     async fn admit(&self) -> Result<(Grant, Duration, OwnCall<'_>), Answer> {
         let monitor = &self.connection.server.shared.monitor;
@@ -252,7 +252,7 @@ impl<'a> CallPipeline<'a> {
         }
     }
 
-    /// Logs and answers a denied call. The answer is the same for a missing service and for one of other consumers.
+    /// Logs and answers a denied call. The answer is the same for a missing service and for a forbidden one.
     fn refuse(&self, policy: &Policy, denial: &Denial) -> Answer {
         let (reason, answer) = match denial {
             Denial::Unknown | Denial::NotConsumer { .. } => {
@@ -269,7 +269,7 @@ impl<'a> CallPipeline<'a> {
         answer
     }
 
-    /// Logs a call on a connection beyond the caller's limit of `max`, and returns the error to send; the policy is not consulted.
+    /// Logs a call on a connection beyond the caller's limit of `max`, without applying the policy; returns the error.
     pub(super) fn turn_away(&self, max: usize) -> ErrorData {
         let policy = self.connection.server.shared.monitor.policy();
         self.overload(&policy, too_many_connections(max))

@@ -31,7 +31,7 @@ use crate::services::Services;
 
 /// Instructions for a client's model about this server.
 const INSTRUCTIONS: &str = "Tools of one machine, for the machines that the operator allowed. \
-    The `_meta[\"anklume/tool\"]` of each tool gives the tool behind its name.";
+    The `_meta[\"anklume/tool\"]` of each tool identifies the tool behind its name.";
 
 /// Handles one connection's requests according to rmcp's rules for each method.
 struct Handler {
@@ -50,7 +50,7 @@ impl Handler {
         let bare = context.protocol_version().is_none();
         if bare && self.modern.load(Ordering::Relaxed) {
             return Err(ErrorData::invalid_params(
-                "`_meta` lacks `io.modelcontextprotocol/protocolVersion`, which an earlier request of this connection had",
+                "`_meta` lacks `io.modelcontextprotocol/protocolVersion`, which an earlier request on this connection had",
                 None,
             ));
         }

@@ -158,7 +158,7 @@ fn read_method(
         }
         "tools/list" => ClientRequest::ListToolsRequest(read_list(&params)?),
         "tools/call" => ClientRequest::CallToolRequest(read_call(params)?),
-        // Keeps its own `_meta`, so that an unsupported version is reported first.
+        // An unknown method keeps its `_meta`, so that an unsupported version is reported first.
         _ => ClientRequest::CustomRequest(CustomRequest::new(method, None)),
     };
     request.extensions_mut().insert(meta);

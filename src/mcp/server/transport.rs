@@ -162,7 +162,7 @@ impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
         if let Some(inner) = self.flight.enter(&asked, bytes, memory) {
             return Some(ClientJsonRpcMessage::request(asked.request, inner));
         }
-        // If this had the id, a client would take it for the answer to the first request and lose the real one.
+        // If this error had the id, a client would take it for the answer to the first request and lose the real one.
         let twice = ErrorData::invalid_request(
             "invalid request: `id` belongs to a request that has not been answered yet",
             None,

@@ -54,7 +54,7 @@ impl MemoryPermit {
                 permit,
                 budget: Arc::clone(&self.budget),
             }),
-            // It already holds less.
+            // The permit is already smaller.
             None => Some(self),
         }
     }
@@ -129,7 +129,7 @@ impl MemoryPool {
         }
     }
 
-    /// Waits until this many bytes are free together, or the whole pool if it has fewer, so that each message that has
+    /// Waits until this many bytes are free at once, or the whole pool if it has fewer, so that each message that has
     /// begun can be completed. Never fails: the semaphore is never closed.
     pub(super) async fn acquire(&self, bytes: usize) -> io::Result<MemoryPermit> {
         let parts = parts(bytes).min(self.parts);
@@ -157,7 +157,7 @@ pub(super) struct Pools {
 }
 
 impl Pools {
-    /// Divides a caller's budget, in bytes: an eighth for parsed requests, as much for the helpers that get the same
+    /// Divides a caller's budget, in bytes: an eighth for parsed requests, an eighth for the helpers that get the same
     /// requests, three eighths for answers (or enough for one answer if that is more), and the rest for messages.
     pub(super) fn of(bytes: u64, lender: Box<dyn Lender>) -> Self {
         let budget = Arc::new(MemoryBudget {

@@ -70,7 +70,7 @@ fn destroy_takes_what_is_marked_in_the_order_in_which_it_can_go() {
     assert_eq!(
         deletions.notes,
         [
-            "the domain `work` stays because anklume did not create some of its content: mine, dev-data, profile theirs, storage-pools/default/buckets/logs"
+            "the domain `work` is kept because anklume did not create some of its content: mine, dev-data, profile theirs, storage-pools/default/buckets/logs"
         ]
     );
     // The profile and the bucket alone are enough to keep it.

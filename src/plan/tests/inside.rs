@@ -150,7 +150,7 @@ fn a_channel_that_nobody_has_proven_is_asked_again_until_somebody_has() {
     let plan = planned(INFRA, &state, &facts(), &[]).unwrap();
     assert_eq!(
         lines(&plan),
-        ["~ channel dev → signer: no answer yet → asked again"]
+        ["~ channel dev → signer: no answer yet → tried again"]
     );
     assert_eq!(verifications(&plan), [(true, false)]);
     carry(&mut state, &plan);

@@ -251,7 +251,7 @@ fn an_address_or_a_name_of_a_machine_that_is_no_longer_declared_is_said() {
     );
     assert!(
         plan.notes[0]
-            .contains("`dev` (project `work`) is disabled or no longer declared, but stays"),
+            .contains("`dev` (project `work`) is disabled or no longer declared, but still exists"),
         "{:?}",
         plan.notes
     );

@@ -63,7 +63,7 @@ fn a_folder_that_is_open_to_the_host_s_users_stands_in_the_way() {
         assert_eq!((faults.len(), faults[0].code), (1, "open-share"));
         faults.remove(0).help.unwrap()
     };
-    // The help closes the folder above, unless others need it.
+    // The suggested command closes the parent folder, unless others need it.
     assert_eq!(
         help("/home/me/docs", Reach::Everybody),
         "`chmod 0700 /home/me`; or share it `ro`"
@@ -105,7 +105,7 @@ fn a_folder_that_is_open_to_the_host_s_users_stands_in_the_way() {
     assert_eq!(
         plan.notes,
         [
-            "files that machines write in `/home/me/docs` belong to the host's root: its user 1000 and a machine's root can together become root (docs/infra.md)"
+            "files that machines write in `/home/me/docs` belong to the host's root: the host's user 1000 and a machine's root can together become root (docs/infra.md)"
         ]
     );
 }

@@ -1,4 +1,4 @@
-//! Tests the rotation of channel logs: of big ones by a run, and by the host's scheduler between runs.
+//! Tests the rotation of channel logs: by a run if they are big, and by the host's scheduler between runs.
 
 use super::*;
 use crate::plan::{BigLog, HostFile, Rotation, Schedule};
@@ -57,7 +57,7 @@ fn without_channels_nothing_is_scheduled_and_where_nothing_can_be_that_is_said()
     let plan = planned(INFRA, &applied(INFRA), &nobody, &[]).unwrap();
     assert_eq!(
         plan.notes,
-        ["nothing rotates the logs of channels between two runs of `anklume apply`: no cron"]
+        ["nothing rotates the logs of channels between runs of `anklume apply`: no cron"]
     );
     let plan = planned(&alone, &applied(&alone), &nobody, &[]).unwrap();
     assert_eq!(plan.notes, [""; 0]);

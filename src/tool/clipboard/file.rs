@@ -100,7 +100,7 @@ fn open_folder(runtime: &Path) -> Result<Dir, ToolError> {
 
 fn not_trusted(what: &str) -> ToolError {
     ToolError::Refused(format!(
-        "the clipboard's file {what}, and is not read; remove it on the provider, or set the clipboard anew"
+        "the clipboard's file {what}, and is not read; remove it on the provider, or set the clipboard again"
     ))
 }
 
@@ -291,7 +291,7 @@ mod tests {
         fs::write(folder.join(NAME), vec![b'x'; CLIPBOARD_MAX + 1]).unwrap();
         assert_eq!(
             read(&folder).unwrap_err().to_string(),
-            "the clipboard holds 65537 bytes; at most 65536 can be handed over"
+            "the clipboard holds 65537 bytes; at most 65536 can be returned"
         );
         fs::write(folder.join(NAME), b"\xff\xfe").unwrap();
         assert_eq!(

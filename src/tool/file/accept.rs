@@ -192,7 +192,7 @@ fn wrong_size(actual: u64) -> ToolError {
 }
 
 impl Upload {
-    /// Begins a file, if its name is free.
+    /// Begins an upload, if the file's name is free.
     pub(super) fn begin(settings: &Settings, piece: &UploadPiece) -> Result<Self, ToolError> {
         let portal = Portal::open_or_make(settings)?;
         let path = &piece.path;

@@ -19,7 +19,7 @@ pub(super) struct Portal(Dir);
 /// Creates the portal if it is missing, unless other users can write to its parent folder.
 pub(in crate::tool) fn make(settings: &Settings) -> Result<(), ToolError> {
     make_all(&settings.portal, Mode::from_raw_mode(FOLDER_MODE))
-        .map_err(|refused| ToolError::system("make the portal folder", refused))
+        .map_err(|refused| ToolError::system("create the portal folder", refused))
 }
 
 impl Portal {
@@ -28,7 +28,7 @@ impl Portal {
         match Dir::open(&settings.portal, SEARCH, BENEATH) {
             Ok(folder) => Ok(Self(folder)),
             Err(Errno::NOENT) => Err(ToolError::Unavailable(
-                "the provider has no portal folder yet; `file_accept` makes it, or its owner does"
+                "the provider has no portal folder yet; it is created by `file_accept` or by its owner"
                     .to_owned(),
             )),
             Err(refused) => Err(ToolError::system("open the portal folder", refused)),
@@ -99,7 +99,7 @@ impl Portal {
             return Ok((parent, 0));
         }
         let (folders, _) = path.split();
-        let failed = |refused| explain(refused, path, "make the folder of");
+        let failed = |refused| explain(refused, path, "create the folder of");
         let mut made: u64 = 0;
         let mut folder = self.0.dir(".").map_err(failed)?;
         for name in folders {
@@ -140,8 +140,7 @@ pub(super) fn explain(refused: Errno, path: &PortalPath, doing: &str) -> ToolErr
         Errno::XDEV => format!("`{path}` leads out of the portal"),
         Errno::NOTDIR => format!("`{path}` leads through something that is not a folder"),
         Errno::NOSYS => {
-            let text =
-                "this system has no openat2 (Linux 5.6), without which no file is handed over";
+            let text = "this system lacks openat2 (Linux 5.6), which the file tools require";
             return ToolError::Unavailable(text.to_owned());
         }
         _ => return ToolError::system(format!("{doing} `{path}`"), refused),

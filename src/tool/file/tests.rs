@@ -1,4 +1,4 @@
-//! Tests the portal from the outside: every file-related fault of the forerunner's server, and races.
+//! Tests the portal from the outside: every file-related fault of the predecessor's server, and races.
 
 mod pieces;
 mod race;
@@ -122,7 +122,7 @@ fn nothing_is_overwritten() {
     bench.accept("f", b"first").unwrap();
     assert_eq!(
         bench.accept("f", b"second").unwrap_err(),
-        "`f` exists already, and nothing is overwritten; choose another name"
+        "`f` already exists, and nothing is overwritten; choose another name"
     );
     fs::create_dir(bench.portal().join("folder")).unwrap();
     symlink("nowhere", bench.portal().join("link")).unwrap();
@@ -131,7 +131,7 @@ fn nothing_is_overwritten() {
             bench
                 .accept(taken, b"x")
                 .unwrap_err()
-                .contains("exists already")
+                .contains("already exists")
         );
     }
     assert_eq!(bench.provide("f").unwrap(), b"first");
@@ -207,7 +207,7 @@ fn only_regular_files_with_one_name_are_given() {
             "folder",
             "`folder` is a folder; only regular files can be read",
         ),
-        // The forerunner hung here.
+        // The predecessor hung here.
         (
             "pipe",
             "`pipe` is a named pipe; only regular files can be read",
@@ -284,7 +284,7 @@ fn the_portal_is_made_for_the_first_file_and_where_it_is_safe() {
     let bench = Bench::without_portal();
     assert_eq!(
         bench.provide("f").unwrap_err(),
-        "the provider has no portal folder yet; `file_accept` makes it, or its owner does"
+        "the provider has no portal folder yet; it is created by `file_accept` or by its owner"
     );
     bench.accept("f", b"x").unwrap();
     assert_eq!(mode(bench.portal()), 0o755);
@@ -296,7 +296,7 @@ fn the_portal_is_made_for_the_first_file_and_where_it_is_safe() {
         bench
             .accept("f", b"x")
             .unwrap_err()
-            .starts_with("cannot make the portal folder: ")
+            .starts_with("cannot create the portal folder: ")
     );
     assert!(!bench.portal().exists());
 }

@@ -1,6 +1,6 @@
 //! Limits how much each consumer may leave in its portal folder, so that none can fill the disk.
 //!
-//! Files handed in through this server are counted exactly; other changes count when the folder is measured again.
+//! Files received through this server are counted exactly; other changes count when the folder is measured again.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;

@@ -23,8 +23,8 @@ pub enum GpgFault {
     ),
     /// The key folder is missing; gpg would report a missing key.
     #[error(
-        "`{variable}` names {what} on the provider, so gpg has no keys there; make that folder for the user that serves \
-         (uid {}), or start the server with `GNUPGHOME` set to the folder of its keys",
+        "`{variable}` names {what} on the provider, so gpg has no keys there; create that folder for the server's user \
+         (uid {}), or start the server with `GNUPGHOME` set to its key folder",
         geteuid()
     )]
     NoHome {
@@ -133,7 +133,7 @@ impl UnfitKey {
                     .to_owned()
             }
             Self::Invalid => {
-                "gpg calls it invalid; `gpg --list-secret-keys` on the provider shows more".to_owned()
+                "gpg calls it invalid; `gpg --list-secret-keys` on the provider shows the details".to_owned()
             }
         }
     }
@@ -165,15 +165,15 @@ pub enum CardFault {
 pub enum NoAgent {
     /// Its socket path is too long.
     #[error(
-        "the path of its socket has {bytes} bytes, and at most {SOCKET_MAX} are allowed; \
-         move the folder of keys to a shorter path, or log in there once so that `/run/user/{}` exists",
+        "its socket path is {bytes} bytes long, but at most {SOCKET_MAX} are allowed; \
+         move the key folder to a shorter path, or log in there once so that `/run/user/{}` exists",
         geteuid()
     )]
     LongPath {
         /// Its length.
         bytes: usize,
     },
-    /// It cannot write to the key folder or its socket folder; holds the system error.
+    /// It cannot write to the key folder or its socket folder; contains the system error.
     #[error(
         "it cannot write to its key folder or its socket's folder ({0}); make both writable for the server's user (uid {uid})",
         uid = geteuid()
@@ -181,7 +181,7 @@ pub enum NoAgent {
     ReadOnly(io::ErrorKind),
     /// Its launcher is not answering.
     #[error(
-        "the service `{AGENT_UNIT}`, which starts it, does not answer ({0}); restart that there"
+        "the service `{AGENT_UNIT}`, which starts it, does not answer ({0}); restart that service there"
     )]
     Launcher(String),
     /// Another reason.

@@ -1,6 +1,6 @@
 //! The launcher: a process next to the server that starts gpg-agent and keyboxd, GnuPG's servers, when needed.
 //!
-//! They outlive a server, because they remember passphrases, and may need access denied to a server, such as to a card
+//! They outlive a server, because they remember passphrases, and may need access that a server lacks, such as to a card
 //! reader. So they run without its limits, and outside its control group if a supervisor starts the launcher. A client
 //! writes one of the two names and a newline, and reads a newline once that server is running or cannot be started.
 //!
@@ -40,7 +40,7 @@ pub(super) enum LauncherServer {
 
 /// The program that names GnuPG's folders and starts its servers.
 pub(in crate::tool) const GPGCONF: &str = "gpgconf";
-/// The launcher's answer on success.
+/// The launcher's answer once `gpgconf` has ended.
 const DONE: &[u8] = b"\n";
 /// Maximum length of a line that the launcher reads, in bytes.
 const LINE_MAX: u64 = 16;
@@ -77,7 +77,7 @@ pub(super) async fn launch(socket: &Path, server: LauncherServer) -> io::Result<
     let address = abstract_address(socket).unwrap_or_else(|| socket.to_owned());
     loop {
         match timeout(LAUNCH_MAX, request(&address, server)).await? {
-            // The launcher may be restarting, or may have refused one of many connections.
+            // The launcher may be restarting, or may have refused this connection as one too many.
             Err(_) if began.elapsed() < CONNECT_MAX => tokio::time::sleep(RETRY_INTERVAL).await,
             launched => return launched,
         }
@@ -126,7 +126,7 @@ pub(crate) async fn serve(socket: &Path) -> io::Result<()> {
             () = &mut server_ended => return Ok(()),
         };
         let Ok((stream, _)) = accepted else {
-            // No file descriptors are left, for instance: the client is accepted later.
+            // For instance, no file descriptors are left; the client is accepted later.
             tokio::time::sleep(RETRY_INTERVAL).await;
             continue;
         };

@@ -199,16 +199,16 @@ impl GoodSignature {
             return Err("it covers something else");
         }
         if count("NEWSIG") != 1 || count("GOODSIG") != 1 {
-            return Err("it is not one good signature");
+            return Err("it is not exactly one good signature");
         }
         let mut valid = status(text).filter_map(|line| line.strip_prefix("VALIDSIG "));
         let (Some(line), None) = (valid.next(), valid.next()) else {
-            return Err("it is not one valid signature");
+            return Err("it is not exactly one valid signature");
         };
         Self::valid(line).ok_or("its format is unknown")
     }
 
-    /// Reads `FINGERPRINT DATE TIME EXPIRES VERSION RESERVED PK HASH CLASS KEY`; the class must be that of bytes.
+    /// Reads `FINGERPRINT DATE TIME EXPIRES VERSION RESERVED PK HASH CLASS KEY`; the class must be the type for bytes.
     fn valid(line: &str) -> Option<Self> {
         let fields: Vec<&str> = line.split(' ').collect();
         let [fingerprint, _, seconds, .., public_key, digest, class, key] =
@@ -461,18 +461,21 @@ mod tests {
         let twice = VERIFIED.repeat(2);
         let without = |line: &str| VERIFIED.replace(line, "OTHER ");
         for (said, why) in [
-            ("", "it is not one good signature"),
-            (twice.as_str(), "it is not one good signature"),
-            (&without("GOODSIG "), "it is not one good signature"),
+            ("", "it is not exactly one good signature"),
+            (twice.as_str(), "it is not exactly one good signature"),
+            (&without("GOODSIG "), "it is not exactly one good signature"),
             (
                 &VERIFIED.replace("GOODSIG", "EXPKEYSIG"),
-                "it is not one good signature",
+                "it is not exactly one good signature",
             ),
             (
                 &VERIFIED.replace("GOODSIG", "BADSIG"),
                 "it covers something else",
             ),
-            (&without("VALIDSIG "), "it is not one valid signature"),
+            (
+                &without("VALIDSIG "),
+                "it is not exactly one valid signature",
+            ),
             // A text signature, which ignores line endings and trailing spaces.
             (&VERIFIED.replace("10 00", "10 01"), "its format is unknown"),
             (
@@ -481,7 +484,7 @@ mod tests {
             ),
             (
                 &VERIFIED.replace("[GNUPG:] NEWSIG", "NEWSIG"),
-                "it is not one good signature",
+                "it is not exactly one good signature",
             ),
         ] {
             assert_eq!(GoodSignature::read(said), Err(why), "{said}");

@@ -21,7 +21,7 @@ use crate::tool::{Settings, ToolError, environment};
 
 /// Maximum program output that is read, in bytes: a signature, a public key, a key listing, status lines.
 const OUTPUT_MAX: u64 = 1024 * 1024;
-/// Options for every gpg. Of the user's options, only those in [`Configuration`] apply.
+/// Options for every gpg process. Of the user's options, only those in [`Configuration`] apply.
 const ALWAYS: [&str; 10] = [
     "--no-options",
     "--batch",
@@ -30,7 +30,7 @@ const ALWAYS: [&str; 10] = [
     // An agent that gpg starts would end with this process, and be confined like it.
     "--no-autostart",
     "--no-auto-check-trustdb",
-    // gpg writes nothing to the key folder, from which the agent reads which programs to run.
+    // gpg writes nothing to the key folder, whose files tell the agent which programs to run.
     "--lock-never",
     "--no-random-seed-file",
     "--trust-model",
@@ -229,11 +229,11 @@ async fn read(from: Option<impl AsyncRead + Unpin>) -> String {
 /// the content as a passphrase.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Configuration {
-    /// Options for every gpg.
+    /// Options for every gpg process.
     pub(super) keyrings: Vec<OsString>,
     /// True if keyboxd keeps the public keys; with `--no-autostart`, gpg does not start it.
     pub(super) uses_keyboxd: bool,
-    /// Candidates for the default key, in the order in which they are tried: gpg uses the last existing one.
+    /// Candidates for the default key, the last named first: gpg uses the last one that exists.
     pub(super) default_keys: Vec<String>,
 }
 
@@ -274,7 +274,7 @@ impl Configuration {
             let (name, value) = line.split_once(is_space).unwrap_or((line, ""));
             let value = unquoted(value.trim_matches(is_space));
             if value.contains('\0') {
-                return Err(io::Error::other("a value in it has a zero byte"));
+                return Err(io::Error::other("a value in it contains a zero byte"));
             }
             match name {
                 "default-key" if !value.is_empty() => all.default_keys.insert(0, value.to_owned()),
@@ -306,7 +306,7 @@ fn contents(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(FILE_MAX + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > FILE_MAX {
-        return Err(io::Error::other("it has more than 1 MiB"));
+        return Err(io::Error::other("it is larger than 1 MiB"));
     }
     Ok(bytes)
 }

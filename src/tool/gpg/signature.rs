@@ -109,7 +109,7 @@ impl Signing {
                 .into());
         }
         let Some(rest) = self.message.end(&signed.stdout) else {
-            return Err(GpgFault::NotGood("it is not one signature").into());
+            return Err(GpgFault::NotGood("it is not exactly one signature").into());
         };
         self.verifies.feed(&rest).await;
         let verified = self.verifies.end().await?;
@@ -148,7 +148,7 @@ fn grown(size: u64, more: &[u8]) -> Result<u64, ToolError> {
 async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, ToolError> {
     tokio::time::timeout(limit, work).await.map_err(|_| {
         ToolError::TimedOut(format!(
-            "gpg did not answer within {} s and was ended; a pinentry may be waiting for a passphrase on the provider",
+            "gpg did not answer within {} s and was killed; a pinentry may be waiting for a passphrase on the provider",
             limit.as_secs()
         ))
     })
@@ -189,7 +189,7 @@ async fn answers(gnupg: &GnuPg) -> Result<bool, ToolError> {
 
 /// Chooses the signer: the requested key, or the default one.
 async fn signer(gnupg: &GnuPg, key: Option<&str>) -> Result<Signer, ToolError> {
-    // As gpg does: the last existing one of the keys that the user names, otherwise the first key that can sign.
+    // As gpg does: the last default key that exists or, if `gpg.conf` names none, the first key that can sign.
     let defaults = &gnupg.configuration.default_keys;
     if key.is_some() || defaults.is_empty() {
         return choose(gnupg, key).await;

@@ -143,7 +143,7 @@ fn a_copy_loses_the_channel_and_the_original_gets_its_socket_back() {
         let (original, copy) = (world.machine(domain, name), world.machine(domain, "copy"));
         let copied = world.incus(domain, &["copy", &original, &copy]);
         assert!(copied.status.success(), "{copied:?}");
-        // The original machine holds the address; without one, the copy starts and takes over the socket.
+        // The original machine has the address; without it, the copy starts and takes over the socket.
         world.incus(
             domain,
             &["config", "device", "unset", &copy, "eth0", "ipv4.address"],
@@ -201,13 +201,13 @@ fn a_left_over_socket_is_swept_and_a_strange_file_is_not(world: &World) {
     let strange = format!("/var/lib/anklume/mcp/t-apply-{}", std::process::id());
     drop(std::os::unix::net::UnixListener::bind(&left).unwrap());
     std::fs::write(&strange, "mine").unwrap();
-    // The first `apply` removes the socket, whether in this test or in another one.
+    // `apply` removes the socket, but not the other file.
     world.apply();
     assert!(!Path::new(&left).exists() && Path::new(&strange).exists());
     std::fs::remove_file(&strange).unwrap();
 }
 
-/// An edge works again as soon as its consumer allows it.
+/// An edge works again once its consumer no longer redirects the folder.
 fn a_machine_may_not_redirect_the_folder_of_its_sockets(world: &mut World) {
     assert!(
         world

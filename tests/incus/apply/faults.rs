@@ -148,7 +148,7 @@ fn a_bridge_and_a_subnet_that_are_taken() {
     let message = format!(
         "the subnet of `{{a}}`, {{base}}.1.0/24, overlaps with that of the network `{net}`"
     );
-    is_refused(&world, &[], &message, "take another `subnet_id`");
+    is_refused(&world, &[], &message, "choose another `subnet_id`");
     incus(["network", "delete", &net]);
     let net = world.filled("net-{a}");
     network(&net, "ipv4.address=none");

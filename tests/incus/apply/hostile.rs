@@ -1,4 +1,4 @@
-//! Malicious users inside a machine can block nothing, and make neither the machine's root nor the host work for them.
+//! Malicious users inside a machine cannot block anything, or make the machine's root or the host act for them.
 
 use crate::recorder::{Fate, Recorder};
 use crate::world::{World, pair};
@@ -61,7 +61,7 @@ fn what_cannot_be_read_makes_nobody_root_and_holds_nobody_up() {
     let world = World::new(&declared("user"));
     world.apply();
     let signer = world.machine(0, "signer");
-    // A status file that cannot be read to its end.
+    // A FIFO in place of the status file: reading it would block.
     as_user(
         &world,
         "rm /run/anklume/mcp/.status.json; mkfifo /run/anklume/mcp/.status.json",

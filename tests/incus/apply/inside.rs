@@ -1,4 +1,4 @@
-//! Files are pushed into the machines once, never through their links or mounts, and an upgrade loses no call.
+//! Files are pushed into the machines once, never through their links or mounts, and an upgrade loses no calls.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,8 +11,8 @@ use crate::world::World;
 fn a_machine_that_turned_a_path_into_a_link_or_a_mount_is_refused() {
     let world = World::new(SEED);
     world.apply();
-    // How a machine alters itself, how to undo that, and the path that `apply` must report. The program is deleted, so
-    // that it would have to be pushed.
+    // A command with which a machine alters itself, one that undoes it, and the path that `apply` must report. Deleting
+    // the program makes `apply` push it.
     let link = |path: &str| {
         (
             format!("mv {path} {path}.away; mkdir -p /tmp/trap; ln -s /tmp/trap {path}"),
@@ -130,7 +130,7 @@ fn a_newer_version_takes_over_and_no_running_call_is_lost() {
     let world = World::new(SEED);
     world.apply();
     let before = server(&world);
-    // Make the call slow enough to be seen in progress: the signing program is slow, and has no key.
+    // Make the call slow enough to be seen in progress: the signing program is slow, and then fails.
     let slow = "mkdir -p /root/.gnupg; printf '#!/bin/sh\\necho OK\\n' > /bin/gpg-connect-agent
         printf '#!/bin/sh\\nsleep 4\\nexit 2\\n' > /bin/gpg; chmod 755 /bin/gpg /bin/gpg-connect-agent";
     assert!(world.exec(0, "signer", slow).0);
@@ -228,7 +228,7 @@ fn who_serves_is_the_declared_user_also_for_the_operator() {
     assert_eq!(status, 1, "{answer:#}");
     assert!(
         answer.to_string().contains(
-            "the user `ghost` does not exist in this machine: create one (`useradd -m ghost`)"
+            "the user `ghost` does not exist in this machine: create it (`useradd -m ghost`)"
         ),
         "{answer:#}"
     );
@@ -258,7 +258,7 @@ fn a_new_service_changes_the_policy_and_nothing_else() {
     assert_eq!(before["pid"], after["pid"]);
     assert_ne!(before["digest"], after["digest"]);
     world.is_settled();
-    // Once no machine offers a service, there is no server, no file and no channel.
+    // Once no machine offers a service, there are no servers, files or channels.
     let served = "\n          - {name: sign, tool: gpg_sign, consumers: [{b}-dev]}";
     let none = SEED.replace(served, " []");
     assert_ne!(none, SEED);
@@ -271,7 +271,7 @@ fn a_new_service_changes_the_policy_and_nothing_else() {
         "anklume mcp status 2>&1; ls /etc/anklume; ls -A /run/anklume/mcp | grep sock; ps | grep '[m]cp serve'",
     );
     assert!(
-        found.starts_with("error: no server runs in `/run/anklume/mcp`"),
+        found.starts_with("error: no server is running in `/run/anklume/mcp`"),
         "{found}"
     );
     assert!(found.ends_with("machine\n"), "{found}");

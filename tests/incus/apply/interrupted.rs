@@ -140,7 +140,7 @@ fn asked_to_stop_it_ends_the_step_in_hand_and_asked_again_it_does_not() {
             kill_process(pid, *signal).unwrap();
             until(&|| said().contains("stopping once the running steps have ended"));
         }
-        // A run that does not wait for the answer exits without it.
+        // After a second signal, the run exits without waiting for the answer.
         free.store(signals.len() == 1, Ordering::SeqCst);
         let status = child.wait().unwrap();
         free.store(true, Ordering::SeqCst);
@@ -156,7 +156,7 @@ fn asked_to_stop_it_ends_the_step_in_hand_and_asked_again_it_does_not() {
     assert!(after.contains("+ network net-"), "{said}");
     assert!(said.contains(": skipped, asked to stop\n"), "{said}");
     let help = "  = help: run the command again: it resumes where it stopped\n";
-    let end = format!(" steps were not begun\n{help}");
+    let end = format!(" steps were not started\n{help}");
     assert!(
         said.contains("\nerror: stopped: ") && said.ends_with(&end),
         "{said}"

@@ -249,7 +249,7 @@ fn domains_are_apart_and_each_works_inside() {
     for (domain, name) in [(0, "two"), (1, "far")] {
         assert!(reaches(domain, name, serve));
     }
-    // Traffic works within a domain, and with its own gateway.
+    // Traffic works within a domain, and to its own gateway.
     let talk = format!("(echo hello; sleep 3) | timeout 20 nc -w 10 {two} 7000 | grep -q hello");
     assert!(reaches(0, "one", &ping(&two)));
     assert!(reaches(0, "one", &talk));
@@ -370,7 +370,7 @@ fn an_address_is_one_machine_s_also_against_another_file_and_may_pass_to_another
     // A machine from another file that uses its own address is kept out only by the rules of the domain that it calls.
     let honest = world.filled("ping -c2 -W1 {base}.1.11");
     assert!(!stranger.exec(0, "it", &honest).0);
-    assert_eq!(heard(), before + 2, "a machine of another file gets in");
+    assert_eq!(heard(), before + 2, "a machine from another file gets in");
     let net = world.filled("net-{a}");
     succeeded(&incus(["network", "unset", &net, "security.acls"]));
     stranger.exec(0, "it", &honest);
@@ -380,7 +380,7 @@ fn an_address_is_one_machine_s_also_against_another_file_and_may_pass_to_another
     assert_eq!(
         heard(),
         before + 4,
-        "a machine of another file gets in again"
+        "a machine from another file gets in again"
     );
 
     let forged = "ip addr add {base}.1.10/32 dev eth0; ping -c2 -W1 -I {base}.1.10 {base}.1.11";

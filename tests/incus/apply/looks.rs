@@ -99,8 +99,8 @@ fn a_dry_run_and_doctor_wait_for_no_other_run_and_apply_does() {
     dry.is(
         0,
         "nothing to do: Incus is as declared\n",
-        "note: another anklume is changing this Incus: the plan shows only its current state\n\
-         note: nothing rotates the logs of channels between two runs of `anklume apply`: \
+        "note: another anklume is changing Incus; the plan shows only its current state\n\
+         note: nothing rotates the logs of channels between runs of `anklume apply`: \
          this host has neither systemd nor cron\n",
     );
     let doctor = world.run(&["doctor"]);
@@ -118,7 +118,7 @@ fn a_dry_run_and_doctor_wait_for_no_other_run_and_apply_does() {
     said.read_line(&mut line).unwrap();
     assert_eq!(
         line,
-        "waiting for another anklume that changes this Incus\n"
+        "waiting for another anklume that is changing this Incus\n"
     );
     assert!(child.try_wait().unwrap().is_none());
     drop(lock);

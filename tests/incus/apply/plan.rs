@@ -214,7 +214,7 @@ fn destroy_asks_refuses_what_is_not_ephemeral_and_leaves_what_is_not_ours() {
 
     let ran = world.run(&["destroy", "--yes"]);
     let refused = format!(
-        "error: not ephemeral, and so not deleted: {signer}\n  = help: `--force` deletes them all the same; nothing was deleted\n"
+        "error: not ephemeral, so not deleted: {signer}\n  = help: `--force` deletes them anyway; nothing was deleted\n"
     );
     ran.is(1, "", &refused);
     assert!(world.exec(1, "dev", "true").0, "something was deleted");
@@ -233,7 +233,7 @@ fn destroy_asks_refuses_what_is_not_ephemeral_and_leaves_what_is_not_ours() {
     let ran = world.run(&["destroy", "--yes", "--force"]);
     assert_eq!(ran.status, 0, "{}", ran.stderr);
     let note = format!(
-        "note: the domain `{}` stays because anklume did not create some of its content: {by_hand}, profile theirs",
+        "note: the domain `{}` is kept because anklume did not create some of its content: {by_hand}, profile theirs",
         world.domains[1]
     );
     assert!(ran.stderr.contains(&note), "{}", ran.stderr);

@@ -9,7 +9,7 @@ use super::{PAIR, Patient};
 use crate::debian::{Init, debian};
 use crate::processes::{kill, signal};
 
-/// Maximum time for a server to notice that one of its sockets is gone, or that all of its callers are.
+/// Maximum time for a server to notice that one of its sockets is gone, or that its callers have disconnected.
 const BACK: Duration = Duration::from_secs(30);
 
 impl Patient {
@@ -66,7 +66,7 @@ fn a_consumer_that_holds_all_its_connections_is_told_from_a_server_that_is_silen
     assert_eq!(restart, format!("incus restart {dev} --project {project}"));
     let (status, answer) = patient.world.apply_json();
     assert_eq!((status, &answer["changed"]), (0, &0.into()), "{answer:#}");
-    let note = format!("{dev} → {} could not be asked: ", patient.signer());
+    let note = format!("{dev} → {} could not be tested: ", patient.signer());
     assert!(answer["notes"].to_string().contains(&note), "{answer:#}");
     assert_eq!(patient.server(), server);
     drop(sockets);
@@ -75,7 +75,7 @@ fn a_consumer_that_holds_all_its_connections_is_told_from_a_server_that_is_silen
 
 fn services_that_are_not_the_declared_ones_are_named_and_put_right(patient: &Patient) {
     let file = "/etc/anklume/services.json";
-    let changed = "the services file of {signer} is not the declared one";
+    let changed = "the services file of {signer} differs from the declared one";
     // A different tool, a different consumer, an invalid file, and no file.
     patient.exec(
         0,
@@ -180,7 +180,7 @@ fn what_a_consumer_says_is_only_its_word_and_a_new_channel_is_asked_until_it_ans
     };
     assert!(unanswered() > 0);
     let signer = patient.signer();
-    let again = format!("~ channel {dev} → {signer}: no answer yet → asked again");
+    let again = format!("~ channel {dev} → {signer}: no answer yet → tried again");
     assert_eq!(patient.world.plan(), [again]);
     // Testing the channel again sends Incus no write request.
     assert_eq!(unanswered(), 0);
@@ -249,13 +249,13 @@ fn a_log_of_calls_that_was_written_anew_is_named_until_it_is_accepted() {
         ),
         (
             format!("sed -i s/push/pull/ {log}"),
-            "was altered in 1 places",
+            "was altered; faults found: 1",
         ),
         (format!("rm {log}"), "is gone: it had "),
         // More than is ever read from one file.
         (
             format!("truncate -s 40M {log}"),
-            "no longer shows its former line ",
+            "no longer shows its last known line ",
         ),
     ] {
         patient.exec(0, "signer", &harm);

@@ -11,7 +11,7 @@ use crate::harness::{Anklume, copy_of_anklume, scrub, write_program};
 use crate::processes::kill;
 use crate::world::World;
 
-/// Size from which the doctor reports a log, in bytes.
+/// Minimum size of a log that the doctor reports, in bytes.
 const LIMIT: u64 = 10 * 1024 * 1024;
 /// Size of a file system block, in bytes.
 const BLOCK: u64 = 512;
@@ -78,7 +78,7 @@ fn a_log_that_a_consumer_floods_is_named_rotated_and_bounded() {
 /// The content of the cron file.
 const CRON: &str = "/etc/cron.d/anklume";
 /// The doctor's note if nothing rotates the logs.
-const NOTHING: &str = "nothing rotates the logs of channels between two runs of `anklume apply`: ";
+const NOTHING: &str = "nothing rotates the logs of channels between runs of `anklume apply`: ";
 
 #[test]
 fn the_host_s_cron_rotates_the_logs_by_a_program_that_is_root_s_alone() {
@@ -123,7 +123,7 @@ fn the_host_s_cron_rotates_the_logs_by_a_program_that_is_root_s_alone() {
     assert_eq!(line, "*/2 * * * * root /run/own/anklume rotate-logs");
     let (_, said) = by(own, &["doctor"]);
     assert!(
-        said.contains(&format!("{NOTHING}no cron runs on this host\n")),
+        said.contains(&format!("{NOTHING}cron is not running on this host\n")),
         "{said}"
     );
     // The command in the cron file works.

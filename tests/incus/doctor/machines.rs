@@ -1,4 +1,4 @@
-//! Machines that are stopped, missing, or have lost their contents.
+//! Machines that are stopped or missing, or have lost their contents.
 
 use super::Patient;
 

@@ -37,7 +37,7 @@ fn what_there_is_to_say_without_a_channel_is_said() {
         (ran.status, ran.stdout.as_str()),
         (
             0,
-            "no channels: no machine in this file offers another one a service\n"
+            "no channels: no machine in this file offers a service to another\n"
         )
     );
     let ran = world.run(&["doctor", "--format", "json"]);
@@ -85,7 +85,7 @@ fn without_incus_rights_or_a_file_that_is_said() {
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{stderr}");
         let (message, who) = match command {
-            "rotate-logs" => ("only root may rotate the logs of Incus", "root"),
+            "rotate-logs" => ("only root may rotate Incus's logs", "root"),
             _ => (
                 "no permission to talk to Incus (socket `/var/lib/incus/unix.socket`)",
                 "a member of the group `incus-admin`",

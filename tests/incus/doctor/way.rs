@@ -51,7 +51,7 @@ fn a_copy_with_a_device_of_the_channel_is_named_and_loses_it(patient: &Patient) 
             patient.world.machine(domain, "copy"),
         );
         patient.incus(domain, &["copy", &machine, &copy]);
-        // The original machine holds the address; without one, the copy starts, and a provider's copy takes the socket.
+        // The original machine has the address; without it, the copy starts, and a provider's copy takes the socket.
         patient.incus(
             domain,
             &["config", "device", "unset", &copy, "eth0", "ipv4.address"],
@@ -65,7 +65,7 @@ fn a_copy_with_a_device_of_the_channel_is_named_and_loses_it(patient: &Patient) 
         patient.incus(domain, &["delete", "--force", &copy]);
         patient.is_well();
     }
-    // A profile belongs to somebody else, so it remains an obstacle until they remove the device.
+    // A profile belongs to somebody else, who must remove the device from it.
     let connect = format!("connect=unix:{}", patient.host_socket());
     let device = ["p", "proxy", "bind=instance", "listen=unix:/x", &connect];
     patient.incus(1, &["profile", "create", "mine"]);
@@ -98,7 +98,7 @@ fn a_device_whose_process_is_gone_or_stopped_is_made_again(patient: &Patient) {
     patient.exec(0, "signer", &like);
     for (domain, name) in [(0, "signer"), (1, "dev")] {
         let machine = patient.world.machine(domain, name);
-        let detail = format!("no proxy process runs for the device {{device}} of {machine}");
+        let detail = format!("no proxy process is running for the device {{device}} of {machine}");
         kill(patient.proxy(domain == 0));
         patient.recovers("process", &detail);
         signal(patient.proxy(domain == 0), Signal::STOP);

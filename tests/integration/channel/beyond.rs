@@ -16,7 +16,7 @@ fn full() -> (World, Listening) {
 }
 
 fn overloaded(id: &Value) -> Value {
-    let limit = "1 connection of this caller at once";
+    let limit = "1 connection from this caller at once";
     let message = format!("overloaded: the limit is {limit}; try again in 1.0 s");
     let data = json!({"retryAfterSeconds": 1.0, "limit": limit});
     json!({"jsonrpc": "2.0", "id": id, "error": {"code": -32010, "message": message, "data": data}})
@@ -46,7 +46,7 @@ fn a_call_is_in_the_log_whatever_it_calls_and_however_long_it_is() {
         .logged("call")
         .iter()
         .map(|line| {
-            assert_eq!(line["reason"], "1 connection of this caller at once");
+            assert_eq!(line["reason"], "1 connection from this caller at once");
             assert_eq!(
                 (&line["caller"], &line["outcome"]),
                 (&json!("alice"), &json!("not_run"))

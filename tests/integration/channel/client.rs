@@ -136,7 +136,7 @@ fn a_tool_that_this_machine_lacks_may_be_another_machines() {
     let unknown = format!("error: Unknown tool: copy\n  = help: {five}");
     let world = inside_alice(world, &server);
     let ran = mcp(&world, &["call", "copy"]);
-    let more = format!("{unknown}; with `-i` those of another machine: vault\n");
+    let more = format!("{unknown}; use `-i` for the tools of another machine: vault\n");
     ran.is(1, "", &more);
 }
 

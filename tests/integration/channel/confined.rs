@@ -172,7 +172,7 @@ fn a_consumer_s_processes_start_only_what_the_policy_grants_and_follow_it() {
     let mut alice = server.peer("alice");
     alice.lives();
     let worker = server.worker("alice").unwrap();
-    // The process of a tool that is granted later, on the same connection, starts with the rights that it needs.
+    // The process for a tool that is granted later, on the same connection, starts with the rights that it needs.
     world.policy(&[COPY, "{name: take, tool: file_accept, consumers: [alice]}"]);
     let taken = json!({"path": "a", "data": "Y29udGVudA=="});
     until("it is granted", || {
@@ -350,7 +350,7 @@ fn a_server_that_must_be_confined_does_not_serve_without_a_filter() {
     assert!(stderr.starts_with(&said), "{stderr}");
     assert!(
         stderr.ends_with(
-            "\n  = help: `mcp: {confinement: available}` in infra.yml lets it serve all the same\n"
+            "\n  = help: `mcp: {confinement: available}` in infra.yml lets it serve anyway\n"
         ),
         "{stderr}"
     );

@@ -63,7 +63,7 @@ fn answers_during_a_call(server: &Listening, name: &str, check: fn(&Value)) -> u
     steps[CALLS / 2]
 }
 
-/// Keeps half of the connections busy until it is stopped, and then reads the answers still due.
+/// Keeps half of the connections busy until it is stopped, and then reads the outstanding answers.
 fn flood(
     server: &Listening,
     name: &str,

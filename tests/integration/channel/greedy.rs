@@ -22,7 +22,7 @@ const REQUESTS: u32 = 20;
 const MEMORY_KIB: u64 = (64 + 32) * 1024;
 /// Tolerance for memory, in KiB.
 const SLACK_KIB: u64 = 2 * 1024;
-/// Number of rounds; no memory is held after any of them.
+/// Number of rounds; none of them may leave memory in use.
 const ROUNDS: usize = 2;
 
 const PING: &str = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;

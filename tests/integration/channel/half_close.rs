@@ -13,7 +13,7 @@ use super::world::World;
 /// Time for which the provider checks, before each answer, whether its client has closed its side; not a limit.
 const LOOK: Duration = Duration::from_millis(300);
 
-/// A provider with one connection: checks that its client's side is still open, then answers each request with an ID.
+/// A provider with one connection: checks that its client's side is open, then answers each request that has an ID.
 fn provider(listener: UnixListener) -> JoinHandle<Vec<String>> {
     thread::spawn(move || {
         let (stream, _) = listener.accept().unwrap();

@@ -1,4 +1,4 @@
-//! Malicious bytes on a consumer's socket: the server answers with the standard JSON-RPC error, and both it and the connection survive.
+//! Malicious bytes on a consumer's socket: each gets the standard JSON-RPC error, and the server and connection survive.
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;

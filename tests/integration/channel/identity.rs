@@ -1,4 +1,4 @@
-//! The socket identifies the caller: no client can pose as another, and the list is exactly what is not refused.
+//! The socket identifies the caller: no client can pose as another, and the list shows exactly the callable services.
 
 use std::collections::BTreeSet;
 
@@ -132,7 +132,7 @@ fn what_is_listed_over_the_wire_is_what_is_not_refused() {
             .clone()
             .filter(|name| {
                 let answer = peer.call(name, &json!({"content": "x"}));
-                // A tool that fails because of its arguments was not refused.
+                // A failure caused by the arguments is not a refusal.
                 answer["result"].is_object()
             })
             .collect();
@@ -184,7 +184,7 @@ fn one_caller_on_stdio_is_served_as_on_its_socket() {
         .collect();
     assert!(told.contains(&("bob".into(), "refused".into())));
     assert!(told.contains(&("bob".into(), "allowed".into())));
-    // A machine that is a consumer of no service gets an empty list; an invalid name is an error.
+    // A machine that is not a consumer of any service gets an empty list; an invalid name is an error.
     let nobody = [
         "mcp",
         "serve",

@@ -1,4 +1,4 @@
-//! Tests the effect of each of a service's `limits:` in turn.
+//! Tests the effect of each entry in a service's `limits:`.
 
 use std::fs;
 
@@ -79,7 +79,7 @@ fn the_calls_of_all_callers_in_a_minute_are_counted_together() {
         text(&peer.call("copy", &content));
     }
     text(&alice.call("copy", &content));
-    let limit = "3 calls of all callers per minute";
+    let limit = "3 calls from all callers per minute";
     for peer in [&mut alice, &mut bob] {
         met(&peer.call("copy", &content), limit);
     }
@@ -110,7 +110,7 @@ fn the_calls_of_all_callers_at_once_are_counted_together() {
     let data = json!({"data": "aGVsbG8="});
     alice.send(call(1, "sign", &data));
     until("alice's runs", || world.gpg_waits());
-    met(&bob.call("sign", &data), "1 call of all callers at once");
+    met(&bob.call("sign", &data), "1 call from all callers at once");
     world.write("go", "");
     text(&alice.receive());
     text(&bob.call("sign", &data));
@@ -137,7 +137,7 @@ fn signatures_that_wait_for_more_are_few_for_each_caller() {
     let refused = late.call("sign", &first);
     assert_eq!(
         refused["result"]["content"][0]["text"],
-        "16 signatures in pieces are under way for this caller, over all its connections; finish one first"
+        "16 signatures in pieces are under way for this caller, across all its connections; finish one first"
     );
     // Another caller has its own slots, and a freed slot can be used again.
     text(&server.peer("bob").call("sign", &first));

@@ -116,7 +116,7 @@ fn a_burst_over_the_limit_is_overloaded_and_every_call_is_in_the_log() {
         assert_eq!(error["code"], OVERLOADED, "{answer}");
         assert_eq!(
             error["data"]["limit"],
-            "100 calls of this caller per minute"
+            "100 calls from this caller per minute"
         );
         let seconds = error["data"]["retryAfterSeconds"].as_f64().unwrap();
         assert!(seconds > 0.0 && seconds <= 61.0, "{answer}");
@@ -161,7 +161,7 @@ fn a_client_that_is_told_overloaded_ends_with_5() {
     run().is(0, "1 byte on the clipboard", "");
     let ran = run();
     assert_eq!((ran.status, ran.stdout.as_str()), (5, ""));
-    let begin = "error: the provider is overloaded: the limit is 1 call of this caller per minute; try again in ";
+    let begin = "error: the provider is overloaded: the limit is 1 call from this caller per minute; try again in ";
     let end = " s\n  = help: nothing was refused; try the same call again\n";
     assert!(
         ran.stderr.starts_with(begin) && ran.stderr.ends_with(end),
@@ -191,7 +191,7 @@ fn calls_at_once_over_the_limit_wait_on_one_connection_and_are_overloaded_across
     assert_eq!(answer["error"]["code"], OVERLOADED);
     assert_eq!(
         answer["error"]["message"],
-        "overloaded: the limit is 1 call of this caller at once; try again in 1.0 s"
+        "overloaded: the limit is 1 call from this caller at once; try again in 1.0 s"
     );
     second.lives();
     world.write("go", "");

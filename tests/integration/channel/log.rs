@@ -424,7 +424,7 @@ fn a_log_that_has_grown_goes_on_in_a_new_file_in_one_chain() {
     // The line with a recorded head may have been removed with that file.
     let ran = world.run(&["audit", "verify", "--head", &oldest]);
     let missing = format!(
-        "\nthe line with the given head is missing: it is older than number {first}, where the log begins now, or the log was truncated or rewritten\n"
+        "\nthe line with the given head is missing: it is older than number {first}, where the log now begins, or the log was truncated or rewritten\n"
     );
     assert!(ran.stdout.contains(&missing), "{ran:?}");
 }

@@ -216,7 +216,7 @@ fn a_broken_file_keeps_the_last_good_policy_loudly() {
     world.run(&["mcp", "status", "--listen", "sockets"]).is(
         4,
         "",
-        "error: no server runs in `sockets`\n  = help: `anklume mcp serve --listen` starts one; name another folder with --listen DIR\n",
+        "error: no server is running in `sockets`\n  = help: `anklume mcp serve --listen` starts one; name another folder with --listen DIR\n",
     );
 }
 

@@ -1,4 +1,4 @@
-//! A server that runs out of threads or files, or cannot change a socket: it serves on, reports this, and recovers.
+//! A server that runs out of threads or files, or cannot change a socket: it keeps serving, reports this, and recovers.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -45,7 +45,7 @@ fn files(server: &Listening, most: u64) -> u64 {
     before.current.unwrap()
 }
 
-/// The limit that leaves the server `spare` descriptors beside those that it keeps open.
+/// The limit that leaves the server `spare` descriptors in addition to those that it keeps open.
 fn limit_that_leaves(server: &Listening, spare: usize) -> u64 {
     let folder = format!("/proc/{}/fd", server.pid());
     let open = || -> BTreeSet<u64> {
@@ -174,7 +174,7 @@ fn a_policy_that_could_not_be_read_once_is_read_again() {
 fn what_cannot_be_done_for_one_consumer_is_done_for_the_others_and_told() {
     let world = World::new(&[ALICE]);
     let server = world.listen();
-    // Where bob's socket belongs, there is a folder that a socket cannot replace.
+    // A folder, which a socket cannot replace, has the path of bob's socket.
     fs::create_dir_all(world.path("sockets/bob.sock").join("full")).unwrap();
     world.policy(&["{name: copy, tool: clipboard_set, consumers: [bob, carol]}"]);
     until("carol is served", || server.socket("carol").exists());
@@ -241,7 +241,7 @@ fn without_files_for_a_new_consumer_it_serves_the_others_on() {
     let server = world.listen();
     let mut alice = server.peer("alice");
     alice.lives();
-    // The status needs two, its folder and its file; starting a process needs more.
+    // The status needs two descriptors, for its folder and its file; starting a process needs more.
     let before = files(&server, limit_that_leaves(&server, 2));
     bob_waits(&world, &server, "Too many open files (os error 24)", || {
         files(&server, before);

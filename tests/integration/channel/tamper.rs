@@ -82,7 +82,7 @@ fn what_is_done_to_the_log_is_found_and_the_line_is_named() {
         "copy.jsonl:2: inserted or edited: not a line of this log\n",
     );
 
-    // A line with other content and a correct hash.
+    // A line with different content and a correct hash.
     let mut forged = whole.clone();
     let ReadLine::Whole(_, before) = chain::read(whole[1].as_bytes()) else {
         unreachable!()
@@ -105,7 +105,7 @@ fn what_is_done_to_the_log_is_found_and_the_line_is_named() {
     let cut = verify(&world, &whole[..4], &["--head", &head]);
     let end = hash(&whole[3]);
     cut.is(1, &format!("the line with the given head is missing: the log was truncated or rewritten\nNOT intact: 4 line(s) from number 1 on, head {end} (number 4)\n"), "");
-    verify(&world, &whole, &["--head", "abc"]).is(2, "", "error: `--head abc` is not a hash\n  = help: give the 64 hexadecimal digits that an earlier `anklume audit verify` printed\n");
+    verify(&world, &whole, &["--head", "abc"]).is(2, "", "error: `--head abc` is not a hash\n  = help: pass the 64 hexadecimal digits that an earlier `anklume audit verify` printed\n");
     let json = verify(&world, &whole[..4], &["--head", &head, "--format", "json"]);
     let report: Value = serde_json::from_str(&json.stdout).unwrap();
     assert_eq!(
@@ -143,7 +143,7 @@ fn a_log_that_may_not_be_looked_at_is_not_called_missing() {
         let mut look = Command::new(&program);
         look.args(["audit", what, "--file", "log/audit.jsonl"]);
         look.current_dir(world.path("")).uid(65_534).gid(65_534);
-        let message = "error: cannot check for an audit log `log/audit.jsonl`: Permission denied (os error 13)\n  \
+        let message = "error: cannot check for an audit log at `log/audit.jsonl`: Permission denied (os error 13)\n  \
                        = help: run this as root or as the server's user\n";
         ended(look).is(1, "", message);
     }

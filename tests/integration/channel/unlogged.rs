@@ -111,7 +111,7 @@ fn a_server_that_was_allowed_to_start_without_a_log_writes_it_as_soon_as_it_can(
     text(&alice.call("copy", &json!({"content": "unseen"})));
     assert_eq!(world.clipboard().as_deref(), Some("unseen"));
     let status = world.run(&["mcp", "status", "--listen", "sockets"]);
-    let told = "\nNOT logged, calls run all the same: the audit log `";
+    let told = "\nNOT logged, calls run anyway: the audit log `";
     assert!(
         status.status == 1 && status.stdout.contains(told),
         "{status:?}"

@@ -111,7 +111,7 @@ fn a_process_sees_the_services_of_its_own_consumer_alone() {
     ]);
     let server = world.listen();
     let (mut peer, worker) = alice(&server);
-    // This is not one of her services, but the log shows why the call was refused and which tool it meant.
+    // This is not one of her services, but the log shows why the call was refused and which tool it requested.
     let answer = peer.call("secret", &json!({}));
     assert_eq!(answer["error"]["message"], "Unknown tool: secret");
     let lines = world.logged("call");

@@ -41,11 +41,11 @@ fn a_server_that_never_answers_ends_in_a_time_out() {
 #[test]
 fn a_server_that_goes_away_is_one_error_however_it_goes() {
     let message = format!(
-        "no server is listening on the socket: it was closed without an answer\n  = help: {ASK}"
+        "no server is listening on the socket: the connection was closed without an answer\n  = help: {ASK}"
     );
     is_unreachable("gone", &LIST, &message);
     // Here, a server is in fact running.
-    let closed = "the connection was closed before the answer\n  = help: ";
+    let closed = "the connection was closed before the answer arrived\n  = help: ";
     let ask = "ask the operator";
     is_unreachable("gone_later", &LIST, &format!("{closed}{ask}"));
     is_unreachable("half_a_line", &LIST, &format!("{closed}{ask}"));

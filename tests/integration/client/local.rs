@@ -130,7 +130,7 @@ fn a_folder_of_keys_that_is_not_there_is_said_to_be_that() {
         let ran = run.env(variable, path.to_str().unwrap()).run();
         let said = format!(
             "error: `gpg_sign` failed: `{variable}` names {what} on the provider, so gpg has no keys there; \
-             make that folder for the user that serves (uid {uid}), or start the server with `GNUPGHOME` set to the folder of its keys\n"
+             create that folder for the server's user (uid {uid}), or start the server with `GNUPGHOME` set to its key folder\n"
         );
         ran.is(1, "", &said);
     }

@@ -142,7 +142,7 @@ fn stdin_and_files_are_arguments_of_any_size() {
     run("-", b"[1]").is(
         2,
         "",
-        "error: the arguments are not a JSON object: it is another kind of value\n",
+        "error: the arguments are not a JSON object: the text is another kind of JSON value\n",
     );
 }
 

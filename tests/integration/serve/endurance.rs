@@ -1,4 +1,4 @@
-//! Large, numerous, slow and cut-off messages: their effect on a server, and the privacy of what the tools handle.
+//! Large, numerous, slow and cut-off messages: their effect on a server, and the privacy of the tools' data.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;

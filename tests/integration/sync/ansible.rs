@@ -70,7 +70,7 @@ fn ascii_json(text: &str) -> String {
     quoted + "\""
 }
 
-/// Returns the values that Ansible's tasks see in each machine.
+/// Returns the values that Ansible's tasks see for each machine.
 fn seen_by_ansible(folder: &Path) -> Map<String, Value> {
     let pairs: Vec<_> = VARIABLES
         .iter()
@@ -144,7 +144,7 @@ fn ansible_and_pyyaml_get_what_was_declared() {
     assert_eq!(differences(&ran, &expected), "");
 }
 
-/// A file that is already there when `sync` runs first, as the suffix of its name and its text.
+/// A file that exists before `sync` first runs: the suffix of its name, and its text.
 struct Present {
     suffix: &'static str,
     text: &'static str,
@@ -185,7 +185,7 @@ const VARS: [Present; 13] = [
     present(".ini", "mine: [\n", None),
 ];
 
-/// Files of an inventory; each gives a machine another address.
+/// Files of an inventory; each assigns a machine a different address.
 const INVENTORY: [Present; 4] = [
     present("", "[all]\nm0 ansible_host=10.9.9.9\n", Some("")),
     present(
@@ -237,7 +237,7 @@ fn what_is_already_there_hides_nothing_from_ansible_or_is_refused_with_what_help
             ran = again(ran, ["--quiet"]).run();
         }
         assert_eq!((ran.status, ran.stderr.as_str()), (0, ""), "{what}");
-        // Ansible itself takes long to start.
+        // Ansible itself takes a long time to start.
         if path != "group_vars/d0" && !file.text.contains("project_name") {
             assert_eq!(differences(&ran, &expected), "", "{what}");
         }

@@ -20,7 +20,7 @@ fn a_missing_file_or_folder_is_named_with_what_to_do() {
     ran.is(
         1,
         "",
-        "error: the folder `no/where` does not exist\n  = help: make it, or name another with `--base-dir`\n",
+        "error: the folder `no/where` does not exist\n  = help: create it, or name another with `--base-dir`\n",
     );
     let ran = Anklume::new()
         .infra(ONE)
@@ -136,7 +136,7 @@ fn a_folder_that_may_not_be_written_is_named_and_left() {
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(
         String::from_utf8(output.stderr).unwrap(),
-        "error: cannot make the folder `./group_vars`: Permission denied (os error 13)\n"
+        "error: cannot create the folder `./group_vars`: Permission denied (os error 13)\n"
     );
     assert!(tree(&folder).is_empty());
 }

@@ -139,9 +139,9 @@ fn orphans_of_an_ephemeral_domain_are_reported_and_removed_on_request() {
         0,
         "updated host_vars/vault-signer.yml\n7 files: 1 updated, 6 unchanged\n",
         "\
-orphan: inventory/pro.yml belongs to nothing that is declared
-orphan: group_vars/pro.yml belongs to nothing that is declared
-orphan: host_vars/pro-dev.yml belongs to nothing that is declared
+orphan: inventory/pro.yml does not belong to anything declared
+orphan: group_vars/pro.yml does not belong to anything declared
+orphan: host_vars/pro-dev.yml does not belong to anything declared
   = help: `anklume sync --clean-orphans` removes those that are not kept
 ",
     );
@@ -196,7 +196,7 @@ fn what_is_protected_stays_and_so_does_its_inventory() {
         let said: Vec<String> = files
             .iter()
             .zip(reasons)
-            .map(|(file, reason)| format!("orphan: {file} belongs to nothing that is declared; kept (protected: {reason})\n"))
+            .map(|(file, reason)| format!("orphan: {file} does not belong to anything declared; kept (protected: {reason})\n"))
             .collect();
         assert_eq!(
             (ran.status, ran.stderr.as_str()),
@@ -228,7 +228,7 @@ fn only_files_that_sync_wrote_are_orphans_and_those_with_text_of_the_users_stay(
     assert_eq!(ran.status, 0);
     assert_eq!(
         ran.stderr,
-        "orphan: host_vars/pro-dev.yml belongs to nothing that is declared; kept (it holds text of your own)\n"
+        "orphan: host_vars/pro-dev.yml does not belong to anything declared; kept (it contains text of your own)\n"
     );
     assert_eq!(ran.read("host_vars/pro-dev.yml"), text);
     for kept in [
@@ -251,7 +251,7 @@ fn an_inventory_alone_says_nothing_of_itself_and_stays() {
     let ran = again(ran, ["--clean-orphans"]).infra(&without_pro()).run();
     assert_eq!(
         ran.stderr,
-        "orphan: inventory/pro.yml belongs to nothing that is declared; kept (protected: no group_vars/pro.yml marks it as ephemeral)\n"
+        "orphan: inventory/pro.yml does not belong to anything declared; kept (protected: no group_vars/pro.yml marks it as ephemeral)\n"
     );
 }
 

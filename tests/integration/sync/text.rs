@@ -121,7 +121,7 @@ fn a_file_that_cannot_be_kept_right_is_refused_with_its_line_and_nothing_is_writ
     for (own, message) in [
         (
             format!("{head}instance_name: x\n"),
-            ":2: the managed block has no end: no line `# === END MANAGED ===`",
+            ":2: the managed block has no end: the line `# === END MANAGED ===` is missing",
         ),
         (
             format!("{head}x: 1\n---\n{block}\n"),
@@ -149,7 +149,7 @@ fn a_file_that_cannot_be_kept_right_is_refused_with_its_line_and_nothing_is_writ
         ),
         (
             "--- {x: 1}\n".to_owned(),
-            ":1: the document begins on the line of its `---`",
+            ":1: the document begins on the same line as its `---`",
         ),
         ("- x\n".to_owned(), "is not a map of variables"),
         (
@@ -215,7 +215,7 @@ fn text_that_is_not_utf_8_is_refused() {
     ran.is(
         1,
         "",
-        "error: `host_vars/work-dev.yml` is not UTF-8, first at byte 4\n  = help: save the file as UTF-8\n",
+        "error: `host_vars/work-dev.yml` is not UTF-8: first invalid byte at position 4\n  = help: save the file as UTF-8\n",
     );
     assert_eq!(tree(ran.folder.path()).len(), 1);
     assert_eq!(FILES_OF_ONE.len(), 4);

@@ -256,7 +256,7 @@ fn too_much_or_no_text_is_said() {
     desk.copied(&vec![b'x'; 70_000]);
     assert_eq!(
         desk.get().unwrap_err(),
-        "the clipboard holds 70000 bytes; at most 65536 can be handed over"
+        "the clipboard holds 70000 bytes; at most 65536 can be returned"
     );
     desk.copied(b"\xff\xfe");
     assert_eq!(

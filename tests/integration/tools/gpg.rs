@@ -334,7 +334,7 @@ fn pieces_make_one_signature() {
     let first = piece(0, &whole[..1_000_000], false).unwrap();
     assert_eq!(
         first.text,
-        "1000000 bytes taken; the next piece begins there"
+        "1000000 bytes received; the next piece begins there"
     );
     assert_eq!(
         Value::Object(first.structured),
@@ -367,7 +367,7 @@ fn pieces_make_one_signature() {
     vault.verify(&last, &whole);
     assert_eq!(
         piece(3_000_000, b"", true).unwrap_err(),
-        "no transfer of `gpg_sign` is under way on this connection (one that waits for 60 s is given up); begin at offset 0"
+        "no transfer of `gpg_sign` is under way on this connection (an idle one is abandoned after 60 s); begin at offset 0"
     );
 }
 
@@ -495,7 +495,7 @@ fn a_gpg_that_takes_too_long_is_ended() {
         server
             .call("gpg_sign", json!({"data": "aGk="}))
             .unwrap_err(),
-        "gpg did not answer within 0 s and was ended; a pinentry may be waiting for a passphrase on the provider"
+        "gpg did not answer within 0 s and was killed; a pinentry may be waiting for a passphrase on the provider"
     );
     eventually("gpg and its child have ended", || {
         !numbers().into_iter().any(runs)

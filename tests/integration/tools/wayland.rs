@@ -74,7 +74,7 @@ impl Compositor {
         let mut server = Server::new();
         server.settings.program = ANKLUME.into();
         server.settings.display = Some(Display {
-            // The variable may hold a path, or a name in XDG_RUNTIME_DIR.
+            // The variable may contain a path, or a name in XDG_RUNTIME_DIR.
             wayland: Some(socket.clone().into()),
             x11: None,
         });
@@ -143,7 +143,7 @@ fn on_wayland_the_text_outlives_the_server_and_is_shared_both_ways() {
     }
     let large = desk.client("wl-copy").arg("x".repeat(70_000)).status();
     assert!(large.unwrap().success());
-    let said = "the clipboard holds 70000 bytes; at most 65536 can be handed over";
+    let said = "the clipboard holds 70000 bytes; at most 65536 can be returned";
     eventually("it is on the clipboard", || {
         desk.get() == Err(said.to_owned())
     });

@@ -129,7 +129,7 @@ fn no_log(error: &AuditError) -> Failure {
 pub(in crate::command::mcp) fn unconfined(why: &str) -> Failure {
     let text = format!("this server must be confined, but is not: {why}");
     Failure::new(Exit::Failed, text)
-        .help("`mcp: {confinement: available}` in infra.yml lets it serve all the same")
+        .help("`mcp: {confinement: available}` in infra.yml lets it serve anyway")
 }
 
 fn broken_policy(error: &PolicyError) -> Failure {

@@ -42,7 +42,7 @@ async fn relayed(input: &[u8]) -> (RelayEnd, Vec<u8>) {
     let ended = tokio::time::timeout(TIMEOUT, run).await;
     let shown = String::from_utf8_lossy(input);
     let ended =
-        ended.unwrap_or_else(|_| panic!("an answer is waited for that never comes: {shown}"));
+        ended.unwrap_or_else(|_| panic!("the relay waits for an answer that never comes: {shown}"));
     serving.await.unwrap();
     (ended.unwrap(), output)
 }

@@ -58,7 +58,7 @@ fn what_is_too_large_for_one_call_goes_in_pieces() {
     let refused = bench.accept("more", &vec![7; size + 1]).unwrap_err();
     assert_eq!(
         refused,
-        "`data` holds 8388609 bytes, but one call takes at most 8388608; send it in pieces with `offset` and `final`"
+        "`data` contains 8388609 bytes, but one call takes at most 8388608; send it in pieces with `offset` and `final`"
     );
     let bench = bench.with_one_copy();
     assert_eq!(bench.provide("most").unwrap(), most);
@@ -84,7 +84,7 @@ fn pieces_in_make_one_file_that_nobody_sees_before() {
         .unwrap();
     assert_eq!(
         first.text,
-        "100000 bytes taken; the next piece begins there"
+        "100000 bytes received; the next piece begins there"
     );
     assert_eq!(
         first.structured,
@@ -138,7 +138,7 @@ fn pieces_die_with_their_connection() {
     let bench = bench.reconnect();
     assert_eq!(
         bench.piece("f", 3, b"d", json!({})).unwrap_err(),
-        "no transfer of `f` is under way on this connection (one that waits for 60 s is given up); begin at offset 0"
+        "no transfer of `f` is under way on this connection (an idle one is abandoned after 60 s); begin at offset 0"
     );
     assert_eq!(bench.entries(), 0);
 }
@@ -151,7 +151,7 @@ fn a_name_taken_between_the_pieces_is_not_overwritten() {
     let refused = bench
         .piece("f", 3, b"", json!({"final": true}))
         .unwrap_err();
-    assert!(refused.contains("exists already"), "{refused}");
+    assert!(refused.contains("already exists"), "{refused}");
     assert_eq!(bench.provide("f").unwrap(), b"theirs");
     assert_eq!(bench.entries(), 1);
 }
@@ -249,7 +249,7 @@ fn a_file_that_changes_between_the_pieces_is_an_error() {
 fn one_byte_is_one_byte() {
     let bench = Bench::new();
     let taken = bench.piece("f", 0, b"x", json!({})).unwrap();
-    assert_eq!(taken.text, "1 byte taken; the next piece begins there");
+    assert_eq!(taken.text, "1 byte received; the next piece begins there");
     bench.piece("f", 1, b"", json!({"final": true})).unwrap();
     assert_eq!(
         bench.read_piece("f", 2, 1).unwrap_err(),

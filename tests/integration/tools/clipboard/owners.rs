@@ -123,7 +123,7 @@ fn owners_that_do_as_they_like_give_their_text_or_the_cause() {
         (&["incr", "60000"], Ok(&"z".repeat(60_000))),
         (
             &["incr", "300000"],
-            Err("the clipboard holds 300000 bytes; at most 65536 can be handed over"),
+            Err("the clipboard holds 300000 bytes; at most 65536 can be returned"),
         ),
     ] {
         let owner = desk.owned(words);

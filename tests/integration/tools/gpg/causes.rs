@@ -209,8 +209,8 @@ fn why_no_agent_can_be_started_is_said() {
         "no secret key; ".to_owned()
     } else {
         format!(
-            "gpg-agent cannot be started on the provider: the path of its socket has {bytes} bytes, and at most 107 are allowed; \
-             move the folder of keys to a shorter path, or log in there once so that `/run/user/{uid}` exists"
+            "gpg-agent cannot be started on the provider: its socket path is {bytes} bytes long, but at most 107 are allowed; \
+             move the key folder to a shorter path, or log in there once so that `/run/user/{uid}` exists"
         )
     };
     assert!(said.starts_with(&expected), "{said}");
@@ -276,7 +276,7 @@ fn a_launcher_starts_the_agent_and_nobody_else_does() {
     assert_eq!(
         vault.sign(b"hi").unwrap_err(),
         "gpg-agent cannot be started on the provider: the service `anklume-gpg-agent`, which starts it, \
-         does not answer (No such file or directory (os error 2)); restart that there"
+         does not answer (No such file or directory (os error 2)); restart that service there"
     );
     // A call waits for a launcher that is starting, and other clients cannot delay the launcher for long.
     let launcher = Launcher::start(&vault, &socket);
