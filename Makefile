@@ -24,7 +24,7 @@ override release := $(built)/release/anklume
 override dev := $(built)/debug/anklume
 # The wrapping targets run the release binary if it exists, else the development binary.
 override anklume := $(firstword $(wildcard $(release)) $(dev))
-override sources := $(wildcard Cargo.toml Cargo.lock .cargo/config.toml src/*.rs src/*/*.rs src/*/*/*.rs src/*/*/*/*.rs src/*/*/*/*/*.rs src/*/*/*/*/*/*.rs)
+override sources := $(wildcard Cargo.toml Cargo.lock .cargo/config.toml src/*.rs src/*/*.rs src/*/*/*.rs src/*/*/*.yml src/*/*/*/*.rs src/*/*/*/*/*.rs src/*/*/*/*/*/*.rs)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

@@ -57,14 +57,14 @@ fn flag<'a>(args: &'a [OsString], name: &str) -> Option<&'a str> {
         .skip(1)
         .map(|arg| arg.to_str().unwrap_or_default());
     let args: Vec<&str> = args.take_while(|arg| *arg != "--").collect();
-    let values =
+    let mut values =
         args.iter()
             .enumerate()
             .filter_map(|(index, arg)| match arg.strip_prefix(name)? {
                 "" => args.get(index + 1).copied(),
                 rest => rest.strip_prefix('='),
             });
-    values.last()
+    values.next_back()
 }
 
 fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {

@@ -102,20 +102,20 @@ fn show_remote(
     take: &mut impl FnMut(&[u8]) -> io::Result<()>,
 ) -> anyhow::Result<Exit> {
     let file = args.log.file.to_string_lossy();
-    let argv = [
+    let command = [
         PROGRAM, "audit", "show", "--remote", "--format", "json", "--file", &file,
     ];
     interruptible(async {
         let channel = machine_on_host(machine, args.project.as_deref(), output).await?;
-        let command = RemoteExec {
+        let exec = RemoteExec {
             project: &channel.project,
             machine: &channel.name,
             user: None,
-            argv: &argv,
+            argv: &command,
             input: b"",
             timeout: REMOTE_LINE,
         };
-        command.lines(take).await.map_err(|why| match why {
+        exec.lines(take).await.map_err(|why| match why {
             RemoteExecError::Unreadable(why) => anyhow::Error::from(why),
             why => {
                 let message = format!("cannot show the log of `{}`: {why}", channel.name);

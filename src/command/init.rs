@@ -25,7 +25,7 @@ pub(crate) fn run(output: &Output) -> anyhow::Result<Exit> {
     }
     let project = infra::project_name(Path::new(""));
     let text = format!(
-        "# The name of this infrastructure: keep it, even if this folder moves.\nproject_name: \"{project}\"\n\n{TEMPLATE}"
+        "project_name: \"{project}\" # keep this name, even if the folder gets another\n{TEMPLATE}"
     );
     let failed = |why: std::io::Error| {
         Failure::new(Exit::Failed, format!("`{FILE}` cannot be written: {why}"))

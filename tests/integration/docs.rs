@@ -12,12 +12,11 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 fn the_consoles_of_the_readme_show_what_happens() {
     let readme = read("README.md");
     let folder = tempfile::tempdir().unwrap();
-    let desk = folder.path().join("desk");
-    for made in ["desk", "bin"] {
+    let desk = folder.path().join("demo");
+    for made in ["demo", "bin"] {
         std::fs::create_dir(folder.path().join(made)).unwrap();
     }
     std::os::unix::fs::symlink(ANKLUME, folder.path().join("bin/anklume")).unwrap();
-    std::fs::write(desk.join("infra.yml"), blocks(&readme, "yaml").remove(0)).unwrap();
 
     let consoles = blocks(&readme, "console");
     assert!(consoles.len() >= 3, "the quick start has its consoles");
@@ -33,6 +32,8 @@ fn the_consoles_of_the_readme_show_what_happens() {
             );
         }
     }
+    let infra = std::fs::read_to_string(desk.join("infra.yml")).unwrap();
+    assert_eq!(infra, blocks(&readme, "yaml").remove(0));
 }
 
 #[test]

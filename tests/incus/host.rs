@@ -1,0 +1,85 @@
+//! The operator's commands on the host: services by name, a provider's log, and machines that send the operator there.
+
+use serde_json::Value;
+
+use crate::world::World;
+
+/// A provider with a service that fixes an argument, and its consumer.
+const INFRA: &str = r#"
+domains:
+  {a}:
+    subnet_id: 1
+    ephemeral: true
+    machines:
+      {a}-signer:
+        ip: "{base}.1.10"
+        services:
+          - {name: report, tool: file_provide, consumers: [{b}-dev], with: {path: report.txt}}
+          - {name: copy, tool: clipboard_set, consumers: [{b}-dev]}
+          - {name: push, tool: file_accept, consumers: [{b}-dev]}
+  {b}:
+    subnet_id: 2
+    ephemeral: true
+    machines:
+      {b}-dev: {ip: "{base}.2.10"}
+"#;
+
+#[test]
+fn the_host_knows_services_by_name_and_shows_a_providers_log() {
+    let world = World::new(INFRA);
+    world.apply();
+    let signer = world.machine(0, "signer");
+    let portal = "mkdir -p /srv/anklume/portal && printf content >/srv/anklume/portal/report.txt";
+    assert!(world.exec(0, "signer", portal).0);
+
+    // A service is called with its own name, and with the arguments that it fixes.
+    let path = format!("{signer}/report");
+    for call in [["-i", &signer, "report"].as_slice(), &[&path]] {
+        let ran = world.run(&[&["mcp", "call"], call].concat());
+        ran.is(0, "Y29udGVudA==", "");
+    }
+    let ran = world.run(&["mcp", "call", &path, "path=other.txt"]);
+    ran.is(
+        2,
+        "",
+        "error: `report` has no argument `path`\n  = help: did you mean `length`? its arguments: offset, length\n",
+    );
+    let ran = world.run(&["mcp", "call", "-i", &signer, "reprot"]);
+    let message = "error: Unknown tool: reprot\n  = help: did you mean `report`? available tools: gpg_sign, clipboard_get, \
+        clipboard_set, file_accept, file_provide, report, copy, push\n";
+    ran.is(1, "", message);
+    // The list is still that of the tools.
+    let ran = world.run(&["mcp", "list", &signer]);
+    assert_eq!((ran.status, ran.stdout.lines().count()), (0, 5), "{ran:?}");
+
+    // The log, and only what was asked for.
+    let ran = world.run(&["audit", "show", "-i", &signer, "--service", "report"]);
+    assert_eq!((ran.status, ran.stderr.as_str()), (0, ""), "{ran:?}");
+    let lines: Vec<&str> = ran.stdout.lines().collect();
+    assert_eq!(lines.len(), 2, "{ran:?}");
+    let line = "  allowed  (operator)  report (file_provide)  done, ";
+    assert!(lines.iter().all(|one| one.contains(line)), "{ran:?}");
+    let json = world.run(&["audit", "show", "-i", &signer, "--format", "json"]);
+    let logged = json.stdout.lines().map(|line| serde_json::from_str(line).unwrap());
+    let logged: Vec<Value> = logged.collect();
+    assert!(logged.len() > 2 && json.stderr.is_empty(), "{json:?}");
+    let ran = world.run(&["audit", "show", "-i", &format!("{signer}s")]);
+    assert_eq!((ran.status, ran.stdout.as_str()), (4, ""), "{ran:?}");
+    assert!(ran.stderr.contains(&format!("did you mean `{signer}`?")), "{ran:?}");
+
+    // A consumer has no such log, and no infra.yml.
+    let inside = |command: &str| {
+        let (done, said) = world.exec(1, "dev", &format!("/opt/anklume/anklume {command} 2>&1"));
+        assert!(!done, "{said}");
+        said
+    };
+    let said = inside("doctor");
+    let expected = format!(
+        "error: this is a machine `{}`: the command belongs on the host, beside `infra.yml`\n  = help: here, \
+         `anklume mcp list -i {signer}` shows what this machine may use, and `anklume mcp status` what it offers",
+        world.machine(1, "dev")
+    );
+    assert!(said.starts_with(&expected), "{said}");
+    let said = inside("audit show");
+    assert!(said.contains("`anklume audit show -i PROVIDER` shows its log"), "{said}");
+}
