@@ -154,6 +154,12 @@ pub fn quote(text: &str) -> String {
     quoted
 }
 
+/// Quotes text that the user is to write; `None` if [`quote`] would show it differently.
+pub(crate) fn verbatim(text: &str) -> Option<String> {
+    let quoted = quote(text);
+    (quoted.strip_prefix('`')?.strip_suffix('`')? == text).then_some(quoted)
+}
+
 /// All faults in a file; the whole file is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{} fault(s) in the infrastructure file", .0.len())]

@@ -10,9 +10,9 @@ use serde_json::{Map, Number, Value};
 
 use super::findings::{At, Code, Findings};
 use super::raw::{Entry, Node, NodeKind, Reading};
-use crate::diagnostic::{Severity, quote};
+use crate::diagnostic::{Severity, quote, verbatim};
 
-use wrong::{A_MAP, Expected, is_decimal, wrong_type};
+use wrong::{A_MAP, Expected, domain_help, is_decimal, wrong_type};
 pub(super) use wrong::{wrong_entry, wrong_item};
 
 /// A section's map.
@@ -39,6 +39,26 @@ impl<'t, 'a> Fields<'t, 'a> {
     pub(super) fn of(entry: &'t Entry<'a>, findings: &mut Findings) -> Option<Self> {
         let what = Expected::Key(&entry.key.text, entry.at);
         Self::of_what(&entry.value, what, findings)
+    }
+
+    /// Reads the value of a name as a map with these keys; one of the keys in place of a name is to be indented.
+    pub(super) fn of_named(
+        entry: &'t Entry<'a>,
+        owner: &str,
+        keys: &[&str],
+        findings: &mut Findings,
+    ) -> Option<Self> {
+        let key = entry.key.text.as_ref();
+        let is_map = matches!(entry.value.kind, NodeKind::Map(_)) || is_null(&entry.value);
+        if is_map || !keys.contains(&key) {
+            return Self::of(entry, findings);
+        }
+        if let Some(finding) = wrong_entry(entry, A_MAP, findings) {
+            finding.help(format!(
+                "indent this line below the name: `{key}` is a key of {owner}"
+            ));
+        }
+        None
     }
 
     /// Reads a list item, or the file, as a map; `what` names it in messages.
@@ -85,15 +105,17 @@ impl<'t, 'a> Fields<'t, 'a> {
                 continue;
             }
             let message = format!("{} is not a key of {section}", quote(key));
-            let near = findings.closest(key, keys.iter().copied());
             let severity = if self.strict {
                 Severity::Error
             } else {
                 Severity::Warning
             };
-            let help = match near {
-                Some(near) => format!("did you mean `{near}`?"),
-                None => format!("the keys are: {}", keys.join(", ")),
+            let help = if let Some(help) = domain_help(entry, keys) {
+                help.to_owned()
+            } else if let Some(near) = findings.closest(key, keys.iter().copied()) {
+                format!("did you mean `{near}`?")
+            } else {
+                format!("the keys are: {}", keys.join(", "))
             };
             findings
                 .add(severity, Code::UnknownKey, entry.at, message)
@@ -145,6 +167,16 @@ impl<'t, 'a> Fields<'t, 'a> {
         text_entry(self.filled(key, findings)?, findings)
     }
 
+    /// Text of a certain form; `help` describes it if a number or a Boolean is there instead.
+    pub(super) fn text_like(
+        &self,
+        key: &str,
+        help: impl Fn() -> String,
+        findings: &mut Findings,
+    ) -> Option<Text<'t>> {
+        text_entry_like(self.filled(key, findings)?, help, findings)
+    }
+
     /// A scalar as the text passed to Incus and Ansible.
     pub(super) fn incus_text(&self, key: &str, findings: &mut Findings) -> Option<String> {
         incus_text(self.filled(key, findings)?, findings)
@@ -167,7 +199,8 @@ impl<'t, 'a> Fields<'t, 'a> {
         choices: &[&'static str],
         findings: &mut Findings,
     ) -> Option<&'static str> {
-        let written = self.text(key, findings)?;
+        let help = || format!("write one of: {}", choices.join(", "));
+        let written = self.text_like(key, help, findings)?;
         let found = choices.iter().find(|choice| **choice == written.text);
         if found.is_none() {
             let message = format!(
@@ -177,7 +210,7 @@ impl<'t, 'a> Fields<'t, 'a> {
             );
             findings
                 .error(Code::InvalidValue, written.at, message)
-                .help(format!("one of: {}", choices.join(", ")));
+                .help(help());
         }
         found.copied()
     }
@@ -202,10 +235,26 @@ impl<'t, 'a> Fields<'t, 'a> {
         findings: &mut Findings,
     ) -> Option<T> {
         let entry = self.filled(key, findings)?;
+        let (min, max): (i64, i64) = ((*range.start()).into(), (*range.end()).into());
+        let help = if max == i64::MAX {
+            format!("write a whole number of at least {min}")
+        } else if min == max {
+            format!("write `{min}`, or remove the key")
+        } else {
+            format!("write a whole number from {min} to {max}")
+        };
         let written = match &entry.value.kind {
             NodeKind::Scalar(scalar) if scalar.reading() == Reading::Integer => &scalar.text,
-            _ => {
-                wrong_entry(entry, "a whole number", findings);
+            kind => {
+                let finding = wrong_entry(entry, "a whole number", findings);
+                let in_range = |text: &str| {
+                    let number = text.parse::<i64>();
+                    is_decimal(text) && number.is_ok_and(|n| (min..=max).contains(&n))
+                };
+                let is_quoted = matches!(kind, NodeKind::Scalar(scalar) if in_range(&scalar.text));
+                if let Some(finding) = finding.filter(|_| !is_quoted) {
+                    finding.help(help);
+                }
                 return None;
             }
         };
@@ -219,17 +268,11 @@ impl<'t, 'a> Fields<'t, 'a> {
                 .help("write it in decimal digits, without `+` or leading zeros");
             return None;
         }
-        let (min, max) = ((*range.start()).into(), (*range.end()).into());
         let number = written.parse().ok();
         if let Some(number) = number.filter(|number| (min..=max).contains(number)) {
             return number.try_into().ok();
         }
         let message = format!("{} is outside the range of {}", quote(written), quote(key));
-        let help = if max == i64::MAX {
-            format!("{min} or more")
-        } else {
-            format!("{min} to {max}")
-        };
         findings
             .error(Code::OutOfRange, entry.value.at, message)
             .help(help);
@@ -244,8 +287,12 @@ impl<'t, 'a> Fields<'t, 'a> {
         findings: &mut Findings,
     ) -> Option<u64> {
         let entry = self.filled(key, findings)?;
+        let (min, max) = (range.start() / MEBIBYTE, range.end() / MEBIBYTE);
+        let help = format!("write an amount from `{min}MiB` to `{max}MiB`, or the same in bytes");
         let NodeKind::Scalar(scalar) = &entry.value.kind else {
-            wrong_entry(entry, "an amount of memory such as `64MiB`", findings);
+            if let Some(finding) = wrong_entry(entry, "an amount of memory", findings) {
+                finding.help(help);
+            }
             return None;
         };
         let bytes = bytes(&scalar.text);
@@ -257,10 +304,9 @@ impl<'t, 'a> Fields<'t, 'a> {
             Some(_) => format!("{written} is outside the range of {}", quote(key)),
             None => format!("{written} is not an amount of memory"),
         };
-        let (min, max) = (range.start() / MEBIBYTE, range.end() / MEBIBYTE);
         findings
             .error(Code::OutOfRange, entry.value.at, message)
-            .help(format!("`{min}MiB` to `{max}MiB`, or the same in bytes"));
+            .help(help);
         None
     }
 
@@ -284,12 +330,13 @@ impl<'t, 'a> Fields<'t, 'a> {
 
     /// An absolute path without control characters.
     pub(super) fn absolute_path(&self, key: &str, findings: &mut Findings) -> Option<Text<'t>> {
-        let written = self.text(key, findings)?;
+        const HELP: &str = "write a path that begins with `/`, without control characters";
+        let written = self.text_like(key, || HELP.to_owned(), findings)?;
         if !written.text.starts_with('/') || written.text.contains(char::is_control) {
             let message = format!("{} is not an absolute path", quote(written.text));
             findings
                 .error(Code::InvalidPath, written.at, message)
-                .help("a path begins with `/` and contains no control characters");
+                .help(HELP);
             return None;
         }
         Some(written)
@@ -321,6 +368,23 @@ pub(super) fn text_entry<'t>(entry: &'t Entry<'_>, findings: &mut Findings) -> O
     )
 }
 
+/// Returns a key's value as text of a certain form; see [`Fields::text_like`].
+pub(super) fn text_entry_like<'t>(
+    entry: &'t Entry<'_>,
+    help: impl Fn() -> String,
+    findings: &mut Findings,
+) -> Option<Text<'t>> {
+    if let Some(text) = as_text(&entry.value) {
+        return Some(text);
+    }
+    let is_scalar = matches!(entry.value.kind, NodeKind::Scalar(_));
+    let finding = wrong_entry(entry, "text", findings);
+    if let Some(finding) = finding.filter(|_| is_scalar) {
+        finding.help(help());
+    }
+    None
+}
+
 /// Returns the text of a list item.
 pub(super) fn text_item<'t>(
     node: &'t Node<'_>,
@@ -345,15 +409,20 @@ pub(super) fn text_key<'t>(
 }
 
 fn text<'t>(node: &'t Node<'_>, what: Expected<'_>, findings: &mut Findings) -> Option<Text<'t>> {
+    let text = as_text(node);
+    if text.is_none() {
+        wrong_type(node, what, "text", findings);
+    }
+    text
+}
+
+fn as_text<'t>(node: &'t Node<'_>) -> Option<Text<'t>> {
     match &node.kind {
         NodeKind::Scalar(scalar) if scalar.reading() == Reading::Text => Some(Text {
             text: &scalar.text,
             at: node.at,
         }),
-        _ => {
-            wrong_type(node, what, "text", findings);
-            None
-        }
+        _ => None,
     }
 }
 
@@ -383,12 +452,19 @@ pub(super) fn incus_value(entry: &Entry<'_>, findings: &mut Findings) -> Option<
         entry.value.at,
         format!("{key} is a map, but must be text"),
     );
-    if let Some(first) = entries.first()
-        && let NodeKind::Scalar(value) = &first.value.kind
-    {
-        let line = format!("{}.{}: {}", entry.key.text, first.key.text, value.text);
-        finding.help(format!("write the whole key on one line: {}", quote(&line)));
-    }
+    let line = entries.first().and_then(|first| match &first.value.kind {
+        NodeKind::Scalar(value) => verbatim(&format!(
+            "{}.{}: {}",
+            entry.key.text, first.key.text, value.text
+        )),
+        _ => None,
+    });
+    finding.help(match line {
+        Some(line) => format!("write the whole key on one line: {line}"),
+        None => {
+            "write a text, or the whole key on one line, such as `limits.memory: 1GiB`".to_owned()
+        }
+    });
     None
 }
 

@@ -115,9 +115,11 @@ impl<'a> Builder<'a, '_> {
             Event::Anchor(_, name) => {
                 self.findings
                     .error(Code::YamlAnchor, at, format!("anchor {}", quote(&name)))
-                    .help(
-                        "write the value out where it is used: anchors and aliases are not supported",
-                    );
+                    .help(format!(
+                        "remove {}, and write the value itself wherever {} is",
+                        quote(&format!("&{name}")),
+                        quote(&format!("*{name}"))
+                    ));
                 Ok(())
             }
             _ => Ok(()),
@@ -155,25 +157,48 @@ impl<'a> Builder<'a, '_> {
             return Ok(());
         }
         let message = "a second YAML document begins here";
-        self.findings
-            .error(Code::SecondDocument, at, message)
-            .help("a file contains only one document: remove `---`, or move the text after it to another file");
+        self.findings.error(Code::SecondDocument, at, message).help(
+            "remove this line, and write each top-level key only once: one file is one document",
+        );
         Err(Stopped)
     }
 
     fn check_tag(&mut self, span: &Span) {
         if let Some(tag) = span.tag_span() {
             let at = self.at(&tag);
+            let written = self.written(at);
+            let help = if written == "!include" {
+                "write the contents of that file here: anklume includes no other file".to_owned()
+            } else {
+                format!(
+                    "remove {}; put a value in quotes to make it text",
+                    quote(written)
+                )
+            };
             self.findings
                 .error(Code::YamlTag, at, "a YAML tag")
-                .help("remove the tag: quote a value to make it text");
+                .help(help);
         }
     }
 
+    /// Returns the text at a place.
+    fn written(&self, at: At) -> &'a str {
+        let bytes = usize::try_from(at.start)
+            .ok()
+            .zip(usize::try_from(at.end).ok());
+        bytes
+            .and_then(|(start, end)| self.text.get(start..end))
+            .unwrap_or_default()
+    }
+
     fn alias(&mut self, at: At) -> Result<(), Stopped> {
+        let help = format!(
+            "write the value itself here instead of {}",
+            quote(self.written(at))
+        );
         self.findings
             .error(Code::YamlAlias, at, "a YAML alias")
-            .help("write the value out: anchors and aliases are not supported");
+            .help(help);
         let kind = NodeKind::Unusable;
         self.put(Node { at, kind })
     }
@@ -186,7 +211,7 @@ impl<'a> Builder<'a, '_> {
             if scalar.plain && scalar.text == "<<" {
                 self.findings
                     .error(Code::YamlMergeKey, at, "a YAML merge key")
-                    .help("write the keys out: merge keys are not supported");
+                    .help("remove `<<`, and write the keys themselves here");
                 *skip = true;
             } else {
                 *key = Some((at, scalar));
@@ -211,7 +236,7 @@ impl<'a> Builder<'a, '_> {
         let message = format!("lists and maps are nested deeper than {DEPTH_MAX}");
         self.findings
             .error(Code::TooDeep, at, message)
-            .help("no key needs more than a dozen levels");
+            .help("remove levels: no key needs more than a dozen");
         Err(Stopped)
     }
 
@@ -270,12 +295,12 @@ impl<'a> Builder<'a, '_> {
                         .help(match template {
                             Some(template) => {
                                 format!(
-                                    "put the value in quotes: {}",
+                                    "anklume fills in no templates: write the value itself, or, as a text, {}",
                                     quote(&format!("\"{template}\""))
                                 )
                             }
                             None => {
-                                "a key is a name: text without `?`, `[` or `{` before it".to_owned()
+                                "write a name as the key, without `?`, `[` or `{` before it".to_owned()
                             }
                         });
                 }
@@ -320,10 +345,18 @@ impl<'a> Builder<'a, '_> {
 
     fn syntax(&mut self, fault: &ScanError) -> Result<(), Stopped> {
         let at = self.at(&Span::empty(*fault.marker()));
-        let (code, message) = match fault.kind() {
+        let (code, message, next) = match fault.kind() {
             ErrorKind::RecursionLimitExceeded => return self.too_deep(at),
-            ErrorKind::DirectiveDisallowed => (Code::YamlDirective, "a YAML directive".to_owned()),
-            other => (Code::YamlSyntax, format!("this is not YAML: {other}")),
+            ErrorKind::DirectiveDisallowed => (
+                Code::YamlDirective,
+                "a YAML directive".to_owned(),
+                "remove this line".to_owned(),
+            ),
+            other => (
+                Code::YamlSyntax,
+                format!("this is not YAML: {other}"),
+                repair::suggestion(self.text, fault.marker()),
+            ),
         };
         // The YAML reader's messages quote single characters, including control characters.
         let mut escaped = String::new();
@@ -334,12 +367,9 @@ impl<'a> Builder<'a, '_> {
                 escaped.push(character);
             }
         }
-        self.findings.error(code, at, escaped).help(
-            match repair::suggestion(self.text, fault.marker().line()) {
-                Some(suggestion) => format!("{suggestion}; {UNREAD}"),
-                None => UNREAD.to_owned(),
-            },
-        );
+        self.findings
+            .error(code, at, escaped)
+            .help(format!("{next}; {UNREAD}"));
         Err(Stopped)
     }
 

@@ -4,6 +4,7 @@ mod devices;
 mod disk;
 mod documents;
 mod domains;
+mod helps;
 mod machines;
 mod model;
 mod mutated;

@@ -125,7 +125,8 @@ impl<'t> Names<'t> {
                 let other = findings.short(machine.at);
                 let message = format!("{} is a domain and a machine", quote(name));
                 findings.warning(Code::SameName, *at, message).help(format!(
-                    "the machine is at {other}; Ansible warns when a group and a host share a name"
+                    "rename one of them: the machine is at {other}; \
+                     Ansible warns when a group and a host share a name"
                 ));
             }
         }
@@ -145,7 +146,8 @@ impl<'t> Names<'t> {
         findings
             .error(Code::DuplicateMachine, at, message)
             .help(format!(
-                "the first one is at {place}; a machine name must be unique across all domains"
+                "rename one of them: the first one is at {place}; \
+                 a machine name must be unique across all domains"
             ));
     }
 
@@ -226,7 +228,7 @@ fn is_false(node: &Node<'_>) -> bool {
     matches!(&node.kind, NodeKind::Scalar(scalar) if scalar.reading() == Reading::Bool(false))
 }
 
-/// Parses a name; `example` is the help if it is invalid.
+/// Parses a name; `example` is the help if it is invalid and not similar to a valid one.
 fn name<T: FromStr<Err = NameFault>>(
     text: &str,
     at: At,
@@ -236,9 +238,28 @@ fn name<T: FromStr<Err = NameFault>>(
     let parsed = text.parse();
     if let Err(why) = &parsed {
         let message = format!("{}: {why}", quote(text));
-        findings.error(Code::InvalidName, at, message).help(example);
+        let similar = ["-", "_"]
+            .iter()
+            .find_map(|between| similar::<T>(text, between));
+        findings
+            .error(Code::InvalidName, at, message)
+            .help(match similar {
+                Some(similar) => format!("write `{similar}`, or choose another name"),
+                None => format!("choose a name {example}"),
+            });
     }
     parsed.ok()
+}
+
+/// Returns a valid name made of the same ASCII letters and digits, if there is one.
+fn similar<T: FromStr>(text: &str, between: &str) -> Option<String> {
+    let is_other = |c: char| matches!(c, '-' | '_' | ' ' | '.');
+    let parts: Vec<_> = text
+        .split(is_other)
+        .filter(|part| !part.is_empty())
+        .collect();
+    let name = parts.join(between).to_ascii_lowercase();
+    name.parse::<T>().is_ok().then_some(name)
 }
 
 /// Reports a machine or domain name that already has another meaning.

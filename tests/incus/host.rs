@@ -60,12 +60,18 @@ fn the_host_knows_services_by_name_and_shows_a_providers_log() {
     let line = "  allowed  (operator)  report (file_provide)  done, ";
     assert!(lines.iter().all(|one| one.contains(line)), "{ran:?}");
     let json = world.run(&["audit", "show", "-i", &signer, "--format", "json"]);
-    let logged = json.stdout.lines().map(|line| serde_json::from_str(line).unwrap());
+    let logged = json
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap());
     let logged: Vec<Value> = logged.collect();
     assert!(logged.len() > 2 && json.stderr.is_empty(), "{json:?}");
     let ran = world.run(&["audit", "show", "-i", &format!("{signer}s")]);
     assert_eq!((ran.status, ran.stdout.as_str()), (4, ""), "{ran:?}");
-    assert!(ran.stderr.contains(&format!("did you mean `{signer}`?")), "{ran:?}");
+    assert!(
+        ran.stderr.contains(&format!("did you mean `{signer}`?")),
+        "{ran:?}"
+    );
 
     // A consumer has no such log, and no infra.yml.
     let inside = |command: &str| {
@@ -81,5 +87,8 @@ fn the_host_knows_services_by_name_and_shows_a_providers_log() {
     );
     assert!(said.starts_with(&expected), "{said}");
     let said = inside("audit show");
-    assert!(said.contains("`anklume audit show -i PROVIDER` shows its log"), "{said}");
+    assert!(
+        said.contains("`anklume audit show -i PROVIDER` shows its log"),
+        "{said}"
+    );
 }

@@ -18,8 +18,8 @@ mod doctor;
 #[path = "../integration/harness.rs"]
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 mod harness;
-mod processes;
 mod host;
+mod processes;
 mod project;
 mod recorder;
 mod supervised;

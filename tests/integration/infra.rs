@@ -63,27 +63,28 @@ error[missing-key]: the service has no `tool`
    |
 10 |           - name: file_sign
    |             ^^^^
-   = help: one of: gpg_sign, clipboard_get, clipboard_set, file_accept, file_provide
+   = help: add `tool:` with one of: gpg_sign, clipboard_get, clipboard_set, file_accept, file_provide
 
 error[duplicate-service]: service `file_sign` is already on this machine
   --> infra.yml:10:19
    |
 10 |           - name: file_sign
    |                   ^^^^^^^^^
-   = help: the first one is at infra.yml:7; a name must be unique on its machine
+   = help: rename one of them: the first one is at infra.yml:7; a name must be unique on its machine
 
 error[missing-key]: the service has no `name`
   --> infra.yml:11:13
    |
 11 |           - tool: gpg_sign
    |             ^^^^
-   = help: give it the name that consumers call, such as `name: file_sign`
+   = help: add the name that consumers call, such as `name: file_sign`
 
 error[wrong-type]: a service is text, but must be a map of keys and values
   --> infra.yml:12:13
    |
 12 |           - file_sign
    |             ^^^^^^^^^
+   = help: write its keys and values, such as `{name: file_sign, tool: gpg_sign}`
 
 6 errors
 ";
@@ -210,7 +211,7 @@ error[address-outside-subnet]: `10.100.0.1` is not in its domain's subnet 10.100
   |
 1 | work: {subnet_id: 1, machines: {w: {ip: 10.100.0.1}}}
   |                                         ^^^^^^^^^^
-  = help: from 10.100.1.1 to 10.100.1.253
+  = help: choose one from 10.100.1.1 to 10.100.1.253
 ",
     );
 }

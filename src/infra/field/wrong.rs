@@ -1,8 +1,8 @@
 //! Reports values of the wrong type, and suggests the value that was probably meant.
 
-use crate::diagnostic::quote;
+use crate::diagnostic::{Diagnostic, quote, verbatim};
 use crate::infra::findings::{At, Code, Findings};
-use crate::infra::raw::{Entry, Node, NodeKind, Reading};
+use crate::infra::raw::{Entry, Node, NodeKind, Reading, Scalar};
 
 /// Describes the expected type of a section.
 pub(super) const A_MAP: &str = "a map of keys and values";
@@ -16,10 +16,46 @@ pub(super) enum Expected<'w> {
     Item(&'static str),
 }
 
-/// Reports a key whose value has the wrong type.
-pub(in crate::infra) fn wrong_entry(entry: &Entry<'_>, expected: &str, findings: &mut Findings) {
+/// Examples of sections, by key: maps, and lists of maps.
+const EXAMPLES: &[(&str, &str)] = &[
+    ("domains", "{work: {subnet_id: 0}}"),
+    ("machines", "{web: {}}"),
+    ("global", "{base_subnet: \"10.100\"}"),
+    ("addressing", "{zone_base: 100}"),
+    ("resource_policy", "{mode: proportional}"),
+    ("host_reserve", "{memory: 2GiB}"),
+    ("file_portal", "{allowed_paths: [/home]}"),
+    ("profiles", "{small: {config: {limits.cpu: 1}}}"),
+    ("config", "{limits.memory: 1GiB}"),
+    (
+        "devices",
+        "{data: {type: disk, source: /srv/data, path: /data}}",
+    ),
+    ("persistent_data", "{app: {path: /var/lib/app}}"),
+    (
+        "storage_volumes",
+        "{app: {pool: default, size: 1GiB, path: /var/lib/app}}",
+    ),
+    ("shared_volumes", "{docs: {consumers: {work: rw}}}"),
+    ("consumers", "{work: ro}"),
+    ("mcp", "{uid: 1000}"),
+    ("with", "{key_id: \"0123456789ABCDEF\"}"),
+    ("limits", "{calls_per_minute: 60}"),
+    ("services", "[{name: file_sign, tool: gpg_sign}]"),
+    ("network_policies", "[{from: work, to: host, ports: all}]"),
+    ("a service", "{name: file_sign, tool: gpg_sign}"),
+    ("a policy", "{from: work, to: host, ports: all}"),
+    ("the file", "domains: {work: {subnet_id: 0}}"),
+];
+
+/// Reports a key whose value has the wrong type; returns the finding, except for an empty value.
+pub(in crate::infra) fn wrong_entry<'f>(
+    entry: &Entry<'_>,
+    expected: &str,
+    findings: &'f mut Findings,
+) -> Option<&'f mut Diagnostic> {
     let what = Expected::Key(&entry.key.text, entry.at);
-    wrong_type(&entry.value, what, expected, findings);
+    wrong_type(&entry.value, what, expected, findings)
 }
 
 /// Reports a list item that has the wrong type.
@@ -33,32 +69,33 @@ pub(in crate::infra) fn wrong_item(
 }
 
 /// Reports a value that has the wrong type; ignores an unusable one, which has already been reported.
-pub(super) fn wrong_type(
+pub(super) fn wrong_type<'f>(
     node: &Node<'_>,
     what: Expected<'_>,
     expected: &str,
-    findings: &mut Findings,
-) {
+    findings: &'f mut Findings,
+) -> Option<&'f mut Diagnostic> {
     let subject = match what {
         Expected::Key(key, _) => quote(key),
         Expected::Item(item) => item.to_owned(),
     };
     let found = match &node.kind {
-        NodeKind::Unusable => return,
+        NodeKind::Unusable => return None,
         NodeKind::List(_) => "a list",
         NodeKind::Map(_) => "a map",
         NodeKind::Scalar(scalar) => match scalar.reading() {
             Reading::Null => {
                 let message = format!("{subject} has no value, but must be {expected}");
                 let (at, help) = match what {
-                    Expected::Key(_, at) if expected == A_MAP => {
-                        (at, "write `{}` for an empty map, or remove the key")
-                    }
+                    Expected::Key(_, at) if expected == A_MAP => (
+                        at,
+                        "indent the lines that belong to it, write `{}` if there are none, or remove the key",
+                    ),
                     Expected::Key(_, at) => (at, "write a value, or remove the key"),
                     Expected::Item(_) => (node.at, "write a value, or remove it"),
                 };
                 findings.error(Code::EmptyValue, at, message).help(help);
-                return;
+                return None;
             }
             Reading::Bool(_) => "a Boolean",
             Reading::Integer | Reading::Float => "a number",
@@ -67,62 +104,172 @@ pub(super) fn wrong_type(
     };
     let message = format!("{subject} is {found}, but must be {expected}");
     let finding = findings.error(Code::WrongType, node.at, message);
-    if let Some(help) = suggestion(node, expected) {
-        finding.help(help);
-    }
+    finding.help(suggestion(node, what, expected));
+    Some(finding)
 }
 
 /// Suggests how to write the value that was probably meant.
-fn suggestion(node: &Node<'_>, expected: &str) -> Option<String> {
-    let scalar = match &node.kind {
-        NodeKind::Scalar(scalar) => scalar,
-        NodeKind::List(items) if expected == A_MAP => return Some(names_as_keys(items)),
-        _ => return None,
-    };
-    let written = quote(&scalar.text);
-    let bare = written.trim_matches('`');
-    match expected {
-        "text" => Some(format!("put it in quotes: `\"{bare}\"`")),
-        "a list" => Some(format!("write a list: `[{bare}]`")),
-        "true or false" if ["yes", "on"].contains(&bare.to_lowercase().as_str()) => {
-            Some("write `true`".to_owned())
+fn suggestion(node: &Node<'_>, what: Expected<'_>, expected: &str) -> String {
+    match (expected, &node.kind) {
+        (A_MAP, NodeKind::List(items)) => as_map(items, what),
+        (A_MAP, NodeKind::Scalar(scalar)) => with_space(scalar).unwrap_or_else(|| example(what)),
+        ("a list", NodeKind::Map(entries)) => as_list(entries, what),
+        ("a list", NodeKind::Scalar(scalar)) => one_as_list(scalar, what),
+        ("text", NodeKind::Scalar(scalar)) => {
+            shown("put it in quotes", &format!("\"{}\"", scalar.text))
         }
-        "true or false" if ["no", "off"].contains(&bare.to_lowercase().as_str()) => {
-            Some("write `false`".to_owned())
+        ("text", NodeKind::List(items)) => match items.as_slice() {
+            [
+                Node {
+                    kind: NodeKind::Scalar(scalar),
+                    ..
+                },
+            ] => shown("write only the value, not a list", &scalar.text),
+            _ => "write one value, not a list".to_owned(),
+        },
+        ("text", NodeKind::Map(_)) => "write one value, not a map".to_owned(),
+        ("true or false", NodeKind::Scalar(scalar)) => match scalar.text.to_lowercase().as_str() {
+            "yes" | "on" | "y" | "1" => "write `true`".to_owned(),
+            "no" | "off" | "n" | "0" => "write `false`".to_owned(),
+            bare @ ("true" | "false") => format!("write it without quotes: `{bare}`"),
+            _ => "write `true` or `false`".to_owned(),
+        },
+        ("true or false", _) => "write `true` or `false`".to_owned(),
+        (_, NodeKind::Scalar(scalar)) if is_decimal(&scalar.text) => {
+            shown("write it without quotes", &scalar.text)
         }
-        A_MAP => {
-            let (key, value) = scalar.text.split_once(':')?;
-            (!value.is_empty()).then(|| {
-                let corrected = format!("{}: {}", key.trim_end(), value);
-                format!("put a space after the colon: {}", quote(&corrected))
-            })
+        _ => format!("write {expected}"),
+    }
+}
+
+/// Returns the next step, with the value to write unless it cannot be shown as it is.
+fn shown(how: &str, value: &str) -> String {
+    match verbatim(value) {
+        Some(value) => format!("{how}: {value}"),
+        None => how.to_owned(),
+    }
+}
+
+/// Shows a section; without an example of its own, with placeholders.
+fn example(what: Expected<'_>) -> String {
+    let (Expected::Key(name, _) | Expected::Item(name)) = what;
+    let own = EXAMPLES.iter().find(|(key, _)| *key == name);
+    match (what, own) {
+        (Expected::Key(..), Some((key, example))) => {
+            format!("write its keys and values, such as `{key}: {example}`")
         }
-        "a whole number" if is_decimal(&scalar.text) => Some(format!("without quotes: `{bare}`")),
-        _ => None,
+        (Expected::Item(_), Some((_, example))) => {
+            format!("write its keys and values, such as `{example}`")
+        }
+        (..) => format!(
+            "write its keys and values, such as {}, or `{{}}` if there are none",
+            quote(&format!("{name}: {{KEY: VALUE}}"))
+        ),
+    }
+}
+
+/// Corrects `key:value`.
+fn with_space(scalar: &Scalar<'_>) -> Option<String> {
+    let (key, value) = scalar.text.split_once(':').filter(|_| scalar.plain)?;
+    let corrected = format!("{}: {value}", key.trim_end());
+    (!value.is_empty()).then(|| shown("put a space after the colon", &corrected))
+}
+
+/// Tells how to write one value as a list.
+fn one_as_list(scalar: &Scalar<'_>, what: Expected<'_>) -> String {
+    let text = scalar.text.as_ref();
+    let after_dash = text.strip_prefix('-').filter(|_| scalar.plain);
+    if let Some(first) = after_dash.and_then(|rest| rest.split(" -").next())
+        && !first.starts_with(|c: char| c.is_ascii_digit())
+    {
+        return shown("put a space after each `-`", &format!("- {first}"));
+    }
+    if let Expected::Key(name @ ("services" | "network_policies"), _) = what
+        && let Some((_, example)) = EXAMPLES.iter().find(|(key, _)| *key == name)
+    {
+        return format!("write a list, such as `{name}: {example}`");
+    }
+    shown("write a list", &format!("[{text}]"))
+}
+
+/// Tells how to write a map as a list.
+fn as_list(entries: &[Entry<'_>], what: Expected<'_>) -> String {
+    let of_maps = matches!(what, Expected::Key("services" | "network_policies", _));
+    match entries.first() {
+        None => "write `[]` for an empty list".to_owned(),
+        Some(entry) if of_maps && matches!(entry.value.kind, NodeKind::Map(_)) => format!(
+            "write {} instead of {}",
+            quote(&format!("- name: {}", entry.key.text)),
+            quote(&format!("{}:", entry.key.text))
+        ),
+        Some(entry) if of_maps => format!(
+            "write {} instead of {} and indent the other keys by 2 more, or put `[{{` and `}}]` around the keys",
+            quote(&format!("- {}:", entry.key.text)),
+            quote(&format!("{}:", entry.key.text))
+        ),
+        Some(_) => {
+            let names: Vec<_> = entries
+                .iter()
+                .map(|entry| entry.key.text.as_ref())
+                .collect();
+            shown("write a list", &format!("[{}]", names.join(", ")))
+        }
     }
 }
 
 /// Explains how to write a list of named items, or of keys, as a map.
-fn names_as_keys(items: &[Node<'_>]) -> String {
-    let first = items.first().and_then(|item| match &item.kind {
-        NodeKind::Scalar(scalar) => Some((scalar.text.to_string(), "")),
+fn as_map(items: &[Node<'_>], what: Expected<'_>) -> String {
+    let Some(first) = items.first() else {
+        return "write `{}` for an empty map".to_owned();
+    };
+    match &first.kind {
         NodeKind::Map(entries) => {
-            let name = entries.iter().find(|entry| entry.key.text == "name")?;
-            match &name.value.kind {
-                NodeKind::Scalar(scalar) => Some((scalar.text.to_string(), "name: ")),
-                _ => None,
+            let name = entries.iter().find(|entry| entry.key.text == "name");
+            match name.map(|entry| &entry.value.kind) {
+                Some(NodeKind::Scalar(name)) => format!(
+                    "use the names as keys: {} instead of {}",
+                    quote(&format!("{}:", name.text)),
+                    quote(&format!("- name: {}", name.text))
+                ),
+                _ => "remove the list around the keys: the `-` before each, or `[` and `]`"
+                    .to_owned(),
             }
         }
-        _ => None,
-    });
-    match first {
-        Some((name, key)) if !name.contains([':', '=']) => format!(
-            "use the names as keys: {} instead of {}",
-            quote(&format!("{name}:")),
-            quote(&format!("- {key}{name}"))
+        NodeKind::Scalar(scalar) if scalar.text.contains('=') => shown(
+            "write keys and values",
+            &format!("{{{}}}", scalar.text.replacen('=', ": ", 1)),
         ),
-        _ => "write `KEY: VALUE` lines, without `-` before them".to_owned(),
+        NodeKind::Scalar(scalar) => match what {
+            Expected::Key("machines", _) => {
+                let names = items.iter().filter_map(|item| match &item.kind {
+                    NodeKind::Scalar(scalar) => Some(format!("{}: {{}}", scalar.text)),
+                    _ => None,
+                });
+                let names: Vec<_> = names.collect();
+                shown(
+                    "use the names as keys",
+                    &format!("{{{}}}", names.join(", ")),
+                )
+            }
+            Expected::Key("consumers", _) => shown(
+                "use the names as keys, with `ro` or `rw`",
+                &format!("{{{}: ro}}", scalar.text),
+            ),
+            _ => example(what),
+        },
+        _ => example(what),
     }
+}
+
+/// Returns the help for a domain in place of a key of the file.
+pub(super) fn domain_help(entry: &Entry<'_>, keys: &[&str]) -> Option<&'static str> {
+    let NodeKind::Map(entries) = &entry.value.kind else {
+        return None;
+    };
+    let is_domain =
+        |entry: &Entry<'_>| ["subnet_id", "machines"].contains(&entry.key.text.as_ref());
+    (keys.contains(&"domains") && entries.iter().any(is_domain))
+        .then_some("indent it below `domains`: it looks like a domain")
 }
 
 pub(super) fn is_decimal(text: &str) -> bool {

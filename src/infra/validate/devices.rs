@@ -192,9 +192,9 @@ fn check_keys(placed: &PlacedDevice, fields: Fields<'_, '_>, findings: &mut Find
         if fields.entry(key).is_none() {
             let owner = format!("device {}", quote(&placed.device.name));
             let help = match *key {
-                "type" => format!("one of: {}", TYPES.join(", ")),
-                "path" => "the path inside the machine, such as `path: /data`".to_owned(),
-                _ => "a proxy has `listen` and `connect`, such as `tcp:127.0.0.1:80`".to_owned(),
+                "type" => format!("add `type:` with one of: {}", TYPES.join(", ")),
+                "path" => "add the folder in the machine, such as `path: /data`".to_owned(),
+                _ => format!("add an address, such as `{key}: tcp:127.0.0.1:80`"),
             };
             findings.missing(placed.at, &owner, key, help);
         }
@@ -211,7 +211,9 @@ fn name(entry: &Entry<'_>, what: &str, findings: &mut Findings) -> Option<String
         let message = format!("{} is not a valid {what} name", quote(text));
         findings
             .error(Code::InvalidName, entry.at, message)
-            .help(format!("1 to {NAME_MAX} characters, without spaces or `/`"));
+            .help(format!(
+                "use 1 to {NAME_MAX} characters, without spaces or `/`, and not just `~`"
+            ));
         return None;
     }
     Some(text.to_owned())

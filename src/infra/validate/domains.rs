@@ -68,7 +68,7 @@ fn domain_fields<'t, 'a>(
     settings: &GlobalSettings,
     findings: &mut Findings,
 ) -> Option<DomainFields<'t, 'a>> {
-    let fields = Fields::of(entry, findings)?;
+    let fields = Fields::of_named(entry, "a domain", &KEYS, findings)?;
     fields.known("a domain", &KEYS, findings);
     let levels = TrustLevel::ALL.map(TrustLevel::as_str);
     let written = fields.choice("trust_level", &levels, findings);
@@ -84,7 +84,8 @@ fn domain_fields<'t, 'a>(
     if written_id.is_none_or(|entry| field::is_null(&entry.value)) && !settings.zones {
         let owner = format!("domain {}", quote(&entry.key.text));
         let help = format!(
-            "give it a number of its own from 0 to {SUBNET_ID_MAX}, the third part of its addresses; \
+            "add a number of its own from 0 to {SUBNET_ID_MAX}, the third part of its addresses, \
+             such as `subnet_id: 0`; \
              or write `global: {{addressing: {{}}}}` at the top, and domains get subnets by `trust_level`"
         );
         findings.missing(entry.at, &owner, "subnet_id", help);
@@ -137,7 +138,7 @@ fn check_unique(
             findings
                 .error(Code::DuplicateSubnet, at, message)
                 .help(format!(
-                    "the domain at {first} has it; each domain needs its own"
+                    "choose another number from 0 to {SUBNET_ID_MAX}: the domain at {first} has this one"
                 ));
         }
     }
@@ -170,13 +171,17 @@ fn zones(
             if let (Some(octet), Some(id)) = (octet, id) {
                 return Some((id, Ipv4Addr::new(ZONE_OCTET, octet, id, 0)));
             }
-            let fault = match octet {
-                None => "lies beyond 10.255",
-                Some(_) => "has no subnet left",
+            let (fault, help) = match octet {
+                None => (
+                    "lies beyond 10.255",
+                    "choose a lower `zone_base` (the default is 100), or another `trust_level`",
+                ),
+                Some(_) => (
+                    "has no subnet left",
+                    "choose another `trust_level`: a zone has 255 subnets",
+                ),
             };
             let message = format!("the zone of `{}` {fault}", trust.as_str());
-            let help =
-                "choose a lower `zone_base`, or another `trust_level`; a zone has 255 subnets";
             findings
                 .error(Code::ZoneOverflow, domain.entry.at, message)
                 .help(help);
@@ -258,7 +263,7 @@ fn domain_name(entry: &Entry<'_>, findings: &mut Findings) -> Option<DomainName>
         let max = BRIDGE_MAX - BRIDGE_PREFIX.len();
         findings
             .error(Code::NameTooLong, entry.at, message)
-            .help(format!("a domain name can have at most {max} characters"));
+            .help(format!("choose a name with at most {max} characters"));
     }
     Some(name)
 }
@@ -277,7 +282,7 @@ fn ai(fields: Fields<'_, '_>, findings: &mut Findings) -> (String, Value) {
         let message = "this is not a valid value for `ai_sanitize`";
         findings
             .error(Code::InvalidValue, entry.value.at, message)
-            .help("one of: true, false, always");
+            .help("write one of: true, false, always");
     }
     (provider.to_owned(), written)
 }

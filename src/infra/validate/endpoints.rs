@@ -123,14 +123,15 @@ fn check_privileged(
     let name = quote(machine.machine.name.as_str());
     if is_end {
         let message = format!("{name} is privileged, so it cannot offer or call services");
-        findings
-            .error(Code::PrivilegedEnd, at, message)
-            .help("its root is the host's root: remove `security.privileged`, or the services");
+        findings.error(Code::PrivilegedEnd, at, message).help(
+            "remove `security.privileged`, or the services that it offers and calls: \
+                 its root is the host's root",
+        );
     } else if machine.machine.kind == MachineType::Container {
         let message = format!("{name} is a privileged container");
         findings
             .warning(Code::PrivilegedContainer, at, message)
-            .help("its root is the host's root; it can neither offer nor call services");
+            .help("remove `security.privileged`, or write `type: vm`: its root is the host's root");
     }
 }
 
@@ -197,12 +198,18 @@ impl Host {
                 quote(written),
                 quote(folder)
             );
+            let help = if MACHINES_OWN.contains(&folder) {
+                format!(
+                    "choose a path outside of {folder}: a machine could put a link to any host folder there"
+                )
+            } else {
+                "share folders of which none contains another, or let no machine write the outer one \
+                 (`ro`, `readonly: true`): it could put a link to any host folder there"
+                    .to_owned()
+            };
             findings
                 .error(Code::SourceInSharedFolder, at, message)
-                .help(
-                    "the machine could put a link to any host folder there: share sibling folders, \
-                 or let no machine write the outer one (`ro`, `readonly: true`)",
-                );
+                .help(help);
         }
     }
 
@@ -218,7 +225,9 @@ impl Host {
                 format!("{source} shares the host's {HOST_STATE}, which contains the channels");
             findings
                 .add(self.severity, Code::DeviceSharesChannels, at, message)
-                .help("share a folder that neither contains it nor lies inside it");
+                .help(format!(
+                    "share a folder that neither contains {HOST_STATE} nor lies in it"
+                ));
         }
     }
 
@@ -236,7 +245,10 @@ impl Host {
                     format!("the proxy's `{key}` is inside one of anklume's channel folders");
                 findings
                     .add(self.severity, Code::ProxyIntoChannels, at, message)
-                    .help("choose another path: only `services` declares channels");
+                    .help(format!(
+                        "choose a path outside of {}: only `services` declares channels",
+                        CHANNELS.join(", ")
+                    ));
             } else if host_key == Some(key)
                 && ancestors(&path).any(|folder| self.writable.contains(folder))
             {
@@ -244,7 +256,7 @@ impl Host {
                     format!("the proxy's `{key}` is in a host folder that a machine may write to");
                 findings
                     .add(self.severity, Code::ProxyIntoSharedFolder, at, message)
-                    .help("a machine could put a link there and reach any host socket: choose another path");
+                    .help("choose a path that no machine may write to: it could put a link to any host socket there");
             }
         }
     }
@@ -272,7 +284,10 @@ fn check_inside(placed: &PlacedDevice, machine: &MachineDraft, findings: &mut Fi
         );
         findings
             .error(Code::DiskOverAnklume, at, message)
-            .help(format!("choose a path other than {}", INSIDE.join(", ")));
+            .help(format!(
+                "choose a path that is neither above nor below {}",
+                INSIDE.join(", ")
+            ));
     }
 }
 

@@ -81,7 +81,7 @@ pub(super) fn project(top: Fields<'_, '_>, default: &str, findings: &mut Finding
         let message = format!("{} is not a valid project name", quote(written.text));
         findings
             .error(Code::InvalidName, written.at, message)
-            .help("a name must contain a visible character and be on one line");
+            .help("choose a name with a visible character, on one line");
     }
     written.text.to_owned()
 }
@@ -150,7 +150,9 @@ pub(super) fn image(fields: Fields<'_, '_>, key: &str, findings: &mut Findings) 
         let message = format!("{} is not a valid image name", quote(written.text));
         findings
             .error(Code::InvalidValue, written.at, message)
-            .help("such as `images:debian/13`: without spaces, not beginning with `-`");
+            .help(
+                "name an image, such as `images:debian/13`: without spaces, not beginning with `-`",
+            );
         return None;
     }
     Some(written.text.to_owned())
@@ -173,7 +175,7 @@ fn addressing(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<(Scheme
         let message = "`base_subnet` is ignored when `addressing` is set";
         findings
             .warning(Code::UnusedKey, unused.at, message)
-            .help("keep one of them");
+            .help("remove `base_subnet`, or `addressing`");
     }
     let keys = ["base_octet", "zone_base", "zone_step"];
     zones.known("`addressing`", &keys, findings);
@@ -188,18 +190,25 @@ fn addressing(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<(Scheme
 }
 
 fn subnets(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<(Scheme, Addressing)> {
+    const HELP: &str = "write the first two numbers of an address in quotes, such as `\"10.100\"`";
     let (text, at) = match fields.filled("base_subnet", findings) {
         Some(entry) => {
-            let written = field::text_entry(entry, findings)?;
-            (written.text, written.at)
+            let in_quotes = match &entry.value.kind {
+                NodeKind::Scalar(scalar) => network::base_octets(&scalar.text).is_some(),
+                _ => false,
+            };
+            let written = if in_quotes {
+                fields.text("base_subnet", findings)
+            } else {
+                fields.text_like("base_subnet", || HELP.to_owned(), findings)
+            };
+            written.map(|written| (written.text, written.at))?
         }
         None => (BASE_SUBNET, fields.at),
     };
     let Some(base) = network::base_octets(text) else {
         let message = format!("{} is not a valid base for subnets", quote(text));
-        findings
-            .error(Code::InvalidSubnet, at, message)
-            .help("the first two octets of an address, such as `\"10.100\"`");
+        findings.error(Code::InvalidSubnet, at, message).help(HELP);
         return None;
     };
     let base_subnet = text.to_owned();
@@ -243,11 +252,15 @@ fn resource_policy(fields: Fields<'_, '_>, findings: &mut Findings) {
 
 /// Checks a reserve: `20%`, a positive number or, for memory, `2GiB`.
 fn host_reserve(fields: Fields<'_, '_>, key: &str, findings: &mut Findings) {
+    const HELP: &str =
+        "write a share such as `20%`, a positive number, or, for memory, an amount such as `2GiB`";
     let Some(entry) = fields.filled(key, findings) else {
         return;
     };
     let NodeKind::Scalar(scalar) = &entry.value.kind else {
-        field::wrong_entry(entry, "a percentage or a number", findings);
+        if let Some(finding) = field::wrong_entry(entry, "a percentage or a number", findings) {
+            finding.help(HELP);
+        }
         return;
     };
     let text = scalar.text.as_ref();
@@ -262,6 +275,6 @@ fn host_reserve(fields: Fields<'_, '_>, key: &str, findings: &mut Findings) {
         let message = format!("{} is not a valid reserve", quote(text));
         findings
             .error(Code::InvalidValue, entry.value.at, message)
-            .help("such as `20%`, a positive number, or, for memory, `2GiB`");
+            .help(HELP);
     }
 }

@@ -39,8 +39,11 @@ const KEYS: [&str; 19] = [
 /// A check of a string's form, and the help if it fails.
 type Shape = (fn(&str) -> bool, &'static str);
 
-const SCHEDULE: Shape = (is_schedule, "five cron fields, such as `0 2 * * *`");
-const EXPIRY: Shape = (is_expiry, "a number and `m`, `h` or `d`, such as `30d`");
+const SCHEDULE: Shape = (is_schedule, "write five cron fields, such as `0 2 * * *`");
+const EXPIRY: Shape = (
+    is_expiry,
+    "write a number and `m`, `h` or `d`, such as `30d`",
+);
 
 /// Reads the machines of one domain; `addresses` contains those already taken in any domain.
 pub(super) fn read(
@@ -68,7 +71,7 @@ fn machine(
     findings: &mut Findings,
 ) -> Option<MachineDraft> {
     let name = machine_name(entry, findings);
-    let fields = Fields::of(entry, findings)?;
+    let fields = Fields::of_named(entry, "a machine", &KEYS, findings)?;
     fields.known("a machine", &KEYS, findings);
     fields.note_unapplied(&["weight", "gpu", "roles"], findings);
     let kind = match fields.choice("type", &["lxc", "vm"], findings) {
@@ -180,7 +183,7 @@ fn warn_of_container(
         );
         findings
             .warning(Code::ContainerInUntrustedDomain, entry.at, message)
-            .help("a container shares the host's kernel: `type: vm` isolates it");
+            .help("write `type: vm`: a container shares the host's kernel");
     }
 }
 
@@ -190,12 +193,20 @@ fn address(
     addresses: &mut HashMap<Ipv4Addr, At>,
     findings: &mut Findings,
 ) -> Option<Ipv4Addr> {
-    let Text { text, at } = fields.text("ip", findings)?;
+    const HELP: &str = "write four numbers from 0 to 255 separated by dots, without leading zeros or `/`, \
+                        or remove `ip`";
+    let Text { text, at } = fields.text_like("ip", || HELP.to_owned(), findings)?;
     let Ok(address) = text.parse::<Ipv4Addr>() else {
         let message = format!("{} is no IPv4 address", quote(text));
+        let alone = text
+            .split_once('/')
+            .map(|(address, _)| address.parse::<Ipv4Addr>());
         findings
             .error(Code::InvalidAddress, at, message)
-            .help("four numbers from 0 to 255 separated by dots, without leading zeros or `/`");
+            .help(match alone {
+                Some(Ok(address)) => format!("write it without `/` and what follows: `{address}`"),
+                _ => HELP.to_owned(),
+            });
         return None;
     };
     if let Some(first) = findings.earlier(addresses, address, at) {
@@ -203,7 +214,7 @@ fn address(
         findings
             .error(Code::DuplicateAddress, at, message)
             .help(format!(
-                "the machine at {first} has it; each machine needs its own"
+                "choose another address: the machine at {first} has this one"
             ));
     }
     if let Some(subnet) = context.subnet
@@ -236,7 +247,7 @@ fn report_address(
     let last = network::host(subnet, network::GATEWAY - 1);
     findings
         .error(code, at, format!("`{address}` is {is}"))
-        .help(format!("from {first} to {last}"));
+        .help(format!("choose one from {first} to {last}"));
 }
 
 /// Assigns machines without an address the first free ones, in file order.
@@ -265,7 +276,7 @@ fn give_addresses(
         findings
             .error(Code::NoAddressLeft, draft.at, message)
             .help(format!(
-                "only .{first} to .{last} are assigned automatically: set `ip` for some machines, starting at .{}",
+                "set `ip` for this machine, from .{} on: only .{first} to .{last} are assigned",
                 last + 1
             ));
     }
@@ -319,8 +330,8 @@ fn shaped(
     shape: Shape,
     findings: &mut Findings,
 ) -> Option<String> {
-    let Text { text, at } = fields.text(key, findings)?;
     let (fits, rule) = shape;
+    let Text { text, at } = fields.text_like(key, || rule.to_owned(), findings)?;
     if !fits(text) {
         let message = format!("{} is not a valid value for `{key}`", quote(text));
         findings.error(Code::InvalidValue, at, message).help(rule);

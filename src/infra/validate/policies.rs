@@ -67,7 +67,8 @@ pub(super) fn read(
 fn end(fields: Fields<'_, '_>, key: &str, names: &Names<'_>, findings: &mut Findings) {
     const HELP: &str = "name a domain, a machine, or `host`";
     if fields.entry(key).is_none() {
-        findings.missing(fields.at, "the policy", key, HELP);
+        let help = format!("add `{key}:` with the name of a domain or a machine, or `host`");
+        findings.missing(fields.at, "the policy", key, help);
     }
     let Some(Text { text, at }) = fields.text(key, findings) else {
         return;
@@ -85,7 +86,7 @@ fn end(fields: Fields<'_, '_>, key: &str, names: &Names<'_>, findings: &mut Find
         let message = format!("domain {} is disabled", quote(domain));
         findings
             .warning(Code::DisabledDomain, at, message)
-            .help("the policy has no effect until the domain is enabled");
+            .help("enable the domain, or remove the policy: until then, it has no effect");
     }
 }
 
@@ -109,7 +110,9 @@ fn ports(fields: Fields<'_, '_>, findings: &mut Findings) {
         if !is_port {
             findings
                 .error(Code::InvalidValue, item.at, "this is not a port")
-                .help("numbers from 1 to 65535, or `ports: all`");
+                .help(
+                    "write numbers from 1 to 65535, one by one and without quotes, or `ports: all`",
+                );
         }
     }
 }
@@ -126,20 +129,21 @@ fn ai_access(
         let message = format!("exclusive AI access needs a domain `{AI_DOMAIN}`");
         findings
             .error(Code::AiAccess, at, message)
-            .help("declare it, or write `ai_access_policy: open`");
+            .help("declare the domain, or write `ai_access_policy: open`");
     }
     if to_ai > 1 {
         let message =
             format!("{to_ai} policies lead to `{AI_DOMAIN}`, but exclusive access allows only one");
         findings
             .error(Code::AiAccess, at, message)
-            .help("keep one of them, or write `ai_access_policy: open`");
+            .help("keep one of these policies, or write `ai_access_policy: open`");
     }
     let Some((default, place)) = &settings.ai_default else {
         let message = "exclusive AI access needs `ai_access_default`";
-        findings
-            .error(Code::AiAccess, at, message)
-            .help("name the domain that may use the AI tools");
+        findings.error(Code::AiAccess, at, message).help(
+            "add `ai_access_default:` with the domain that may use the AI tools, \
+                 or write `ai_access_policy: open`",
+        );
         return None;
     };
     if default == AI_DOMAIN || !names.domains.contains_key(default.as_str()) {
@@ -149,7 +153,7 @@ fn ai_access(
         );
         findings
             .error(Code::AiAccess, *place, message)
-            .help("name another domain in this file");
+            .help("name another domain that is declared, or write `ai_access_policy: open`");
         return None;
     }
     (to_ai == 0).then(|| {
@@ -190,7 +194,7 @@ pub(super) fn add_firewall(
             let message = format!("a firewall machine needs a domain `{FIREWALL_DOMAIN}`");
             findings
                 .error(Code::FirewallMode, at, message)
-                .help("declare it, or write `firewall_mode: host`");
+                .help("declare the domain, or write `firewall_mode: host`");
         }
         return;
     };
@@ -255,7 +259,7 @@ pub(super) fn check_gpus(
         let message = format!("{count} machines share the GPU; the first is {first}");
         findings
             .warning(Code::SharedGpu, second.at, message)
-            .help("on most GPUs, they can see each other's memory");
+            .help("let only one machine use it, unless they may see each other's memory, as they can on most GPUs");
     } else {
         let message = format!("{count} machines use the GPU; the first is {first}");
         findings

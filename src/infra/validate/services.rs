@@ -28,6 +28,8 @@ const MCP_KEYS: [&str; 6] = [
 const ID_MAX: u32 = 0xffff_fffe;
 /// Maximum length of a user name, in bytes, as in useradd.
 const USER_MAX: usize = 32;
+/// Example of a service's name.
+const NAME: &str = "such as `file_sign`";
 /// Maximum edit distance between a mistyped consumer and the machine that was meant.
 const TYPO_EDITS: usize = 2;
 
@@ -51,14 +53,14 @@ pub(super) fn users(fields: Fields<'_, '_>, findings: &mut Findings) -> McpUsers
 }
 
 fn run_as(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<String> {
-    let Text { text, at } = fields.text("run_as", findings)?;
+    const USER: &str = "name the user: a lower-case letter or `_`, then lower-case letters, digits, `_` and `-`, \
+                        at most 32 characters";
+    let Text { text, at } = fields.text_like("run_as", || USER.to_owned(), findings)?;
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
     let begins = |c: char| c.is_ascii_lowercase() || c == '_';
     if text.len() > USER_MAX || !text.starts_with(begins) || !text.chars().all(inner) {
         let message = format!("{} is not a valid user name", quote(text));
-        findings.error(Code::InvalidName, at, message).help(
-            "a lower-case letter or `_`, then lower-case letters, digits, `_` and `-`, at most 32 characters",
-        );
+        findings.error(Code::InvalidName, at, message).help(USER);
         return None;
     }
     Some(text.to_owned())
@@ -137,27 +139,29 @@ fn service_name<'t>(
     findings: &mut Findings,
 ) -> Option<(ServiceName, At)> {
     if fields.entry("name").is_none() {
-        let help = "give it the name that consumers call, such as `name: file_sign`";
+        let help = "add the name that consumers call, such as `name: file_sign`";
         findings.missing(fields.at, "the service", "name", help);
     }
-    let Text { text, at } = fields.text("name", findings)?;
+    let help = || format!("choose a name {NAME}");
+    let Text { text, at } = fields.text_like("name", help, findings)?;
     if let Some(first) = findings.earlier(seen, text, at) {
         let message = format!("service {} is already on this machine", quote(text));
         findings
             .error(Code::DuplicateService, at, message)
             .help(format!(
-                "the first one is at {first}; a name must be unique on its machine"
+                "rename one of them: the first one is at {first}; a name must be unique on its machine"
             ));
     }
-    Some((name(text, at, "such as `file_sign`", findings)?, at))
+    Some((name(text, at, NAME, findings)?, at))
 }
 
 fn tool(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<ToolName> {
     if fields.entry("tool").is_none() {
-        let help = format!("one of: {}", tools());
+        let help = format!("add `tool:` with one of: {}", tools());
         findings.missing(fields.at, "the service", "tool", help);
     }
-    let Text { text, at } = fields.text("tool", findings)?;
+    let help = || format!("the tools are: {}", tools());
+    let Text { text, at } = fields.text_like("tool", help, findings)?;
     let tool = text.parse();
     if tool.is_err() {
         let near = findings.closest(text, ToolName::ALL.map(ToolName::as_str));
@@ -220,11 +224,14 @@ fn check_consumer(machine: &str, written: Text<'_>, names: &Names<'_>, findings:
         let message = format!("{quoted} is a domain, but consumers must be machines");
         findings
             .error(Code::DomainAsConsumer, at, message)
-            .help("list the machines of the domain that may call the service, one by one");
+            .help("list instead the machines of the domain that may call the service, one by one");
     } else {
         let near = typo(text, names, findings);
         let help = match near {
             Some(near) => format!("did you mean {}?", quote(near)),
+            None if ["*", "all"].contains(&text) => {
+                "list the machines one by one: no name stands for all of them".to_owned()
+            }
             None => "declare the machine in a domain, or take it off the list".to_owned(),
         };
         let message = format!("{quoted} is not a machine in {files}");
@@ -268,12 +275,22 @@ fn fixed(
     for fault in faults.unwrap_or_default() {
         let entry = with.entry(&fault.argument);
         let at = entry.map_or(with.at, |entry| entry.at);
-        let new = findings.error(Code::InvalidArgument, at, fault.message);
-        if let Some(written) = entry.and_then(unquoted) {
-            new.help(format!(
-                "YAML reads a number or Boolean here; quote it to make it text: `\"{written}\"`"
-            ));
-        }
+        let quoted = entry.and_then(unquoted).filter(|text| {
+            let argument = (fault.argument.clone(), Value::from(text.as_str()));
+            tool.is_some_and(|tool| {
+                catalogue::check_fixed(tool, &Map::from_iter([argument])).is_empty()
+            })
+        });
+        let help = match quoted {
+            Some(text) => format!(
+                "YAML reads a number or Boolean here; quote it to make it text: {}",
+                quote(&format!("\"{text}\""))
+            ),
+            None => "correct the argument, or remove it from `with`".to_owned(),
+        };
+        findings
+            .error(Code::InvalidArgument, at, fault.message)
+            .help(help);
     }
     arguments
 }
@@ -282,7 +299,7 @@ fn fixed(
 fn unquoted(entry: &Entry<'_>) -> Option<String> {
     match &entry.value.kind {
         NodeKind::Scalar(scalar) if scalar.reading() != Reading::Text => {
-            Some(quote(&scalar.text).trim_matches('`').to_owned())
+            Some(scalar.text.clone().into_owned())
         }
         _ => None,
     }

@@ -42,7 +42,7 @@ pub(super) fn persistent(
         volume.known("`persistent_data`", &["path", "readonly"], findings);
         let readonly = volume.flag("readonly", findings).unwrap_or(false);
         if volume.entry("path").is_none() {
-            let help = "the path inside the machine, such as `path: /var/lib/app`";
+            let help = "add the folder in the machine, such as `path: /var/lib/app`";
             findings.missing(entry.at, &quote(name), "path", help);
         }
         if let Some(path) = volume.absolute_path("path", findings) {
@@ -68,7 +68,7 @@ fn volume_name<'t>(entry: &'t Entry<'_>, findings: &mut Findings) -> Option<&'t 
         let message = format!("{} is not a valid volume name", quote(text));
         findings
             .error(Code::InvalidName, entry.at, message)
-            .help("lower-case letters, digits and `-`, with a letter or digit at both ends");
+            .help("use lower-case letters, digits and `-`, with a letter or digit at both ends");
         return None;
     }
     Some(text)
@@ -212,7 +212,7 @@ fn volume<'t>(
         let message = format!("shared volume {} has no consumers", quote(name));
         findings
             .error(Code::MissingKey, entry.at, message)
-            .help("name domains or machines: `consumers: {work: rw, web: ro}`");
+            .help("add domains or machines, such as `consumers: {work: rw, web: ro}`");
     }
     let base = &settings.shared_volumes_base;
     let disk = MadeDisk {
@@ -234,6 +234,7 @@ fn consumer<'t>(
     names: &Names<'_>,
     findings: &mut Findings,
 ) -> Option<(&'t str, bool)> {
+    const MODES: &str = "write one of: ro, rw";
     let name = entry.key.text.as_ref();
     if !names.domains.contains_key(name) && !names.machines.contains_key(name) {
         names.unknown(
@@ -243,7 +244,7 @@ fn consumer<'t>(
             findings,
         );
     }
-    let access = field::text_entry(entry, findings)?;
+    let access = field::text_entry_like(entry, || MODES.to_owned(), findings)?;
     match access.text {
         "ro" => Some((name, true)),
         "rw" => Some((name, false)),
@@ -251,7 +252,7 @@ fn consumer<'t>(
             let message = format!("{} is not a valid volume access mode", quote(other));
             findings
                 .error(Code::InvalidValue, access.at, message)
-                .help("one of: ro, rw");
+                .help(MODES);
             None
         }
     }

@@ -115,13 +115,14 @@ fn another_infrastructure_of_the_same_names_or_another_machine_of_the_address() 
     world.apply();
     let own = std::mem::replace(&mut world.name, "t-apply-second".to_owned());
     world.declare(SEED);
-    let message =
-        format!("the project `{{a}}` in Incus belongs to another infrastructure, `{own}`");
+    let message = format!(
+        "the domains of this file belong to the infrastructure `{own}` in Incus, but this file is `t-apply-second`"
+    );
     is_refused(
         &world,
         &["--adopt", &world.domains[0]],
         &message,
-        "give it another name here",
+        &format!("write `project_name: {own}` in it"),
     );
     world.name = own;
     world.declare(SEED);

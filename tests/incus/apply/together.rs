@@ -37,7 +37,7 @@ fn of_two_runs_at_once_one_waits_and_finds_nothing_to_do() {
         })
         .collect();
     assert!(ended.iter().all(|(status, ..)| *status == 0), "{ended:#?}");
-    let waits = "waiting for another anklume that is changing this Incus\n";
+    let waits = "waiting for another anklume that is changing this Incus (process ";
     let waited: Vec<_> = ended
         .iter()
         .filter(|(_, _, stderr)| stderr.contains(waits))

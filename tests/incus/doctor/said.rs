@@ -14,7 +14,7 @@ fn what_there_is_to_say_without_a_channel_is_said() {
     let ran = world.run(&["doctor"]);
     assert_eq!(ran.status, 1, "{ran:?}");
     let expected = format!(
-        "broken  {dev} → {signer}  {dev} is not in Incus (project {project})\n        fix: anklume apply\n",
+        "broken  {dev} → {signer}  {dev} is not in Incus (project {project})\n        fix: anklume apply\n0 ok, 1 broken\n",
         dev = world.machine(1, "dev"),
         signer = world.machine(0, "signer"),
         project = world.domains[1]
@@ -112,9 +112,13 @@ fn the_text_is_a_line_for_each_channel_and_nothing_is_changed() {
     let note = format!(
         "        note: {signer} has neither systemd nor OpenRC: only `anklume apply --infra infra.yml` restarts its server\n"
     );
-    assert_eq!(notes, note.replace(" --infra infra.yml", ""));
+    let notes_of = |text: &str| text.strip_suffix("1 ok\n").unwrap().to_owned();
+    assert_eq!(notes_of(notes), note.replace(" --infra infra.yml", ""));
     let ran = patient.world.run(&["doctor", "--infra", "infra.yml"]);
-    assert!(ran.stdout.ends_with(&note), "{}", ran.stdout);
+    assert!(notes_of(&ran.stdout).ends_with(&note), "{}", ran.stdout);
+    // Without a fault, there is no error to print.
+    let quiet = patient.world.run(&["doctor", "--quiet"]);
+    quiet.is(0, "", "");
 
     patient.incus(0, &["stop", "--force", &signer]);
     let recorder = Recorder::new(|_, _| Fate::Pass);
