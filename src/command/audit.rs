@@ -75,7 +75,7 @@ fn show(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit> {
         output.text(&line_text(&line))
     };
     if let Some(machine) = &args.instance {
-        let exit = show_remote(machine, args, output, &mut take)?;
+        let exit = show_remote(machine, args, &mut take)?;
         warn_of_foreign(foreign, output);
         return Ok(exit);
     }
@@ -98,7 +98,6 @@ fn show(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit> {
 fn show_remote(
     machine: &str,
     args: &AuditShowArgs,
-    output: &Output,
     take: &mut impl FnMut(&[u8]) -> io::Result<()>,
 ) -> anyhow::Result<Exit> {
     let file = args.log.file.to_string_lossy();
@@ -106,7 +105,7 @@ fn show_remote(
         PROGRAM, "audit", "show", "--remote", "--format", "json", "--file", &file,
     ];
     interruptible(async {
-        let channel = machine_on_host(machine, args.project.as_deref(), output).await?;
+        let channel = machine_on_host(machine, args.project.as_deref()).await?;
         let exec = RemoteExec {
             project: &channel.project,
             machine: &channel.name,

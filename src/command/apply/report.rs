@@ -135,7 +135,7 @@ pub(super) fn print(
     let outcomes = &report.outcomes;
     let count = |is: fn(&StepOutcome) -> bool| outcomes.iter().filter(|one| is(one)).count();
     let done = outcomes.iter().filter(|one| one.is_done());
-    let changed: usize = done.map(|one| one.summary.lines.len()).sum();
+    let changed = done.map(|one| changes(&one.summary)).sum();
     let failed = count(|one| matches!(one.status, StepStatus::Failed(_)));
     let skipped = count(|one| matches!(one.status, StepStatus::Skipped(_)));
     let entries: Vec<ActionEntry<'_>> = outcomes.iter().map(ActionEntry::of).collect();
@@ -150,7 +150,7 @@ pub(super) fn print(
     let answered = output.answer_as(&answer, || match outcomes.as_slice() {
         _ if output.quiet => String::new(),
         [] => format!("{nothing}\n"),
-        _ => format!("done: {}\n", changes(changed)),
+        _ => format!("done: {}\n", count_text(changed)),
     });
     let all = outcomes.len();
     if report.stopped && skipped > 0 {
@@ -171,7 +171,13 @@ pub(super) fn print(
     Ok(Exit::Failed)
 }
 
-fn changes(count: usize) -> String {
+/// Returns the number of an action's lines that are changes; the others, about channels, begin with `=`.
+fn changes(summary: &ActionSummary) -> usize {
+    let lines = summary.lines.iter();
+    lines.filter(|line| !line.starts_with('=')).count()
+}
+
+fn count_text(count: usize) -> String {
     match count {
         1 => "1 change".to_owned(),
         count => format!("{count} changes"),
@@ -209,7 +215,8 @@ pub(super) fn print_plan(plan: &Plan, nothing: &str, output: &Output) -> anyhow:
         lines => lines.concat(),
     })?;
     if !lines.is_empty() && !output.is_json() {
-        output.say(&format!("{}; nothing was changed", changes(lines.len())));
+        let changes = actions.iter().map(changes).sum();
+        output.say(&format!("{}; nothing was changed", count_text(changes)));
     }
     Ok(())
 }

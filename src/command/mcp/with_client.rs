@@ -105,16 +105,22 @@ pub(super) async fn find(
 pub(in crate::command) async fn machine_on_host(
     name: &str,
     project: Option<&str>,
-    output: &Output,
 ) -> Result<MachineRef, Failure> {
     let route = Route::Host {
         machine: name.to_owned(),
         project: project.map(str::to_owned),
     };
-    match find(route, Timeouts::default(), output).await? {
-        Transport::Exec(machine) if machine.runs() => Ok(machine),
-        Transport::Exec(machine) => Err(unreachable(&Unreachable::NotRunning(machine))),
-        Transport::Local | Transport::Socket(_) => Err(Failure::new(Exit::Failed, "not a machine")),
+    let failed = |why: &Unreachable| Failure {
+        help: why.help(),
+        ..Failure::new(Exit::Unavailable, why.to_string())
+    };
+    match transport::resolve(route, Timeouts::default().first).await {
+        Ok(Transport::Exec(machine)) if machine.runs() => Ok(machine),
+        Ok(Transport::Exec(machine)) => Err(failed(&Unreachable::NotRunning(machine))),
+        Ok(Transport::Local | Transport::Socket(_)) => {
+            Err(Failure::new(Exit::Failed, "not a machine on this host"))
+        }
+        Err(why) => Err(failed(&why)),
     }
 }
 

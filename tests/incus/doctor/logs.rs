@@ -51,7 +51,7 @@ fn a_log_that_a_consumer_floods_is_named_rotated_and_bounded() {
         "signer",
         &format!("rm /run/anklume/mcp/.status.json; {start}"),
     );
-    patient.recovers("log", &format!("`{log}` takes 1"));
+    patient.recovers("log", &format!("`{log}` takes up 1"));
     let is = std::fs::metadata(&log).unwrap();
     assert!(
         is.len() < LIMIT / 10 && is.blocks() * BLOCK < LIMIT / 10,
