@@ -14,6 +14,9 @@ pub struct InfraArgs {
 
 /// `anklume sync`
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  anklume sync --dry-run     # shows what would change\n  anklume sync"
+)]
 pub struct SyncArgs {
     /// The path of `infra.yml`.
     #[command(flatten)]
@@ -34,6 +37,7 @@ pub struct SyncArgs {
 
 /// `anklume apply`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  anklume apply --dry-run    # shows the plan\n  anklume apply")]
 pub struct ApplyArgs {
     /// The path of `infra.yml`.
     #[command(flatten)]
@@ -51,6 +55,7 @@ pub struct ApplyArgs {
 
 /// `anklume destroy`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  anklume destroy -i work-dev")]
 pub struct DestroyArgs {
     /// The path of `infra.yml`.
     #[command(flatten)]
@@ -71,6 +76,9 @@ pub struct DestroyArgs {
 
 /// `anklume doctor`
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  anklume doctor\n  anklume doctor work-dev    # only its channels"
+)]
 pub struct DoctorArgs {
     /// The path of `infra.yml`.
     #[command(flatten)]
@@ -102,6 +110,9 @@ pub enum PolicyCommand {
 
 /// `anklume policy check`
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  anklume policy check --caller work-dev --service vault-signer/file_sign"
+)]
 pub struct PolicyCheckArgs {
     /// The calling machine
     #[arg(long, value_name = "MACHINE")]

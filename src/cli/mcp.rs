@@ -33,7 +33,10 @@ pub enum McpCommand {
 /// `anklume mcp serve`
 #[derive(Debug, Args)]
 #[group(skip)]
-#[command(group = ArgGroup::new("consumers").args(["listen", "caller"]))]
+#[command(
+    group = ArgGroup::new("consumers").args(["listen", "caller"]),
+    after_help = "Examples:\n  anklume mcp serve --list-tools"
+)]
 pub struct McpServeArgs {
     /// Print the tools and exit
     #[arg(long, conflicts_with_all = ["listen", "caller", "services"])]
@@ -76,6 +79,7 @@ pub struct ChannelArgs {
 
 /// `anklume mcp list`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  anklume mcp list vault-signer")]
 pub struct McpListArgs {
     /// The machine, as with -i
     #[arg(value_name = "MACHINE", conflicts_with_all = ["instance", "socket"])]
@@ -87,6 +91,9 @@ pub struct McpListArgs {
 
 /// `anklume mcp call`
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  anklume mcp call -i vault-signer file_sign data=@letter.txt > letter.txt.asc\n  anklume mcp call vault-signer/clipboard_get\n  date | anklume mcp call -i vault-signer clipboard_set content=-"
+)]
 pub struct McpCallArgs {
     /// The channel to use.
     #[command(flatten)]
@@ -101,7 +108,10 @@ pub struct McpCallArgs {
 /// `anklume mcp connect`
 #[derive(Debug, Args)]
 #[group(skip)]
-#[command(group = ArgGroup::new("server").args(["provider", "instance", "socket"]).multiple(true))]
+#[command(
+    group = ArgGroup::new("server").args(["provider", "instance", "socket"]).multiple(true),
+    after_help = "Examples:\n  anklume mcp connect vault-signer    # as the command of an MCP client"
+)]
 pub struct McpConnectArgs {
     /// The provider to connect to
     #[arg(value_name = "PROVIDER", conflicts_with = "instance")]
@@ -144,6 +154,9 @@ pub struct LogArgs {
 
 /// `anklume audit show`
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  anklume audit show -i vault-signer --since 2h --decision refused"
+)]
 pub struct AuditShowArgs {
     /// The provider whose log to show, on the host; without it, the log of this computer
     #[arg(short, long, alias = "machine", value_name = "PROVIDER")]

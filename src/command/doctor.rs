@@ -58,7 +58,7 @@ fn chosen<'e>(
         let message = format!("`{}` is not a machine in this file", name.escape_debug());
         let machines = infra.machines().map(|(_, machine)| machine.name.as_str());
         let otherwise = "`anklume policy list` shows providers and their consumers";
-        let failure = Failure::new(Exit::Usage, message);
+        let failure = Failure::new(Exit::Failed, message);
         return Err(failure.help(or_closest(name, machines, otherwise)));
     }
     let is_chosen = |edge: &&Edge| {

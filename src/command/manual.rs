@@ -95,10 +95,12 @@ fn add_subcommand(command: &clap::Command, page: &mut Vec<u8>) -> io::Result<()>
     let mut sections = Vec::new();
     man.render_synopsis_section(&mut sections)?;
     man.render_options_section(&mut sections)?;
+    man.render_extra_section(&mut sections)?;
     for line in sections.split_inclusive(|byte| *byte == b'\n') {
         // Their headings would end this subcommand's section.
         match line {
             b".SH SYNOPSIS\n" | b".SH OPTIONS\n" => {}
+            b".SH EXTRA\n" => page.write_all(b".PP\n")?,
             _ => page.write_all(line)?,
         }
     }
@@ -114,4 +116,33 @@ fn add_exits(page: &mut Vec<u8>) -> io::Result<()> {
         exits.text([roff::roman(meaning)]);
     }
     exits.to_writer(page)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    fn examples(command: &clap::Command, found: &mut Vec<String>) {
+        let help = command.get_after_help().map(ToString::to_string);
+        let lines = help.iter().flat_map(|help| help.lines().skip(1));
+        found.extend(lines.map(|line| line.trim().to_owned()));
+        command
+            .get_subcommands()
+            .for_each(|below| examples(below, found));
+    }
+
+    #[test]
+    fn the_examples_in_the_help_are_command_lines() {
+        let mut found = Vec::new();
+        examples(&Cli::command(), &mut found);
+        assert!(found.len() > 10, "{found:?}");
+        for example in found {
+            let line = example.split(['#', '>']).next().unwrap();
+            let line = line.rsplit('|').next().unwrap();
+            let parsed = Cli::try_parse_from(line.split_whitespace());
+            assert!(parsed.is_ok(), "{example}: {:?}", parsed.err());
+        }
+    }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::{
     AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader,
 };
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use super::program;
@@ -61,6 +61,18 @@ pub(crate) enum RemoteExecError {
 }
 
 impl RemoteExec<'_> {
+    /// Starts the command, with its streams in pipes.
+    fn start(&self) -> Result<Child, RemoteExecError> {
+        let incus = program::incus().map_err(RemoteExecError::NotStarted)?;
+        let piped = &mut self.command(incus);
+        piped
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        piped.spawn().map_err(RemoteExecError::NotStarted)
+    }
+
     fn command(&self, mut command: Command) -> Command {
         command.args(["exec", self.machine, "--project", self.project]);
         command.args(["-T", "--force-local", "--cwd", "/"]);
@@ -74,14 +86,7 @@ impl RemoteExec<'_> {
     }
 
     pub(crate) async fn run(&self) -> Result<ExecOutput, RemoteExecError> {
-        let incus = program::incus().map_err(RemoteExecError::NotStarted)?;
-        let mut command = self.command(incus);
-        let piped = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
-        let mut child = piped.spawn().map_err(RemoteExecError::NotStarted)?;
+        let mut child = self.start()?;
         let mut stdin = child.stdin.take();
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let exchange = async {
@@ -124,14 +129,7 @@ impl RemoteExec<'_> {
         &self,
         mut take: impl FnMut(&[u8]) -> std::io::Result<()>,
     ) -> Result<(), RemoteExecError> {
-        let incus = program::incus().map_err(RemoteExecError::NotStarted)?;
-        let mut command = self.command(incus);
-        let piped = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
-        let mut child = piped.spawn().map_err(RemoteExecError::NotStarted)?;
+        let mut child = self.start()?;
         let _stdin = child.stdin.take();
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let words = tokio::spawn(all(stderr));

@@ -2,6 +2,9 @@
 
 use crate::harness::Anklume;
 
+/// A domain with one machine.
+const ONE: &str = "domains:\n  work:\n    subnet_id: 1\n    machines:\n      work-dev: {}\n";
+
 #[test]
 fn without_arguments_help_is_printed_and_it_is_a_usage_error() {
     let ran = Anklume::new().run();
@@ -73,5 +76,80 @@ fn what_only_anklume_calls_is_in_no_completion_and_on_no_page() {
             assert!(!ran.stdout.contains(hidden), "{args:?}");
         }
         assert!(ran.stdout.contains("policy"), "{args:?}");
+    }
+}
+
+#[test]
+fn with_json_a_failure_is_json_on_stdout_too() {
+    const FAULTY: &str = "domains: {a: {subnet_id: 0, machines: {m: {typ: vm, ip: 1}}}}\n";
+    let cases: [(&str, &str, i32); 12] = [
+        ("sync", FAULTY, 1),
+        ("policy list", FAULTY, 1),
+        ("policy check --caller m --service s", FAULTY, 1),
+        ("apply --dry-run", FAULTY, 1),
+        ("doctor", FAULTY, 1),
+        ("destroy --yes", FAULTY, 1),
+        ("sync --infra infra.yaml", FAULTY, 1),
+        ("policy export --machine nobody", ONE, 1),
+        ("sync --base-dir nowhere", ONE, 1),
+        ("mcp call nothing", ONE, 1),
+        ("mcp list --socket nowhere", ONE, 4),
+        ("audit show --file nowhere", ONE, 1),
+    ];
+    for (line, infra, exit) in cases {
+        let ran = Anklume::new()
+            .infra(infra)
+            .args(line.split(' '))
+            .args(["--format", "json"])
+            .run();
+        let said: serde_json::Value = serde_json::from_str(&ran.stdout)
+            .unwrap_or_else(|fault| panic!("{line}: {fault}: {ran:?}"));
+        let errors = said["errors"].as_array().unwrap();
+        assert_eq!(ran.status, exit, "{line}: {ran:?}");
+        for error in errors {
+            let message = error["message"].as_str().unwrap();
+            assert!(ran.stderr.contains(message), "{line}: {message}: {ran:?}");
+        }
+        // A place that is known is in the answer.
+        let known = errors.iter().any(|error| error["line"].is_u64());
+        assert_eq!(
+            known,
+            infra == FAULTY && !line.contains("infra.yaml"),
+            "{line}: {said}"
+        );
+    }
+    // Even if the command line is wrong.
+    let ran = Anklume::new()
+        .args(["sync", "--nope", "--format=json"])
+        .run();
+    let said: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(ran.status, 2, "{ran:?}");
+    assert_eq!(
+        said["errors"][0]["message"],
+        "unexpected argument '--nope' found"
+    );
+}
+
+#[test]
+fn colours_go_where_they_are_wanted_on_both_streams() {
+    let coloured = |line: &str, color: &str| {
+        let infra = ONE.replace("work-dev: {}", "work-dev: {services: [{name: s, tool: gpg_sign, consumers: [other]}]}\n      other: {}");
+        let ran = Anklume::new()
+            .infra(&infra)
+            .args(line.split(' '))
+            .args(["--color", color])
+            .run();
+        (ran.stdout.contains('\u{1b}'), ran.stderr.contains('\u{1b}'))
+    };
+    for (line, stdout, stderr) in [
+        ("sync --dry-run", true, false),
+        ("policy check --caller other --service s", true, false),
+        ("policy explain --caller work-dev --service s", true, false),
+        ("policy check --caller nobody --service s", false, true),
+        ("policy check --nope", false, true),
+    ] {
+        assert_eq!(coloured(line, "always"), (stdout, stderr), "{line}");
+        assert_eq!(coloured(line, "never"), (false, false), "{line}");
+        assert_eq!(coloured(line, "auto"), (false, false), "{line}");
     }
 }

@@ -21,7 +21,7 @@ fn what_there_is_to_say_without_a_channel_is_said() {
     );
     assert_eq!(ran.stdout, expected);
     let ran = world.run(&["doctor", "ghost"]);
-    assert_eq!((ran.status, ran.stdout.as_str()), (2, ""), "{ran:?}");
+    assert_eq!((ran.status, ran.stdout.as_str()), (1, ""), "{ran:?}");
     assert!(
         ran.stderr.contains("`ghost` is not a machine in this file"),
         "{}",
