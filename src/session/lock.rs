@@ -77,10 +77,10 @@ fn seconds() -> u64 {
 }
 
 fn content(mut file: &File) -> io::Result<String> {
-    let mut content = String::new();
+    let mut content = Vec::new();
     file.rewind()?;
-    Read::take(file, CONTENT_MAX).read_to_string(&mut content)?;
-    Ok(content)
+    Read::take(file, CONTENT_MAX).read_to_end(&mut content)?;
+    Ok(String::from_utf8_lossy(&content).into_owned())
 }
 
 /// Describes the holder of a lock file, in parentheses; empty if it is unknown.

@@ -33,22 +33,19 @@ impl FoundNames {
                 continue;
             }
             let other = format!("{}/{stem}{suffix}", folder.as_str());
-            let (fault, help) = match (folder, suffix) {
-                (InventoryFolder::Inventory, _) => (
-                    format!("Ansible would read `{other}` as well as `{path}`, which sync writes"),
-                    "remove it; if it lists hosts of your own, give it another name".to_owned(),
-                ),
-                (_, "") => (
-                    format!("Ansible would read `{other}` instead of `{path}`, which sync writes"),
-                    format!(
-                        "move its variables to `{path}`, outside the managed block, and remove it"
-                    ),
-                ),
-                _ => (
-                    format!("Ansible would ignore `{other}` and read `{path}`, which sync writes"),
-                    format!(
-                        "move its variables to `{path}`, outside the managed block, and remove it"
-                    ),
+            let (verb, relation) = match (folder, suffix) {
+                (InventoryFolder::Inventory, _) => ("read", "as well as"),
+                (_, "") => ("read", "instead of"),
+                _ => ("ignore", "beside"),
+            };
+            let fault =
+                format!("Ansible would {verb} `{other}` {relation} `{path}`, which sync writes");
+            let help = match folder {
+                InventoryFolder::Inventory => {
+                    "remove it; if it lists hosts of your own, give it another name".to_owned()
+                }
+                InventoryFolder::GroupVars | InventoryFolder::HostVars => format!(
+                    "move its variables to `{path}`, outside the managed block, and remove it"
                 ),
             };
             return Err(Failure::new(Exit::Failed, fault).help(help));
