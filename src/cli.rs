@@ -77,7 +77,7 @@ pub enum When {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Write an infra.yml to begin with
+    /// Write a starter infra.yml
     Init,
     /// Check infra.yml and write the files that Ansible reads
     Sync(SyncArgs),

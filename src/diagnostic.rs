@@ -120,7 +120,7 @@ impl Diagnostic {
     }
 }
 
-/// Returns the line and the column (in characters) of the end of a text, both from 1.
+/// Returns the line and the column (in characters) of the end of the text, both from 1.
 pub(crate) fn position(before: &str) -> (usize, usize) {
     let line = before.rsplit('\n').next().unwrap_or_default();
     (before.matches('\n').count() + 1, line.chars().count() + 1)
@@ -336,7 +336,7 @@ fn printable(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// Creates a finding at the first `mark` in a text.
+    /// Creates a finding at the first `mark` in some text.
     fn at(text: &str, mark: &str) -> Diagnostic {
         let (before, _) = text.split_once(mark).unwrap();
         let start = before.len();

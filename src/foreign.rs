@@ -1,7 +1,7 @@
 //! Parses text from machines in an unprivileged child process with little memory.
 //! This way, neither malicious text nor a parser bug can compromise root on the host.
 //!
-//! The child ([`serve`]) parses a text and re-serializes it within limits, or reports that it has another type.
+//! The child ([`serve`]) parses text and re-serializes it within limits, or reports that it has another type.
 //! If the child dies, the machine whose text it was reading is to blame ([`Reader`]); the next text gets a new child.
 
 use std::io::{self, BufRead, Read as _, Write};
@@ -40,7 +40,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum length of text kept from a server, in characters.
 const WORDS_MAX: usize = 4096;
 
-/// The type of a text to read.
+/// The type of the text to read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum TextKind {
@@ -176,7 +176,7 @@ impl LogWalk {
     }
 }
 
-/// The reason why a text could not be read.
+/// The reason why text could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ForeignError {
     #[error("cannot run the process that parses machine output: {0}")]
@@ -199,7 +199,7 @@ struct ReaderProcess {
 }
 
 impl Reader {
-    /// Reads a server's status. This and the following functions return `None` for a text of another type.
+    /// Reads a server's status. This and the following functions return `None` for text of another type.
     pub(crate) async fn status(&self, text: &[u8]) -> Result<Option<ReportedStatus>, ForeignError> {
         self.read(TextKind::Status, text).await
     }

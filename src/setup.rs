@@ -39,10 +39,10 @@ pub(crate) enum SetupError {
     /// The services are not valid.
     #[error("the services are refused: {0}")]
     Services(#[from] crate::services::ServicesFault),
-    /// The order was sent too long ago.
-    #[error("the order came too late: another run may have sent a newer one")]
+    /// The setup request was sent too long ago.
+    #[error("the setup request came too late: another run may have sent a newer one")]
     Old,
-    /// This program is not the one that the order names.
+    /// This program is not the one that the setup request names.
     #[error("the program that arrived is not the one that was sent")]
     Program,
     /// A system call failed.
@@ -73,10 +73,10 @@ fn failed(doing: &'static str) -> impl FnOnce(io::Error) -> SetupError {
     move |source| SetupError::Io { doing, source }
 }
 
-/// Maximum age of an order when it is started, in seconds: a later run may have sent another one since.
+/// Maximum age of a setup request when it is started, in seconds: a later run may have sent another one since.
 const AGE_MAX: i64 = 30;
 
-/// Carries out an order and returns the report.
+/// Carries out a setup request and returns the report.
 pub(crate) async fn carry_out(sent: &Sent) -> SetupReport {
     match put_in_order(sent).await {
         Ok(digest) => SetupReport {

@@ -40,7 +40,7 @@ pub(crate) async fn install(
         host::end_servers(incus.first_process(machine).await?).await;
     }
     let program = prepare(session, incus, machine, push).await?;
-    // Includes the time, so that a stale order is not carried out.
+    // Includes the time, so that a stale setup request is not carried out.
     let sent = Sent {
         at: jiff::Timestamp::now().as_second(),
         order: spec.clone(),

@@ -1,4 +1,4 @@
-//! `anklume init`: writes an `infra.yml` to begin with.
+//! `anklume init`: writes a starter `infra.yml`.
 
 use std::fs::{File, remove_file};
 use std::io::Write as _;

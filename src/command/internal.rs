@@ -24,7 +24,7 @@ use crate::tool::clipboard::{HolderAnswer, display};
 use crate::tool::gpg_launcher;
 use crate::{foreign, machine_root, setup};
 
-/// Maximum length of an order, in bytes: a services file and a little more.
+/// Maximum length of a setup request, in bytes: a services file and a little more.
 const ORDER_MAX: u64 = 32 * 1024 * 1024;
 /// Maximum time to wait for the end of stdin after the answer: by then, the peer has read the answer or is gone.
 const EOF_TIMEOUT: Duration = Duration::from_secs(10);
@@ -76,7 +76,7 @@ fn rotate_logs(output: &Output) -> anyhow::Result<Exit> {
     Ok(done_or_failed(failed.is_empty()))
 }
 
-/// Carries out the order on stdin and writes the report to stdout.
+/// Carries out the setup request on stdin and writes the report to stdout.
 fn machine_setup(output: &Output) -> anyhow::Result<Exit> {
     require_root(
         "only root can set up a machine",
@@ -90,7 +90,7 @@ fn machine_setup(output: &Output) -> anyhow::Result<Exit> {
     let sent: Sent = serde_json::from_slice(&line).map_err(|why| {
         Failure::new(
             Exit::Usage,
-            format!("stdin does not contain a valid order: {why}"),
+            format!("stdin does not contain a valid setup request: {why}"),
         )
         .help("`anklume apply` on the host sends one")
     })?;

@@ -462,7 +462,7 @@ pub(super) fn incus_value(entry: &Entry<'_>, findings: &mut Findings) -> Option<
     finding.help(match line {
         Some(line) => format!("write the whole key on one line: {line}"),
         None => {
-            "write a text, or the whole key on one line, such as `limits.memory: 1GiB`".to_owned()
+            "write text, or the whole key on one line, such as `limits.memory: 1GiB`".to_owned()
         }
     });
     None

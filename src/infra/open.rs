@@ -93,7 +93,7 @@ pub(super) fn default_path(folder: &Path) -> Result<PathBuf, Diagnostic> {
         (false, false) => Err(fault(
             Code::NotFound,
             "neither `infra.yml` nor an `infra` folder exists here",
-            "`anklume init` writes one to begin with; or name yours with `--infra`",
+            "`anklume init` writes a starter `infra.yml`; if yours is elsewhere, name it with `--infra`",
         )),
     }
 }

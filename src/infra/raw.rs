@@ -295,7 +295,7 @@ impl<'a> Builder<'a, '_> {
                         .help(match template {
                             Some(template) => {
                                 format!(
-                                    "anklume fills in no templates: write the value itself, or, as a text, {}",
+                                    "anklume fills in no templates: write the value itself, or, as text, {}",
                                     quote(&format!("\"{template}\""))
                                 )
                             }

@@ -32,7 +32,7 @@ pub(crate) enum TreeFault {
     /// A folder or file is a symbolic link.
     #[error("`{0}` is a symbolic link, which sync does not follow")]
     Symlink(String),
-    /// Something other than a regular file has a file's name.
+    /// Something other than a regular file is where a file belongs.
     #[error("`{0}` is not a regular file")]
     NotFile(String),
     /// The file is larger than [`FILE_MAX`].

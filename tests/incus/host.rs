@@ -1,4 +1,4 @@
-//! The operator's commands on the host: services by name, a provider's log, and machines that send the operator there.
+//! The operator's commands on the host: services by name, a provider's log, and errors in machines that point there.
 
 use serde_json::Value;
 

@@ -175,7 +175,7 @@ fn nothing_and_both_are_said() {
         "",
         "\
 error[not-found]: neither `infra.yml` nor an `infra` folder exists here
-  = help: `anklume init` writes one to begin with; or name yours with `--infra`
+  = help: `anklume init` writes a starter `infra.yml`; if yours is elsewhere, name it with `--infra`
 ",
     );
     let both = Anklume::new()

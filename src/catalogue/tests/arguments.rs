@@ -191,7 +191,7 @@ fn modes_are_three_octal_digits_and_nothing_else() {
     for good in ["644", "0644", "000", "0777", "777"] {
         assert_eq!(fault(good), [""; 0], "{good}");
     }
-    // The predecessor set setuid for some of the first four, and refused the others only after writing the file.
+    // An earlier anklume set setuid for some of the first four, and refused the others only after writing the file.
     for bad in [
         "-3023", "-1", "4755", "rwx", "04755", "1777", "+644", "0o644", "64", "0644\n", " 644",
         "8", "", "06 44", "６44",

@@ -1,4 +1,4 @@
-//! Suggests how to correct a text that is not YAML. A suggestion is tried first: with it, reading gets past the line.
+//! Suggests how to correct text that is not YAML. A suggestion is tried first: with it, reading gets past the line.
 
 use granit_parser::{Marker, Parser, ScanError};
 
@@ -21,7 +21,7 @@ struct Repair {
     corrected: String,
 }
 
-/// The lines of a text, and the place of its first error.
+/// The lines of the text, and the location of its first error.
 struct BrokenText<'a> {
     text: &'a str,
     lines: Vec<&'a str>,

@@ -396,8 +396,8 @@ project_name: a
     (File, Code::YamlTag, "domains: !include work.yml
 ", "write the contents of that file here: anklume includes no other file", "domains: {work: {subnet_id: 0}}
 "),
-    (Domain, Code::ComplexKey, "description: {{ text }}", r#"anklume fills in no templates: write the value itself, or, as a text, `"{{ text }}"`"#, "description: Work"),
-    (Domain, Code::ComplexKey, "description: {{ text }}", r#"anklume fills in no templates: write the value itself, or, as a text, `"{{ text }}"`"#, r#"description: "{{ text }}""#),
+    (Domain, Code::ComplexKey, "description: {{ text }}", r#"anklume fills in no templates: write the value itself, or, as text, `"{{ text }}"`"#, "description: Work"),
+    (Domain, Code::ComplexKey, "description: {{ text }}", r#"anklume fills in no templates: write the value itself, or, as text, `"{{ text }}"`"#, r#"description: "{{ text }}""#),
     (Domain, Code::ComplexKey, "? [description] : Work", "write a name as the key, without `?`, `[` or `{` before it", "description: Work"),
     (Domain, Code::DuplicateKey, "subnet_id: 1", "the first one is at infra.yml:1; keep one of them", "description: x"),
     (Domain, Code::TooDeep, "x: [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]", "remove levels: no key needs more than a dozen", "x: [[]]"),
@@ -521,7 +521,7 @@ project_name: a
     (Machine, Code::WrongType, "config: limits.memory=1GiB", "write its keys and values, such as `config: {limits.memory: 1GiB}`", "config: {limits.memory: 1GiB}"),
     (Machine, Code::WrongType, "config: [limits.memory=1GiB]", "write keys and values: `{limits.memory: 1GiB}`", "config: {limits.memory: 1GiB}"),
     (Machine, Code::WrongType, "config: {limits: {memory: 1GiB}}", "write the whole key on one line: `limits.memory: 1GiB`", "config: {limits.memory: 1GiB}"),
-    (Machine, Code::WrongType, "config: {limits: {memory: [1GiB]}}", "write a text, or the whole key on one line, such as `limits.memory: 1GiB`", "config: {limits.memory: 1GiB}"),
+    (Machine, Code::WrongType, "config: {limits: {memory: [1GiB]}}", "write text, or the whole key on one line, such as `limits.memory: 1GiB`", "config: {limits.memory: 1GiB}"),
     (Machine, Code::WrongType, "boot_autostart: yes", "write `true`", "boot_autostart: true"),
     (Machine, Code::WrongType, "boot_autostart: 0", "write `false`", "boot_autostart: false"),
     (Machine, Code::WrongType, r#"boot_autostart: "true""#, "write it without quotes: `true`", "boot_autostart: true"),

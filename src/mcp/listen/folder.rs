@@ -56,7 +56,7 @@ pub(crate) enum FolderError {
     /// The folder is a link or a file, or belongs to another user.
     #[error("`{}` is not a folder that belongs to this user", .0.display())]
     NotOurs(PathBuf),
-    /// Something other than a socket has the name of the socket.
+    /// Something other than a socket is at the socket's path.
     #[error("`{}` is not a socket, so no socket can be created there", .0.display())]
     InTheWay(PathBuf),
     /// Another server is using the folder.
@@ -193,7 +193,7 @@ impl SocketFolder {
     ///
     /// # Errors
     ///
-    /// Fails if a system call fails, or if something other than a socket has its name.
+    /// Fails if a system call fails, or if something other than a socket is at its path.
     pub(crate) fn remove(&self, consumer: &MachineName) -> Result<(), FolderError> {
         Self::remove_socket(&self.socket(consumer))
     }

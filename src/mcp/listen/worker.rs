@@ -197,7 +197,7 @@ impl ProcessHandle {
 
     /// Waits for a process that closed its socket, kills it after [`EXIT_TIME`], and describes an abnormal status.
     fn reap(&self, mut child: OwnedChild) -> Option<String> {
-        // A process that exits on its own closes its socket shortly before.
+        // A process that exits on its own closes its socket just before it exits.
         let mut ended = [PollFd::new(&self.0, PollFlags::IN)];
         if poll(&mut ended, Some(&EXIT_TIME)) != Ok(1) {
             // A process that has ended in the meantime keeps its status.

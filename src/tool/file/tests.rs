@@ -1,4 +1,4 @@
-//! Tests the portal from the outside: every file-related fault of the predecessor's server, and races.
+//! Tests the portal from the outside: every file-related bug in an earlier anklume's server, and races.
 
 mod pieces;
 mod race;
@@ -207,7 +207,7 @@ fn only_regular_files_with_one_name_are_given() {
             "folder",
             "`folder` is a folder; only regular files can be read",
         ),
-        // The predecessor hung here.
+        // An earlier anklume hung here.
         (
             "pipe",
             "`pipe` is a named pipe; only regular files can be read",

@@ -199,11 +199,11 @@ impl GoodSignature {
             return Err("it covers something else");
         }
         if count("NEWSIG") != 1 || count("GOODSIG") != 1 {
-            return Err("it is not exactly one good signature");
+            return Err("there is not exactly one good signature");
         }
         let mut valid = status(text).filter_map(|line| line.strip_prefix("VALIDSIG "));
         let (Some(line), None) = (valid.next(), valid.next()) else {
-            return Err("it is not exactly one valid signature");
+            return Err("there is not exactly one valid signature");
         };
         Self::valid(line).ok_or("its format is unknown")
     }
@@ -461,12 +461,15 @@ mod tests {
         let twice = VERIFIED.repeat(2);
         let without = |line: &str| VERIFIED.replace(line, "OTHER ");
         for (said, why) in [
-            ("", "it is not exactly one good signature"),
-            (twice.as_str(), "it is not exactly one good signature"),
-            (&without("GOODSIG "), "it is not exactly one good signature"),
+            ("", "there is not exactly one good signature"),
+            (twice.as_str(), "there is not exactly one good signature"),
+            (
+                &without("GOODSIG "),
+                "there is not exactly one good signature",
+            ),
             (
                 &VERIFIED.replace("GOODSIG", "EXPKEYSIG"),
-                "it is not exactly one good signature",
+                "there is not exactly one good signature",
             ),
             (
                 &VERIFIED.replace("GOODSIG", "BADSIG"),
@@ -474,7 +477,7 @@ mod tests {
             ),
             (
                 &without("VALIDSIG "),
-                "it is not exactly one valid signature",
+                "there is not exactly one valid signature",
             ),
             // A text signature, which ignores line endings and trailing spaces.
             (&VERIFIED.replace("10 00", "10 01"), "its format is unknown"),
@@ -484,7 +487,7 @@ mod tests {
             ),
             (
                 &VERIFIED.replace("[GNUPG:] NEWSIG", "NEWSIG"),
-                "it is not exactly one good signature",
+                "there is not exactly one good signature",
             ),
         ] {
             assert_eq!(GoodSignature::read(said), Err(why), "{said}");

@@ -109,7 +109,7 @@ impl Signing {
                 .into());
         }
         let Some(rest) = self.message.end(&signed.stdout) else {
-            return Err(GpgFault::NotGood("it is not exactly one signature").into());
+            return Err(GpgFault::NotGood("there is not exactly one signature").into());
         };
         self.verifies.feed(&rest).await;
         let verified = self.verifies.end().await?;

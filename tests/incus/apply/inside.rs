@@ -168,7 +168,7 @@ fn an_order_that_comes_late_is_refused() {
         world.exec(0, "signer", &setup).1
     };
     let late = sent("31");
-    assert!(late.contains("the order came too late"), "{late}");
+    assert!(late.contains("the setup request came too late"), "{late}");
     let timely = sent("0");
     assert!(
         timely.contains("the program that arrived is not the one that was sent"),

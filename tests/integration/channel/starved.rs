@@ -174,7 +174,7 @@ fn a_policy_that_could_not_be_read_once_is_read_again() {
 fn what_cannot_be_done_for_one_consumer_is_done_for_the_others_and_told() {
     let world = World::new(&[ALICE]);
     let server = world.listen();
-    // A folder, which a socket cannot replace, has the path of bob's socket.
+    // A folder is at the path of bob's socket, and a socket cannot replace it.
     fs::create_dir_all(world.path("sockets/bob.sock").join("full")).unwrap();
     world.policy(&["{name: copy, tool: clipboard_set, consumers: [bob, carol]}"]);
     until("carol is served", || server.socket("carol").exists());

@@ -1,4 +1,4 @@
-//! Tests the race that the predecessor lost: a folder in the portal alternates with a link while files are handed
+//! Tests a race that an earlier anklume lost: a folder in the portal alternates with a link while files are handed
 //! over. 50,000 calls to each tool by default; `ANKLUME_TEST_LONG=1` makes ten times as many.
 
 use std::fs;

@@ -150,7 +150,7 @@ fn a_signature_that_is_not_good_is_not_handed_out() {
         ),
         (
             format!("exec gpg --local-user {two} \"$@\""),
-            "it is not exactly one signature",
+            "there is not exactly one signature",
         ),
         (
             format!(
@@ -162,7 +162,7 @@ fn a_signature_that_is_not_good_is_not_handed_out() {
             format!(
                 "exec gpg --no-options --batch --no-autostart --armor --digest-algo SHA256 -u {one} -o - -b"
             ),
-            "it is not exactly one good signature",
+            "there is not exactly one good signature",
         ),
         (
             format!(
@@ -172,7 +172,7 @@ fn a_signature_that_is_not_good_is_not_handed_out() {
         ),
         (
             "cat >/dev/null; echo no signature".to_owned(),
-            "it is not exactly one signature",
+            "there is not exactly one signature",
         ),
     ] {
         vault.signing(&signs);
