@@ -41,16 +41,22 @@ pub struct Cli {
 #[derive(Debug, Clone, Args)]
 pub struct GlobalArgs {
     /// Output format
-    #[arg(long, global = true, value_enum, default_value_t = Format::Text, value_name = "FORM")]
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text, value_name = "FORM", display_order = 90)]
     pub format: Format,
     /// When to use colours
-    #[arg(long, global = true, value_enum, default_value_t = When::Auto, value_name = "WHEN")]
+    #[arg(long, global = true, value_enum, default_value_t = When::Auto, value_name = "WHEN", display_order = 91)]
     pub color: When,
     /// Print errors only
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        conflicts_with = "verbose",
+        display_order = 92
+    )]
     pub quiet: bool,
     /// Print more
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, display_order = 93)]
     pub verbose: bool,
 }
 

@@ -14,7 +14,10 @@ mod policy;
 mod sync;
 
 use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::Path;
 
+use clap::error::ErrorKind;
 use clap::{ColorChoice, CommandFactory as _, FromArgMatches as _};
 use serde::Serialize;
 use serde_json::json;
@@ -23,6 +26,7 @@ use crate::cli::{Cli, Command, InfraArgs, McpCommand};
 use crate::diagnostic::{self, Diagnostic, Faults, Severity};
 use crate::error::{Exit, Failure, Failures};
 use crate::infra::{self, ReadInfra};
+use crate::machine_state::SERVICES;
 use crate::name::{MachineName, closest};
 use crate::setup::account::Account;
 use crate::text::write_json;
@@ -129,12 +133,16 @@ fn on_host_only() -> Option<Failure> {
     }
     let name = Account::machine().map_or_else(String::new, |name| format!(" `{name}`"));
     let message =
-        format!("this is a machine{name}: the command belongs on the host, beside `infra.yml`");
-    let help = match transport::providers().as_slice() {
-        [] => "here, `anklume mcp status` shows the services that this machine offers".to_owned(),
-        [first, ..] => format!(
-            "here, `anklume mcp list -i {first}` shows what this machine may use, and `anklume mcp status` what it offers"
-        ),
+        format!("this is the machine{name}: the command belongs on the host, beside `infra.yml`");
+    let uses = transport::providers().into_iter().next();
+    let uses =
+        uses.map(|provider| format!("`anklume mcp list -i {provider}` shows what it may use"));
+    let offers = Path::new(SERVICES).exists();
+    let offers = offers.then(|| "`anklume mcp status` shows what it offers".to_owned());
+    let help: Vec<String> = uses.into_iter().chain(offers).collect();
+    let help = match help.as_slice() {
+        [] => "this machine offers no service and may use none".to_owned(),
+        some => format!("here, {}", some.join(", and ")),
     };
     Some(Failure::new(Exit::Failed, message).help(help))
 }
@@ -158,16 +166,26 @@ fn joined(names: &[MachineName], none: &str) -> String {
 
 /// Prints a usage error, or help or the version, which are not errors.
 fn report_usage(wrong: &clap::Error, is_json: bool) -> Exit {
-    // If stderr is closed, the message is lost.
-    let _ = wrong.print();
+    if wrong.kind() == ErrorKind::MissingSubcommand {
+        // Clap would list the hidden subcommands too.
+        let failure = "error: a command is missing; `anklume --help` lists them";
+        let _ = writeln!(std::io::stderr(), "{failure}");
+    } else {
+        // If stderr is closed, the message is lost.
+        let _ = wrong.print();
+    }
     if !wrong.use_stderr() {
         return Exit::Done;
     }
     if is_json {
         let text = wrong.to_string();
-        let message = text.lines().next().unwrap_or_default();
-        let message = message.strip_prefix("error: ").unwrap_or(message);
-        print_json_failures(&[FailureEntry::new(message, None)]);
+        let text = text.strip_prefix("error: ").unwrap_or(&text);
+        let (text, _) = text.split_once("\n\nUsage:").unwrap_or((text, ""));
+        let (message, tips) = text.split_once("\n\n").unwrap_or((text, ""));
+        let message = message.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+        let help = tips.trim().trim_start_matches("tip: ");
+        let help = (!help.is_empty()).then_some(help);
+        print_json_failures(&[FailureEntry::new(&message, help)]);
     }
     Exit::Usage
 }
@@ -180,9 +198,11 @@ fn report(error: &anyhow::Error, command: &Command, output: &Output) -> Exit {
     }
     let is_json = output.is_json() && answers_in_json(command);
     if let Some(Faults(faults)) = error.downcast_ref::<Faults>() {
+        let is_error = |one: &&Diagnostic| one.severity == Severity::Error || !output.quiet;
+        let drawn: Vec<Diagnostic> = faults.iter().filter(is_error).cloned().collect();
         // Always styled: `stderr` removes the colours if they are off.
-        output.stderr(&diagnostic::draw(faults, true));
-        if let Some(count) = diagnostic::count(faults) {
+        output.stderr(&diagnostic::draw(&drawn, true));
+        if let Some(count) = diagnostic::count(&drawn) {
             output.stderr(&format!("\n{count}"));
         }
         if is_json {
@@ -191,7 +211,7 @@ fn report(error: &anyhow::Error, command: &Command, output: &Output) -> Exit {
         }
         return Exit::Failed;
     }
-    let unnamed = Failure::new(Exit::Failed, format!("{error:#}"));
+    let unnamed = Failure::new(Exit::Failed, chain_text(error));
     let failures = match (
         error.downcast_ref::<Failures>(),
         error.downcast_ref::<Failure>(),
@@ -204,14 +224,29 @@ fn report(error: &anyhow::Error, command: &Command, output: &Output) -> Exit {
         output.failure(&failure.message, failure.help.as_deref());
     }
     if is_json {
-        let entries = failures
-            .iter()
-            .map(|failure| FailureEntry::new(&failure.message, failure.help.as_deref()));
+        let entries = failures.iter().map(|failure| FailureEntry {
+            file: failure.place.as_ref().map(|(file, _)| file.as_str()),
+            line: failure.place.as_ref().map(|(_, line)| *line),
+            ..FailureEntry::new(&failure.message, failure.help.as_deref())
+        });
         print_json_failures(&entries.collect::<Vec<_>>());
     }
     failures
         .first()
         .map_or(Exit::Failed, |failure| failure.exit)
+}
+
+/// Joins an error and its causes, except those that it already names.
+fn chain_text(error: &anyhow::Error) -> String {
+    let causes = error.chain().map(ToString::to_string);
+    let texts = causes.reduce(|text, cause| {
+        if text.contains(&cause) {
+            text
+        } else {
+            format!("{text}: {cause}")
+        }
+    });
+    texts.unwrap_or_default()
 }
 
 /// Returns whether a command's stdout holds its answer, and no protocol or other text.

@@ -10,7 +10,7 @@ use crate::host::log_timer::has_daemon;
 use crate::incus::EntryKind;
 use crate::incus::state::Instance;
 use crate::infra::Infra;
-use crate::plan::{Facts, ProfileDevice, Rotation, profile_devices, unrotated};
+use crate::plan::{Facts, ProfileDevice, Rotation, check_renamed, profile_devices, unrotated};
 use crate::session::machine_files::FilesError;
 use crate::session::{Session, each};
 use crate::survey::audit_checkpoint::{LogState, keep};
@@ -41,6 +41,7 @@ pub(crate) async fn examine<'e>(
 ) -> anyhow::Result<(Vec<Health<'e>>, Vec<String>)> {
     let program = session.program()?;
     let (state, facts) = survey(session, infra, edges).await?;
+    check_renamed(infra, &state)?;
     let mut calls = BTreeMap::new();
     let asked: Vec<Edge> = chosen.iter().copied().cloned().collect();
     for provider in providers(&asked, &state) {

@@ -39,6 +39,8 @@ pub struct Failure {
     pub message: String,
     /// The next step.
     pub help: Option<String>,
+    /// The file and the line that the message names, for programs.
+    pub place: Option<(String, usize)>,
 }
 
 /// Several failures of one run, in order.
@@ -53,6 +55,7 @@ impl Failure {
             exit,
             message: message.into(),
             help: None,
+            place: None,
         }
     }
 

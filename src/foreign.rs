@@ -81,6 +81,9 @@ pub(crate) struct ReportedStatus {
     /// The first failure.
     #[serde(default)]
     pub(crate) failed: First,
+    /// The reason why its log cannot be written.
+    #[serde(default)]
+    pub(crate) unlogged: Option<Foreign>,
     #[serde(default)]
     pub(crate) confinement: Option<InForce>,
 }
@@ -92,6 +95,7 @@ impl ReportedStatus {
             digest: cut(self.digest),
             refused: self.refused.map(cut),
             failed: First(self.failed.0.map(cut)),
+            unlogged: self.unlogged.map(cut),
             confinement: self.confinement.map(|in_force| InForce {
                 unfiltered: in_force.unfiltered.map(cut),
                 capable: in_force.capable.map(cut),

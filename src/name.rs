@@ -209,7 +209,8 @@ pub fn closest<'a>(text: &str, candidates: impl IntoIterator<Item = &'a str>) ->
         .into_iter()
         .map(|candidate| (strsim::jaro_winkler(text, candidate), candidate))
         .filter(|(likeness, _)| *likeness > NEAR)
-        .max_by(|left, right| left.0.total_cmp(&right.0))
+        // The first of several equally similar names.
+        .reduce(|best, next| if next.0 > best.0 { next } else { best })
         .map(|(_, candidate)| candidate)
 }
 

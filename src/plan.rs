@@ -124,13 +124,20 @@ impl Plan {
     }
 }
 
+/// Fails if all domains of the infra that exist in Incus belong to one other infrastructure, as after a change of
+/// `project_name` or of the folder that it defaults to.
+pub(crate) fn check_renamed(infra: &Infra, state: &State) -> Result<(), Faults> {
+    match check::renamed(infra, state) {
+        Some(fault) => Err(Faults(vec![fault])),
+        None => Ok(()),
+    }
+}
+
 /// Compares an infra with Incus; returns the plan, or every obstacle to it.
 pub(crate) fn plan(wanted: DesiredState<'_>, state: &State, facts: &Facts) -> Result<Plan, Faults> {
+    check_renamed(wanted.infra, state)?;
     let mut faults = Obstacles::default();
     let inputs = PlanInputs::new(wanted, state, facts);
-    if check::renamed(&inputs, &mut faults) {
-        return Err(Faults(faults.0));
-    }
     check::check(&inputs, &mut faults);
     let (revoked, stolen) = edges::revocations(&inputs);
     let mut ends = edges::wanted(wanted.edges);

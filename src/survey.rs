@@ -178,6 +178,7 @@ async fn serving(
     let serving = Serving::Policy {
         digest: status.digest,
         refused: status.refused.or(status.failed.0),
+        unlogged: status.unlogged,
     };
     let cut = |text: String| text.chars().take(CONFINEMENT_MAX).collect();
     Some((serving, confinement.map(cut)))

@@ -226,5 +226,8 @@ pub(crate) fn failure(fault: &TreeFault) -> Failure {
 
 fn block_failure(path: &FilePath, fault: &BlockFault) -> Failure {
     let message = format!("{path}:{}: {}", fault.line, fault.message);
-    Failure::new(Exit::Failed, message).help(fault.help)
+    Failure {
+        place: Some((path.to_string(), fault.line)),
+        ..Failure::new(Exit::Failed, message).help(fault.help)
+    }
 }

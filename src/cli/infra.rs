@@ -60,8 +60,8 @@ pub struct DestroyArgs {
     /// The path of `infra.yml`.
     #[command(flatten)]
     pub infra: InfraArgs,
-    /// Delete only this domain, with everything in it
-    #[arg(long, value_name = "DOMAIN", conflicts_with = "machine")]
+    /// Delete only this domain, with everything in it; with -i, only that machine of it
+    #[arg(long, value_name = "DOMAIN")]
     pub domain: Option<String>,
     /// Delete only this machine, with its volumes
     #[arg(short = 'i', long, alias = "instance", value_name = "MACHINE")]

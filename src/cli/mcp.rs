@@ -64,7 +64,7 @@ pub struct ChannelArgs {
     #[arg(short, long, alias = "machine", value_name = "MACHINE")]
     pub instance: Option<String>,
     /// The machine's Incus project [default: found by asking Incus]
-    #[arg(long, value_name = "PROJECT", requires = "server")]
+    #[arg(long, value_name = "PROJECT")]
     pub project: Option<String>,
     /// A provider's socket; overrides the machine and its project
     #[arg(long, value_name = "PATH")]

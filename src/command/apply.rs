@@ -8,14 +8,15 @@ use std::io::{IsTerminal as _, Write as _};
 
 use anyhow::Context as _;
 
-use super::open_infra;
 use super::output::{Output, paint_line};
+use super::{on_host_only, open_infra, or_closest};
 use crate::apply::outcome::RunReport;
 use crate::apply::{self, execute, survey_and_plan};
 use crate::cli::{ApplyArgs, DestroyArgs};
 use crate::edge::edges;
 use crate::error::{Exit, Failure};
 use crate::host::log_timer::is_scheduled;
+use crate::incus::{Object, State};
 use crate::plan::{self, Action, Deletions, Selection};
 use crate::session::{Session, block_on, lock};
 use crate::survey::{audit_checkpoint, providers};
@@ -66,9 +67,9 @@ pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
 pub(crate) fn destroy(args: &DestroyArgs, output: &Output) -> anyhow::Result<Exit> {
     let infra = open_infra(&args.infra, output)?.infra;
     let selection = match (&args.domain, &args.machine) {
-        (Some(domain), _) => Selection::Domain(domain),
-        (_, Some(machine)) => Selection::Machine(machine),
-        _ => Selection::All,
+        (domain, Some(machine)) => Selection::Machine(machine, domain.as_deref()),
+        (Some(domain), None) => Selection::Domain(domain),
+        (None, None) => Selection::All,
     };
     block_on(async {
         let session = open_session(output)
@@ -78,15 +79,17 @@ pub(crate) fn destroy(args: &DestroyArgs, output: &Output) -> anyhow::Result<Exi
         let state = session.state(&infra.project).await?;
         let deletions = plan::destroy(&infra.project, &state, selection, is_scheduled());
         output.notes(&deletions.notes);
+        refuse_several(selection, &deletions)?;
         if deletions.actions().next().is_none() {
-            refuse_unknown(selection, &infra.project)?;
+            plan::check_renamed(&infra, &state)?;
+            refuse_unknown(selection, &infra.project, &state)?;
             let report = RunReport::default();
             return print(&report, NOTHING_TO_DELETE, &deletions.notes, 0, output);
         }
-        // With `--yes`, each line is shown once its action is done.
+        // With `--yes`, each line is shown once its action is done; otherwise, nobody confirms what is not shown.
         if !args.yes {
             for line in deletions.actions().flat_map(Action::lines) {
-                output.say(&paint_line(&line));
+                output.stderr(&paint_line(&line));
             }
         }
         refuse_protected(&deletions, args.force)?;
@@ -103,7 +106,10 @@ pub(crate) fn destroy(args: &DestroyArgs, output: &Output) -> anyhow::Result<Exi
 
 /// Opens the session of a run.
 pub(super) async fn open_session(output: &Output) -> anyhow::Result<Session> {
-    let session = Session::new().await?;
+    let session = Session::new().await.map_err(|why| match on_host_only() {
+        Some(failure) => failure.into(),
+        None => why,
+    })?;
     if output.verbose {
         output.say(&session.about);
     }
@@ -135,19 +141,42 @@ async fn run_steps(
     Ok(report)
 }
 
+/// Fails if a machine was named without its domain, and several domains have one of that name.
+fn refuse_several(selection: Selection<'_>, deletions: &Deletions) -> Result<(), Failure> {
+    let (Selection::Machine(name, None), [_, _, ..]) = (selection, &*deletions.machines) else {
+        return Ok(());
+    };
+    let projects = deletions.machines.iter().filter_map(|action| match action {
+        Action::Delete {
+            object: Object::Machine { project, .. },
+            ..
+        } => Some(project.as_str()),
+        _ => None,
+    });
+    let projects: Vec<&str> = projects.collect();
+    let (name, all) = (name.escape_debug(), projects.join(", "));
+    let message = format!(
+        "`{name}` is a machine of several domains: {}",
+        all.escape_debug()
+    );
+    Err(Failure::new(Exit::Failed, message).help("name its domain too: `--domain DOMAIN`"))
+}
+
 /// Fails if the user named a domain or machine, because no part of it exists.
-fn refuse_unknown(selection: Selection<'_>, project: &str) -> Result<(), Failure> {
-    let (kind, name) = match selection {
+fn refuse_unknown(selection: Selection<'_>, project: &str, state: &State) -> Result<(), Failure> {
+    let instances = state.instances.iter();
+    let (kind, name, known): (_, _, Vec<&str>) = match selection {
         Selection::All => return Ok(()),
-        Selection::Domain(name) => ("domain", name),
-        Selection::Machine(name) => ("machine", name),
+        Selection::Domain(name) => ("domain", name, instances.map(|one| &*one.project).collect()),
+        Selection::Machine(name, _) => ("machine", name, instances.map(|one| &*one.name).collect()),
     };
     let message = format!(
         "anklume created no {kind} `{}` in Incus for `{}`",
         name.escape_debug(),
         project.escape_debug()
     );
-    Err(Failure::new(Exit::Failed, message).help("`incus list --all-projects` shows all machines"))
+    let otherwise = "`incus list --all-projects` shows all machines and their projects";
+    Err(Failure::new(Exit::Failed, message).help(or_closest(name, known, otherwise)))
 }
 
 fn refuse_protected(deletions: &Deletions, force: bool) -> Result<(), Failure> {

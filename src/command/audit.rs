@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::mcp::{interruptible, machine_on_host};
+use super::on_host_only;
 use super::output::{Output, done_or_failed};
 use crate::audit::chain::{self, LogLine, ReadLine};
 use crate::audit::verify::{Verifier, VerifyReport, next_line};
@@ -17,6 +18,7 @@ use crate::audit::{self, Call, Event, Verdict};
 use crate::cli::{AuditCommand, AuditShowArgs, AuditVerifyArgs};
 use crate::error::{Exit, Failure};
 use crate::machine_state::PROGRAM;
+use crate::setup::account::Account;
 use crate::text::Foreign;
 use crate::transport::{RemoteExec, RemoteExecError, RouteContext};
 
@@ -61,7 +63,14 @@ fn unreadable(path: &Path, why: &io::Error) -> Failure {
 fn show(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit> {
     let since = args.since.as_deref().map(since).transpose()?;
     let mut foreign = 0_u64;
+    let (mut lines, mut shown) = (0_u64, 0_u64);
     let mut take = |bytes: &[u8]| -> io::Result<()> {
+        lines += 1;
+        if args.remote {
+            // The host judges every line; an empty one is the end.
+            let bytes = if bytes.is_empty() { b" " } else { bytes };
+            return output.answer(&[chain::printable(bytes), b"\n".to_vec()].concat());
+        }
         let ReadLine::Whole(line, _) = chain::read(bytes) else {
             foreign += 1;
             return Ok(());
@@ -69,29 +78,69 @@ fn show(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit> {
         if !is_wanted(&line, args, since) {
             return Ok(());
         }
+        shown += 1;
         if output.is_json() {
             return output.answer(&[chain::printable(bytes), b"\n".to_vec()].concat());
         }
         output.text(&line_text(&line))
     };
-    if let Some(machine) = &args.instance {
-        let exit = show_remote(machine, args, &mut take)?;
-        warn_of_foreign(foreign, output);
-        return Ok(exit);
+    match &args.instance {
+        Some(machine) if is_this_machine(machine)? => show_files(&args.log.file, &mut take)?,
+        Some(machine) => {
+            show_remote(machine, args, &mut take)?;
+            if lines == 0 {
+                let message = format!("`{}` has no audit log", machine.escape_debug());
+                let help = "only a machine that offers services has one: `anklume policy list`";
+                return Err(Failure::new(Exit::Failed, message).help(help).into());
+            }
+        }
+        None if args.remote => {
+            if audit::files(&args.log.file).is_ok_and(|files| !files.is_empty()) {
+                show_files(&args.log.file, &mut take)?;
+            }
+            output.answer(b"\n")?;
+            io::copy(&mut io::stdin().lock(), &mut io::sink())?;
+        }
+        None => show_files(&args.log.file, &mut take)?,
     }
-    for file in files(&args.log.file)? {
+    if foreign > 0 {
+        let verify = match &args.instance {
+            Some(machine) => format!("`anklume audit verify` in `{}`", machine.escape_debug()),
+            None => "`anklume audit verify`".to_owned(),
+        };
+        output.say(&format!(
+            "warning: {foreign} line(s) are not intact; {verify} lists them"
+        ));
+    }
+    if lines > 0 && shown == 0 && !args.remote && !output.is_json() {
+        output.say(&format!("note: none of {lines} line(s) was asked for"));
+    }
+    Ok(Exit::Done)
+}
+
+/// Returns whether this is the named machine; fails in any other machine, which has no Incus to ask.
+fn is_this_machine(name: &str) -> Result<bool, Failure> {
+    if !RouteContext::look().in_machine {
+        return Ok(false);
+    }
+    match Account::machine() {
+        Some(own) if own.as_str() == name => Ok(true),
+        _ => match on_host_only() {
+            Some(failure) => Err(failure),
+            None => Ok(false),
+        },
+    }
+}
+
+fn show_files(path: &Path, take: &mut impl FnMut(&[u8]) -> io::Result<()>) -> anyhow::Result<()> {
+    for file in files(path)? {
         let cannot = || format!("cannot read `{}`", file.display());
         let mut reader = BufReader::new(File::open(&file).with_context(cannot)?);
         while let Some((bytes, _)) = next_line(&mut reader).with_context(cannot)? {
             take(&bytes)?;
         }
     }
-    warn_of_foreign(foreign, output);
-    if args.remote {
-        output.answer(b"\n")?;
-        io::copy(&mut io::stdin().lock(), &mut io::sink())?;
-    }
-    Ok(Exit::Done)
+    Ok(())
 }
 
 /// Shows the log of a machine: its program sends the lines, and this one checks, selects and prints them.
@@ -99,7 +148,7 @@ fn show_remote(
     machine: &str,
     args: &AuditShowArgs,
     take: &mut impl FnMut(&[u8]) -> io::Result<()>,
-) -> anyhow::Result<Exit> {
+) -> anyhow::Result<()> {
     let file = args.log.file.to_string_lossy();
     let command = [
         PROGRAM, "audit", "show", "--remote", "--format", "json", "--file", &file,
@@ -123,14 +172,7 @@ fn show_remote(
         })?;
         Ok(Exit::Done)
     })
-}
-
-fn warn_of_foreign(lines: u64, output: &Output) {
-    if lines > 0 {
-        output.say(&format!(
-            "warning: {lines} line(s) are not intact; `anklume audit verify` lists them"
-        ));
-    }
+    .map(drop)
 }
 
 fn is_wanted(line: &LogLine, args: &AuditShowArgs, since: Option<Timestamp>) -> bool {
@@ -234,9 +276,12 @@ fn since(text: &str) -> Result<Timestamp, Failure> {
     let wrong = || {
         let message = format!("`--since {}` is not a time", text.escape_debug());
         Failure::new(Exit::Usage, message)
-            .help("write it as 2026-11-22T10:00:00Z, or how long ago: 90s, 15m, 2h, 7d")
+            .help("write it as 2026-11-22, 2026-11-22T10:00:00Z, or how long ago: 90s, 15m, 2h, 7d")
     };
     if let Ok(time) = text.parse::<Timestamp>() {
+        return Ok(time);
+    }
+    if let Ok(time) = format!("{text}T00:00:00Z").parse::<Timestamp>() {
         return Ok(time);
     }
     let split = text.len().checked_sub(1).ok_or_else(wrong)?;

@@ -28,6 +28,7 @@ pub(crate) fn run(args: &DoctorArgs, output: &Output) -> anyhow::Result<Exit> {
     if chosen.is_empty() {
         let machines = &args.machines;
         return print(&[], &[], output, || match machines.as_slice() {
+            _ if output.quiet => String::new(),
             [] => "no channels: no machine in this file offers a service to another\n".to_owned(),
             _ => format!("no channels for {}\n", machines.join(", ")),
         });
@@ -137,7 +138,8 @@ fn text(healths: &[Health<'_>], output: &Output) -> String {
                 paint(Tone::Good, "ok")
             ),
         };
-        for note in health.notes.iter().filter(|note| !is_shared(note)) {
+        let notes = health.notes.iter().filter(|note| !is_shared(note));
+        for note in notes.filter(|_| !output.quiet) {
             let _ = writeln!(text, "        note: {note}");
         }
     }

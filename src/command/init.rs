@@ -15,6 +15,10 @@ const FILE: &str = "infra.yml";
 /// Everything after the project's name.
 const TEMPLATE: &str = include_str!("init/infra.yml");
 
+/// The answer.
+const CREATED: &str =
+    "created infra.yml: three machines, two services; change it, then run `anklume sync`\n";
+
 /// Runs `anklume init` in the current folder; overwrites nothing.
 pub(crate) fn run(output: &Output) -> anyhow::Result<Exit> {
     for name in [FILE, "infra"] {
@@ -36,10 +40,10 @@ pub(crate) fn run(output: &Output) -> anyhow::Result<Exit> {
         let _ = remove_file(FILE);
         return Err(failed(why).into());
     }
-    output.answer_as(&json!({ "created": FILE }), || {
-        format!(
-            "created {FILE}: three machines, two services; change it, then run `anklume sync`\n"
-        )
-    })?;
+    if output.is_json() {
+        output.json(&json!({ "created": FILE }))?;
+    } else if !output.quiet {
+        output.text(CREATED)?;
+    }
     Ok(Exit::Done)
 }

@@ -89,7 +89,8 @@ fn add_subcommand(command: &clap::Command, page: &mut Vec<u8>) -> io::Result<()>
     // The flags of every subcommand are described once, above.
     let own = command.clone().mut_args(|argument| {
         let everywhere = argument.is_global_set() || argument.get_id() == "help";
-        argument.hide(everywhere)
+        let is_hidden = argument.is_hide_set();
+        argument.hide(everywhere || is_hidden)
     });
     let man = Man::new(own);
     let mut sections = Vec::new();

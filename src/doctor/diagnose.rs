@@ -12,7 +12,7 @@ use crate::host::proxy_logs::{LIMIT, path};
 use crate::incus::State;
 use crate::incus::state::{Instance, InstanceId};
 use crate::infra::{Device, Infra};
-use crate::machine_state::{DriftKind, Identity, ObservedMachine, Supervisor};
+use crate::machine_state::{DriftKind, Identity, LOGS, ObservedMachine, Serving, Supervisor};
 use crate::name::MachineName;
 use crate::plan::{
     Facts, Ownership, RecreateReason, Role, foreign_devices, in_use, machine_owner, profile_devices,
@@ -342,8 +342,30 @@ impl Examiner<'_> {
     /// Finds faults that will break the channel later: in the server's supervision and in the logs.
     pub(super) fn upkeep(&self, edge: &Edge) -> Option<Broken> {
         self.inside(&edge.provider, &[DriftKind::Supervision])
+            .or_else(|| self.unlogged(&edge.provider))
             .or_else(|| self.log(edge))
             .or_else(|| self.calls(&edge.provider))
+    }
+
+    /// A server that cannot write its log refuses every call, though it still answers.
+    fn unlogged(&self, provider: &End) -> Option<Broken> {
+        /// Maximum length of a server's reason, in characters.
+        const WHY_MAX: usize = 200;
+        let (_, machine) = self.infra.machine(provider.machine.as_str())?;
+        let inside = self.found(provider)?;
+        let Serving::Policy { unlogged, .. } = &inside.serving else {
+            return None;
+        };
+        let why = unlogged.as_ref().filter(|_| !machine.mcp.allow_unlogged)?;
+        Some(Broken {
+            what: Cause::Audit,
+            detail: format!(
+                "the server of {} cannot write its audit log, so it refuses every call; it reports: {}",
+                provider.machine,
+                why.shown(WHY_MAX)
+            ),
+            fix: incus_line("exec", provider, &["--", "df", "-h", LOGS]),
+        })
     }
 
     fn log(&self, edge: &Edge) -> Option<Broken> {

@@ -189,6 +189,7 @@ mod tests {
         let policy = |digest: &str, refused: Option<&str>| Serving::Policy {
             digest: digest.into(),
             refused: refused.map(Foreign::from),
+            unlogged: None,
         };
         let unit = "the unit or script that starts the server of signer is missing or changed";
         let unit = (Cause::Supervision, unit.to_owned());

@@ -81,6 +81,8 @@ pub enum Serving {
         digest: Foreign,
         /// The reason why a newer policy was refused.
         refused: Option<Foreign>,
+        /// The reason why its log cannot be written.
+        unlogged: Option<Foreign>,
     },
 }
 
@@ -220,7 +222,9 @@ fn serving(spec: &MachineSpec, found: &ObservedMachine) -> Option<String> {
         Serving::Unknown if found.runs || found.services.is_none() => None,
         Serving::Unknown => Some(format!("~ server on {machine}: stopped → running")),
         Serving::Silent => Some(format!("~ server on {machine}: no answer → running")),
-        Serving::Policy { digest, refused } => {
+        Serving::Policy {
+            digest, refused, ..
+        } => {
             let same = *digest.raw() == services.digest() && refused.is_none();
             (!same && has_services(spec, found))
                 .then(|| format!("~ server on {machine}: another policy → the declared one"))
@@ -267,6 +271,7 @@ mod tests {
             serving: services.map_or(Serving::Unknown, |services| Serving::Policy {
                 digest: services.digest().into(),
                 refused: None,
+                unlogged: None,
             }),
             confinement: None,
         }
@@ -391,6 +396,7 @@ mod tests {
                     serving: Serving::Policy {
                         digest: "d".into(),
                         refused: None,
+                        unlogged: None,
                     },
                     ..same
                 },

@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 
+use super::destroy::destroy_command;
 use super::difference::{config_map, device_keys};
 use super::ownership::{self, Ownership};
 use super::{Action, MachineInputs, Obstacles, PlanCode, PlanInputs};
@@ -119,10 +120,11 @@ pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
         let ours = ownership::owner(&holder.config, inputs.project()) == Ownership::Ours;
         let help = if ours {
             format!(
-                "delete it: `anklume destroy --machine {0}`; or, if it is the same machine: `incus stop {0} --project {2}`, `incus rename {0} {1} --project {2}`, then `anklume apply --adopt {1}`",
+                "delete it: `{3}`; or, if it is the same machine: `incus stop {0} --project {2}`, `incus rename {0} {1} --project {2}`, then `anklume apply --adopt {1}`",
                 holder.name.escape_debug(),
                 machine.name,
                 holder.project.escape_debug(),
+                destroy_command(holder),
             )
         } else {
             "give one of them another address".to_owned()

@@ -2,14 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::destroy::destroy_command;
 use super::difference::device_keys;
 use super::edges::{ProfileDevice, host_socket, profile_devices};
 use super::facts::{FolderState, Rotation};
 use super::ownership::{self, Ownership};
 use super::{Action, Obstacles, PlanCode, PlanInputs, address, domain, share};
-use crate::diagnostic::{Place, quote};
+use crate::diagnostic::{Diagnostic, Place, Severity, quote};
 use crate::edge::{Edge, HOST_FOLDER};
-use crate::infra::{Device, Machine};
+use crate::incus::State;
+use crate::infra::{Device, Infra, Machine};
 
 /// Mode of anklume's folders on the host: every user may reach a known path, but only root may list them.
 const FOLDER_MODE: u32 = 0o711;
@@ -31,35 +33,36 @@ pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     }
 }
 
-/// Reports a file whose domains all belong to one other infrastructure, as after a change of `project_name` or of the
-/// folder that it defaults to: each object would be an obstacle of its own. Returns whether it did.
-pub(super) fn renamed(inputs: &PlanInputs<'_>, faults: &mut Obstacles) -> bool {
+/// Returns the fault of a file whose domains all belong to one other infrastructure: each of their objects would be an
+/// obstacle of its own.
+pub(super) fn renamed(infra: &Infra, state: &State) -> Option<Diagnostic> {
     let mut others = BTreeSet::new();
-    for domain in inputs.wanted.infra.enabled() {
+    for domain in infra.enabled() {
         let name = domain.name.as_str();
-        let mut projects = inputs.state.projects.iter();
-        let Some(project) = projects.find(|project| project.name == name) else {
-            continue;
-        };
-        match ownership::owner(&project.config, inputs.project()) {
-            Ownership::Other(other) => others.insert(other),
-            _ => return false,
-        };
+        let project = state.projects.iter().find(|project| project.name == name);
+        match project.map(|project| ownership::owner(&project.config, &infra.project)) {
+            None => {}
+            Some(Ownership::Other(other)) => {
+                others.insert(other);
+            }
+            Some(_) => return None,
+        }
     }
     let (Some(other), 1) = (others.first(), others.len()) else {
-        return false;
+        return None;
     };
     let message = format!(
         "the domains of this file belong to the infrastructure {} in Incus, but this file is {}",
         quote(other),
-        quote(inputs.project())
+        quote(&infra.project)
     );
-    let help = format!(
+    let code = PlanCode::OtherInfrastructure.as_str();
+    let mut fault = Diagnostic::new(Severity::Error, code, message);
+    fault.help(format!(
         "if it was renamed, or its folder was moved, write `project_name: {}` in it; if not, give the domains other names",
         other.escape_debug()
-    );
-    faults.add(PlanCode::OtherInfrastructure, None, message, help);
-    true
+    ));
+    Some(fault)
 }
 
 /// Reports another file with the same `project_name`: all its channels would be mistaken for leftovers.
@@ -341,9 +344,9 @@ pub(super) fn notes(inputs: &PlanInputs<'_>) -> Vec<String> {
         let declared = declared.filter(|(home, _)| home.name.as_str() == instance.project);
         let Some((_, machine)) = declared else {
             notes.push(format!(
-                "the machine {name} (project {}) is disabled or no longer declared, but still exists; `anklume destroy --machine {}` deletes it",
+                "the machine {name} (project {}) is disabled or no longer declared, but still exists; `{}` deletes it",
                 quote(&instance.project),
-                instance.name.escape_debug()
+                destroy_command(instance)
             ));
             continue;
         };

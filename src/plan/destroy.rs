@@ -19,8 +19,8 @@ pub(crate) enum Selection<'a> {
     All,
     /// A domain with everything in it.
     Domain(&'a str),
-    /// A machine with its volumes.
-    Machine(&'a str),
+    /// A machine with its volumes; without a domain, in every domain that has a machine of this name.
+    Machine(&'a str, Option<&'a str>),
 }
 
 /// The deletions, in an order that Incus accepts.
@@ -55,7 +55,9 @@ pub(crate) fn destroy(
     let chosen = |one: &Instance| match selection {
         Selection::All => true,
         Selection::Domain(domain) => one.project == domain,
-        Selection::Machine(machine) => one.name == machine,
+        Selection::Machine(machine, domain) => {
+            one.name == machine && domain.is_none_or(|domain| one.project == domain)
+        }
     };
     let instances = state.instances.iter();
     let machines: Vec<&Instance> = instances
@@ -66,7 +68,7 @@ pub(crate) fn destroy(
     let with_domain = |domain: &str| match selection {
         Selection::All => true,
         Selection::Domain(one) => one == domain,
-        Selection::Machine(_) => false,
+        Selection::Machine(..) => false,
     };
     let goes = |volume: &Volume| {
         let machine = volume.config.get(ownership::MACHINE);
@@ -113,13 +115,31 @@ fn delete(object: Object) -> Action {
     }
 }
 
-pub(super) fn delete_machine(instance: &Instance) -> Action {
+/// Returns the command that deletes this machine, and no other one of its name.
+pub(super) fn destroy_command(instance: &Instance) -> String {
+    let (domain, name) = (
+        instance.project.escape_debug(),
+        instance.name.escape_debug(),
+    );
+    let force = if is_protected(instance) {
+        " --force"
+    } else {
+        ""
+    };
+    format!("anklume destroy --domain {domain} --machine {name}{force}")
+}
+
+fn is_protected(instance: &Instance) -> bool {
     let protection = instance.config.get(PROTECTION);
+    protection.is_some_and(|value| is_true(value))
+}
+
+pub(super) fn delete_machine(instance: &Instance) -> Action {
     let sockets = instance.devices.values().filter_map(host_listener);
     Action::Delete {
         object: Object::machine(&instance.project, &instance.name),
         running: instance.status != "Stopped",
-        protected: protection.is_some_and(|value| is_true(value)),
+        protected: is_protected(instance),
         sockets: sockets.map(str::to_owned).collect(),
     }
 }

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::address::{NIC, devices_then, nic};
 use super::destroy::delete_machine;
+use super::destroy::destroy_command;
 use super::difference::{Desired, config_map, edit, edits, or_default, profiles_edit};
 use super::domain::{devices_json, gives_root, is_declared_root, is_root, root_disk};
 use super::facts::Facts;
@@ -48,7 +49,10 @@ pub(super) fn make(one: MachineInputs<'_>, faults: &mut Obstacles) -> Vec<Action
                 one.machine.kind.as_str(),
                 current.kind.escape_debug()
             ),
-            format!("declare its actual `type`, or delete it: `anklume destroy --machine {name}`"),
+            format!(
+                "declare its actual `type`, or delete it: `{}`",
+                destroy_command(current)
+            ),
         );
         return actions;
     }

@@ -55,9 +55,10 @@ pub(crate) async fn keep(session: &Session, provider: &Instance) -> LogState {
         return LogState::Sound;
     };
     let machine = provider.name.escape_debug();
+    let forget = shell_line([OsStr::new("rm"), path.as_os_str()]);
     let altered = |what: &str| LogState::Altered {
         detail: format!("the audit log on {machine} {what}"),
-        accept: shell_line([OsStr::new("rm"), path.as_os_str()]),
+        accept: forget.clone(),
     };
     let kept = match CheckpointStore::read(&path) {
         Ok(kept) => kept,
@@ -95,6 +96,10 @@ pub(crate) async fn keep(session: &Session, provider: &Instance) -> LogState {
             Ok(Ok(Checked::Missing)) => return LogState::Sound,
             // The log may have been rotated in the meantime, so it is read again.
             Ok(Ok(Checked::Altered(what))) => altered(&what),
+            Ok(Ok(Checked::Faulty(what))) => LogState::Altered {
+                detail: format!("the audit log on {machine} {what}"),
+                accept: format!("{}; {forget}", put_aside(provider)),
+            },
             Ok(Err(why)) => unknown(&why),
             Err(_) => {
                 last = unknown(&"it could not be read in time");
@@ -127,9 +132,32 @@ enum CheckError {
 
 /// The result of checking a log.
 enum Checked {
-    Whole { seen: LogSeen, files: u32 },
+    Whole {
+        seen: LogSeen,
+        files: u32,
+    },
     Missing,
     Altered(String),
+    /// It is no chain, so it cannot be accepted as it is.
+    Faulty(String),
+}
+
+/// Returns the command that moves a log aside in its machine, so that the server begins another one.
+fn put_aside(provider: &Instance) -> String {
+    let aside = format!("{LOG}.altered");
+    let moved = format!("mkdir {aside} && mv {LOG} {aside}/ && mv {LOG}.[0-9]* {aside}/ || :");
+    let (machine, project) = (&*provider.name, &*provider.project);
+    shell_line([
+        "incus",
+        "exec",
+        machine,
+        "--project",
+        project,
+        "--",
+        "sh",
+        "-c",
+        &moved,
+    ])
 }
 
 /// Checks that all files of a log form one chain that contains the kept line: earlier lines must not change either.
@@ -167,7 +195,9 @@ fn judged(seen: LogSeen, files: u32, kept: Option<&Checkpoint>) -> Checked {
     Checked::Altered(match kept {
         None if files == 0 => return Checked::Missing,
         Some(kept) if files == 0 => format!("is gone: it had {} lines", kept.seq),
-        _ if seen.faults > 0 => format!("was altered; faults found: {}", seen.faults),
+        _ if seen.faults > 0 => {
+            return Checked::Faulty(format!("was altered; faults found: {}", seen.faults));
+        }
         Some(kept) if seen.head_missing => format!(
             "was truncated, rewritten, or restored from a snapshot: its last known line {} is missing",
             kept.seq
@@ -270,7 +300,7 @@ mod tests {
                 String::new()
             }
             Checked::Missing => "none".to_owned(),
-            Checked::Altered(what) => what,
+            Checked::Altered(what) | Checked::Faulty(what) => what,
         }
     }
 

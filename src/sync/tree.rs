@@ -26,6 +26,9 @@ pub(crate) enum TreeFault {
     /// The base folder does not exist.
     #[error("the folder `{0}` does not exist")]
     NoBase(String),
+    /// The base folder is something else.
+    #[error("`{0}` is not a folder")]
+    NotBase(String),
     /// Something other than a folder has a folder's name.
     #[error("`{0}` is not a folder")]
     NotFolder(String),
@@ -39,11 +42,15 @@ pub(crate) enum TreeFault {
     #[error("`{0}` is larger than {max} MiB", max = FILE_MAX / 1024 / 1024)]
     TooLarge(String),
     /// The file is not UTF-8.
-    #[error("`{path}` is not UTF-8: first invalid byte at position {at}")]
+    #[error(
+        "`{path}` is not UTF-8: first invalid byte in line {line}, at position {at} of the file"
+    )]
     NotText {
         /// The file.
         path: String,
-        /// Position of the first invalid byte, from 1.
+        /// Line of the first invalid byte, from 1.
+        line: usize,
+        /// Its position, from 1.
         at: usize,
     },
     /// Another run holds the folder's lock.
@@ -88,6 +95,7 @@ impl TreeFault {
     /// Returns the user's next step.
     pub(crate) const fn help(&self) -> Option<&'static str> {
         match self {
+            Self::NotBase(_) => Some("name a folder with `--base-dir`"),
             Self::NoBase(_) => Some("create it, or name another with `--base-dir`"),
             Self::Symlink(_) => Some(
                 "replace it with its target, or name the folder that holds the real one with `--base-dir`",
@@ -174,7 +182,7 @@ impl FileTree {
         let name = base.display().to_string().escape_debug().to_string();
         let handle = Dir::open(base, READ, BENEATH).map_err(|cause| match cause {
             Errno::NOENT => TreeFault::NoBase(name.clone()),
-            Errno::NOTDIR => TreeFault::NotFolder(name.clone()),
+            Errno::NOTDIR => TreeFault::NotBase(name.clone()),
             other => TreeFault::system("open", &base.display(), other),
         })?;
         let is_alone = lock(&handle, access, &name)?;
@@ -258,9 +266,14 @@ impl FileTree {
             io::ErrorKind::FileTooLarge => TreeFault::TooLarge(path.to_string()),
             _ => TreeFault::system("read", path, why),
         })?;
-        let text = String::from_utf8(bytes).map_err(|fault| TreeFault::NotText {
-            path: path.to_string(),
-            at: fault.utf8_error().valid_up_to() + 1,
+        let text = String::from_utf8(bytes).map_err(|fault| {
+            let valid = fault.utf8_error().valid_up_to();
+            let before = fault.as_bytes().iter().take(valid);
+            TreeFault::NotText {
+                path: path.to_string(),
+                line: before.filter(|byte| **byte == b'\n').count() + 1,
+                at: valid + 1,
+            }
         })?;
         Ok(Some(FoundFile {
             text,

@@ -179,12 +179,32 @@ fn mapping(text: &str, what: &str) -> Result<Mapping, BlockFault> {
             message: format!("{what} is not a map of variables"),
             help: "write `NAME: VALUE` lines",
         }),
-        Err(fault) => Err(BlockFault {
-            line: fault.location().map_or(1, |place| place.line()),
-            message: format!("{what} is not readable as one YAML document: {fault}"),
-            help: "fix it, then run sync again",
-        }),
+        Err(fault) => match second_document(text) {
+            Some(line) => Err(BlockFault {
+                line,
+                message: format!("{what} contains a second YAML document"),
+                help: "remove this line, or move the text after it to another file",
+            }),
+            None => Err(BlockFault {
+                line: fault.location().map_or(1, |place| place.line()),
+                message: format!("{what} is not readable as one YAML document: {fault}"),
+                help: "fix it, then run sync again",
+            }),
+        },
     }
+}
+
+/// Returns the line at which a second document begins, from 1.
+fn second_document(text: &str) -> Option<usize> {
+    let mut has_content = false;
+    for (index, line) in text.lines().enumerate() {
+        let begins = line.trim_end() == "---" || line.starts_with("--- ");
+        if line.trim_end() == "..." || begins && has_content {
+            return Some(index + 1);
+        }
+        has_content |= begins || !line.trim().is_empty() && !line.starts_with('#');
+    }
+    None
 }
 
 #[cfg(test)]
@@ -286,18 +306,8 @@ mod tests {
             ),
             ("", "\nx: 1\nx: 2\n", 7, "duplicate entry"),
             ("", "\nx: [1\n", 0, "is not readable as one YAML document"),
-            (
-                "",
-                "\n---\nx: 1\n",
-                0,
-                "is not readable as one YAML document",
-            ),
-            (
-                "",
-                "\n...\nx: 1\n",
-                0,
-                "is not readable as one YAML document",
-            ),
+            ("", "\n---\nx: 1\n", 0, "contains a second YAML document"),
+            ("", "\n...\nx: 1\n", 0, "contains a second YAML document"),
             ("", "\n- x\n", 1, "is not a map of variables"),
             (
                 "",

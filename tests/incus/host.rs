@@ -48,15 +48,26 @@ fn the_host_knows_services_by_name_and_shows_a_providers_log() {
     let message = "error: Unknown tool: reprot\n  = help: did you mean `report`? available tools: gpg_sign, clipboard_get, \
         clipboard_set, file_accept, file_provide, report, copy, push\n";
     ran.is(1, "", message);
-    // The list is still that of the tools.
+    // The list is still that of the tools, and a note names the services.
     let ran = world.run(&["mcp", "list", &signer]);
     assert_eq!((ran.status, ran.stdout.lines().count()), (0, 5), "{ran:?}");
+    let note = "note: its services can be called too: report, copy, push\n";
+    assert_eq!(ran.stderr, note);
 
     // The log, and only what was asked for.
     let ran = world.run(&["audit", "show", "-i", &signer, "--service", "report"]);
     assert_eq!((ran.status, ran.stderr.as_str()), (0, ""), "{ran:?}");
     let lines: Vec<&str> = ran.stdout.lines().collect();
     assert_eq!(lines.len(), 2, "{ran:?}");
+    // A changed line is not shown, and is not passed over in silence.
+    let log = "/var/log/anklume/audit.jsonl";
+    assert!(world.exec(0, "signer", &format!("cp {log} /tmp/log && sed -i 2s/copy/copi/ {log}; sed -i '2s/report/repart/' {log}")).0);
+    let altered = world.run(&["audit", "show", "-i", &signer]);
+    let warning = format!(
+        "warning: 1 line(s) are not intact; `anklume audit verify` in `{signer}` lists them\n"
+    );
+    assert_eq!(altered.stderr, warning);
+    assert!(world.exec(0, "signer", &format!("cp /tmp/log {log}")).0);
     let line = "  allowed  (operator)  report (file_provide)  done, ";
     assert!(lines.iter().all(|one| one.contains(line)), "{ran:?}");
     let json = world.run(&["audit", "show", "-i", &signer, "--format", "json"]);
@@ -83,11 +94,19 @@ fn the_host_knows_services_by_name_and_shows_a_providers_log() {
     };
     let said = inside("doctor");
     let expected = format!(
-        "error: this is a machine `{}`: the command belongs on the host, beside `infra.yml`\n  = help: here, \
-         `anklume mcp list -i {signer}` shows what this machine may use, and `anklume mcp status` what it offers",
+        "error: this is the machine `{}`: the command belongs on the host, beside `infra.yml`\n  = help: here, \
+         `anklume mcp list -i {signer}` shows what it may use",
         world.machine(1, "dev")
     );
     assert!(said.starts_with(&expected), "{said}");
+    let said = inside(&format!("audit show -i {signer}"));
+    assert!(said.starts_with(&expected), "{said}");
+    let ran = world.run(&["audit", "show", "-i", &world.machine(1, "dev")]);
+    let expected = format!("error: `{}` has no audit log\n", world.machine(1, "dev"));
+    assert!(
+        ran.status == 1 && ran.stderr.starts_with(&expected),
+        "{ran:?}"
+    );
     let said = inside("audit show");
     assert!(
         said.contains("`anklume audit show -i PROVIDER` shows its log"),

@@ -92,7 +92,7 @@ fn it_answers_with_what_it_wrote_itself_or_ends() {
     let said = r#"{"digest": "d", "refused": null, "failed": ["a", 1], "more": [[]]}"#;
     assert_eq!(
         reader.ask("\"status\"", said.as_bytes()).unwrap(),
-        r#"{"digest":"d","refused":null,"failed":["a"],"confinement":null}"#
+        r#"{"digest":"d","refused":null,"failed":["a"],"unlogged":null,"confinement":null}"#
     );
     let deep = [b"[".repeat(1_000_000), b"]".repeat(1_000_000)].concat();
     for kind in ["status", "identity", "report", "offered"] {

@@ -150,6 +150,7 @@ pub(super) fn print(
     let answered = output.answer_as(&answer, || match outcomes.as_slice() {
         _ if output.quiet => String::new(),
         [] => format!("{nothing}\n"),
+        _ if report.stopped && skipped > 0 => format!("stopped after {}\n", count_text(changed)),
         _ => format!("done: {}\n", count_text(changed)),
     });
     let all = outcomes.len();

@@ -48,6 +48,7 @@ pub(super) fn report(
     if !called.has_failed() {
         if !output.is_json() {
             output.answer(text_out(&text(called.result.raw())).as_bytes())?;
+            note_rest(called.result.raw(), output);
         }
         return Ok(Exit::Done);
     }
@@ -64,6 +65,23 @@ pub(super) fn report(
         return Ok(failure.exit);
     }
     Err(failure.into())
+}
+
+/// Notes that an answer is only a part of its content.
+fn note_rest(result: &CallToolResult, output: &Output) {
+    let member = |name: &str| result.structured_content.as_ref()?.get(name);
+    let number = |name: &str| member(name).and_then(Value::as_u64);
+    if let (Some(Value::Bool(false)), Some(size), Some(offset), Some(length)) = (
+        member("complete"),
+        number("size"),
+        number("offset"),
+        number("length"),
+    ) {
+        let next = offset.saturating_add(length);
+        output.say(&format!(
+            "note: {length} of {size} bytes; the rest begins at offset {next}"
+        ));
+    }
 }
 
 /// Returns the text for a shell user: the tool's text, and a line for each item of another kind.

@@ -1,7 +1,8 @@
 //! Reads a call's arguments from the command line before the tool is known, then converts them to its schema's types.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 
@@ -24,6 +25,8 @@ const OBJECT_MAX: u64 = 256 * 1024 * 1024;
 const WORD_MAX: usize = 60;
 /// Forms of arguments after the tool's name.
 const FORMS: &str = "write `key=value`, `key=@FILE`, `key=-` (stdin), `key:=JSON`, one JSON object, or `-` (the object from stdin)";
+
+const ALONE: &str = "one JSON object, or `-`, must be the only argument";
 
 /// The arguments on the command line.
 #[derive(Debug)]
@@ -74,7 +77,9 @@ pub(super) fn parse(args: &[String]) -> Result<RawArguments, Failure> {
     for arg in args {
         let malformed = || {
             let message = format!("`{}` is not an argument", escaped(arg));
-            Failure::new(Exit::Usage, message).help(FORMS)
+            let is_object = arg == "-" || arg.trim_start().starts_with('{');
+            let help = if is_object { ALONE } else { FORMS };
+            Failure::new(Exit::Usage, message).help(help)
         };
         let (key, text) = arg.split_once('=').ok_or_else(malformed)?;
         let (key, json) = match key.strip_suffix(':') {
@@ -90,14 +95,24 @@ pub(super) fn parse(args: &[String]) -> Result<RawArguments, Failure> {
         }
         let value = match json {
             Some(value) => RawArgument::Json(value),
-            None => open_value(text, &mut stdin_taken)?,
+            None => open_value(key, text, &mut stdin_taken)?,
         };
         pairs.push((key.to_owned(), value));
     }
     Ok(RawArguments::Pairs(pairs))
 }
 
-fn open_value(text: &str, stdin_taken: &mut bool) -> Result<RawArgument, Failure> {
+/// Returns stdin as a payload; its size is known if it is a file that is read from its beginning.
+fn stdin() -> PayloadSource {
+    if let Ok(mut file) = io::stdin().as_fd().try_clone_to_owned().map(File::from)
+        && file.stream_position().is_ok_and(|position| position == 0)
+    {
+        return PayloadSource::of_file(file);
+    }
+    PayloadSource::new(io::stdin())
+}
+
+fn open_value(key: &str, text: &str, stdin_taken: &mut bool) -> Result<RawArgument, Failure> {
     if text == "-" || text == "@-" {
         if std::mem::replace(stdin_taken, true) {
             let message = "only one argument can come from stdin";
@@ -105,7 +120,7 @@ fn open_value(text: &str, stdin_taken: &mut bool) -> Result<RawArgument, Failure
         }
         return Ok(RawArgument::Content {
             from: "stdin".to_owned(),
-            source: PayloadSource::new(io::stdin()),
+            source: stdin(),
         });
     }
     let Some(path) = text.strip_prefix('@') else {
@@ -113,12 +128,12 @@ fn open_value(text: &str, stdin_taken: &mut bool) -> Result<RawArgument, Failure
     };
     Ok(RawArgument::Content {
         from: format!("`{}`", path.escape_debug()),
-        source: PayloadSource::of_file(open_file(path)?),
+        source: PayloadSource::of_file(open_file(key, path)?),
     })
 }
 
 /// Opens a file or a pipe. Rejects a device, which may never end.
-fn open_file(path: &str) -> Result<File, Failure> {
+fn open_file(key: &str, path: &str) -> Result<File, Failure> {
     let kind = std::fs::metadata(path).map(|metadata| metadata.file_type());
     if kind.is_ok_and(|kind| kind.is_char_device() || kind.is_block_device()) && path != "/dev/null"
     {
@@ -128,10 +143,13 @@ fn open_file(path: &str) -> Result<File, Failure> {
     }
     File::open(path).map_err(|why| {
         let message = format!("`{}` cannot be read: {why}", path.escape_debug());
-        let text = "a value that begins with `@` names a file; to pass it as text: key:='\"@…\"'";
+        let key = key.escape_debug();
+        let text = format!(
+            "`@` before a name means a file; for text that begins with it: {key}:='\"@…\"'"
+        );
         let help = match (why.kind(), closest_file(Path::new(path))) {
             (io::ErrorKind::NotFound, Some(near)) => format!("did you mean `{near}`? {text}"),
-            _ => text.to_owned(),
+            _ => text,
         };
         Failure::new(Exit::Failed, message).help(help)
     })
@@ -231,7 +249,7 @@ impl Arguments {
                         });
                         return Ok(());
                     }
-                    (_, false) => return Err(too_large(&from, &key)),
+                    (_, false) => return Err(too_large(tool, &from, &key)),
                 }
             }
         };
@@ -283,12 +301,14 @@ fn text_or_base64(key: &str) -> Failure {
     ))
 }
 
-fn too_large(from: &str, key: &str) -> Failure {
-    let limit = ONE_CALL_MAX / 1024 / 1024;
-    let message = format!(
-        "{from} has more than {limit} MiB, the limit of `{}`",
-        key.escape_debug()
-    );
+fn too_large(tool: &Tool, from: &str, key: &str) -> Failure {
+    let max = pieces::argument(tool, key).and_then(|schema| schema.get("maxLength"));
+    let limit = match max.and_then(Value::as_u64) {
+        Some(max) if !pieces::is_base64(tool, key) => format!("{max} characters"),
+        _ => format!("{} MiB", ONE_CALL_MAX / 1024 / 1024),
+    };
+    let key = key.escape_debug();
+    let message = format!("{from} is too large for `{key}`, which takes at most {limit}");
     Failure::new(Exit::Failed, message)
 }
 
@@ -335,21 +355,43 @@ pub(super) fn check_required(tool: &Tool, arguments: &Arguments) -> Result<(), F
         arguments.object.contains_key(name) || payload.is_some_and(|payload| payload.name == name)
     };
     let missing: Vec<&str> = required.filter(|name| !given(name)).collect();
-    let Some(first) = missing.first() else {
+    if missing.is_empty() {
         return Ok(());
-    };
+    }
     let names: Vec<String> = missing
         .iter()
         .map(|name| format!("`{}`", escaped(name)))
         .collect();
     let message = format!("`{}` needs {}", escaped(&tool.name), names.join(" and "));
-    let first = escaped(first);
-    let forms = if pieces::is_base64(tool, &first) {
-        format!("`{first}=@FILE` or `{first}=-` (stdin)")
-    } else {
-        format!("`{first}=VALUE`")
-    };
-    Err(Failure::new(Exit::Usage, message).help(format!("give it as {forms}")))
+    let forms = missing.iter().map(|name| {
+        let value = if pieces::is_base64(tool, name) {
+            "@FILE"
+        } else {
+            "VALUE"
+        };
+        format!("{}={value}", escaped(name))
+    });
+    let forms: Vec<String> = forms.collect();
+    let help = format!(
+        "write `{}`; `-` instead of a value reads stdin",
+        forms.join(" ")
+    );
+    Err(Failure::new(Exit::Usage, message).help(help))
+}
+
+/// Rejects a part of a transfer, which would end with this command's connection.
+pub(super) fn check_pieces(tool: &Tool, arguments: &Arguments) -> Result<(), Failure> {
+    let object = &arguments.object;
+    let is_part = object.contains_key("offset") || object.contains_key("final");
+    let is_last = object.get("final") == Some(&true.into())
+        && object.get("offset") == Some(&0.into())
+        && arguments.payload.is_none();
+    if !is_part || is_last || !matches!(pieces::of(tool), Pieces::Up { .. }) {
+        return Ok(());
+    }
+    let message = "a transfer in pieces ends with the connection, and so with this command";
+    Err(Failure::new(Exit::Usage, message)
+        .help("leave out `offset` and `final`: large content is sent in pieces by itself"))
 }
 
 /// Returns the JSON types that a schema allows.

@@ -11,7 +11,9 @@ use rmcp::model::Tool;
 use serde_json::{Map, Value, json};
 
 use super::answer::{CallAnswer, report};
-use super::arguments::{self, Arguments, RawArguments, check_required, escaped, typed};
+use super::arguments::{
+    self, Arguments, RawArguments, check_pieces, check_required, escaped, typed,
+};
 use super::with_client::{
     ServerClient, find, interruptible, is_invalid, route, timeouts, with_client,
 };
@@ -22,7 +24,7 @@ use crate::error::{Exit, Failure};
 use crate::incus::MachineRef;
 use crate::mcp::client::pieces::{self, Fetched, Pieces, PiecesError};
 use crate::mcp::client::{CALL, DryRunRequest, LIST, Wish, call_params, dry_run_messages};
-use crate::mcp::server;
+use crate::mcp::{TOOL_KEY, server};
 use crate::name::{MachineName, ServiceName, ToolName, closest};
 use crate::setup::account::Account;
 use crate::text::{Foreign, first_sentence};
@@ -66,9 +68,25 @@ pub(super) fn list(args: &McpListArgs, output: &Output) -> anyhow::Result<Exit> 
                 [] => output.say("no tools"),
                 tools => output.answer(table(tools).as_bytes())?,
             }
+            if matches!(channel, Transport::Exec(_)) {
+                note_services(&server.callable().await?, output);
+            }
         }
         Ok(Exit::Done)
     })
+}
+
+/// Tells the operator which services can be called beside the tools.
+fn note_services(callable: &[Foreign<Tool>], output: &Output) {
+    let names = callable.iter().map(|tool| &*tool.raw().name);
+    let services = names.filter(|name| name.parse::<ToolName>().is_err());
+    let services: Vec<String> = services.take(TOOLS_MAX).map(escaped).collect();
+    if !services.is_empty() {
+        output.say(&format!(
+            "note: its services can be called too: {}",
+            services.join(", ")
+        ));
+    }
 }
 
 /// Formats one line per tool: its name, and the first sentence of its description.
@@ -91,8 +109,14 @@ fn table(tools: &[Foreign<Tool>]) -> String {
 
 /// Runs `anklume mcp call`.
 pub(super) fn call(args: &McpCallArgs, output: &Output) -> anyhow::Result<Exit> {
-    let raw = arguments::parse(&args.arguments)?;
     let (named, tool) = named(args);
+    if tool.is_empty() {
+        let failure = Failure::new(Exit::Usage, "no tool is named");
+        return Err(failure
+            .help("`anklume mcp list -i MACHINE` shows those of a machine")
+            .into());
+    }
+    let raw = arguments::parse(&args.arguments).map_err(|fault| machine_first(args, fault))?;
     if named.dry_run {
         return dry_run(&named, output, async || requests(tool, raw).await);
     }
@@ -130,6 +154,18 @@ fn named(args: &McpCallArgs) -> (ChannelArgs, &str) {
         ..args.channel.clone()
     };
     (channel, tool)
+}
+
+/// Explains a machine in the place of the tool, as in `mcp call MACHINE NAME`.
+fn machine_first(args: &McpCallArgs, fault: Failure) -> Failure {
+    let (machine, name) = (args.tool.parse::<MachineName>(), args.arguments.first());
+    let name = name.and_then(|name| name.parse::<ServiceName>().ok());
+    match (machine, name) {
+        (Ok(machine), Some(name)) if args.channel.instance.is_none() => fault.help(format!(
+            "to call `{name}` of the machine `{machine}`, write `{machine}/{name}`"
+        )),
+        _ => fault,
+    }
 }
 
 /// Lists the server's tools; if the named one is not among them, the operator's list includes the machine's services.
@@ -172,6 +208,7 @@ async fn ask(
     };
     let arguments = typed(raw, tool.raw()).await?;
     check_required(tool.raw(), &arguments)?;
+    check_pieces(tool.raw(), &arguments)?;
     if let Some(failed) = failed {
         return Ok(CallAnswer::Whole(failed));
     }
@@ -223,7 +260,18 @@ fn unknown(name: &str, tools: &[Foreign<Tool>], channel: &Transport) -> Failure 
         0 => "no tools are available to you".to_owned(),
         _ => format!("available tools: {}", listed.join(", ")),
     };
-    if let Some(near) = closest(name, names) {
+    let runs = |tool: &&Foreign<Tool>| {
+        let behind = tool
+            .raw()
+            .meta
+            .as_ref()
+            .and_then(|meta| meta.0.get(TOOL_KEY));
+        behind.and_then(Value::as_str) == Some(name)
+    };
+    if let Some(service) = tools.iter().find(runs) {
+        let service = escaped(&service.raw().name);
+        help = format!("`{service}` runs that tool here; {help}");
+    } else if let Some(near) = closest(&name.to_lowercase(), names) {
         help = format!("did you mean `{}`? {help}", escaped(near));
     }
     let message = format!("Unknown tool: {}", escaped(name));

@@ -6,12 +6,18 @@ use rustix::fs::{FileType, fstat};
 use super::with_client::{
     cannot_reach, find, interruptible, route, timeouts, unavailable, unreachable, watch,
 };
+use std::io::IsTerminal as _;
+
 use crate::cli::{ChannelArgs, McpConnectArgs};
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 use crate::mcp::client::Timeouts;
 use crate::mcp::relay::{Relay, RelayEnd};
 use crate::transport::{self, OpenTransport, Route};
+
+/// Hint for a person at a terminal.
+const HINT: &str = "waiting for MCP messages on stdin, one a line; Ctrl-D ends\n  \
+    = help: this is the command for an MCP client; to call a service yourself: `anklume mcp call -i PROVIDER NAME`";
 
 /// Runs `anklume mcp connect`; returns 0 if all requests were answered, 4 if the provider and the client are gone.
 pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit> {
@@ -26,6 +32,9 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
         let failure = Failure::new(Exit::Usage, "neither a provider nor a socket is named");
         let help = "`anklume mcp connect PROVIDER`, or `anklume mcp connect --socket PATH`";
         return Err(failure.help(help).into());
+    }
+    if std::io::stdin().is_terminal() {
+        output.say(HINT);
     }
     let timeouts = timeouts(&wanted)?;
     let route = route(&wanted)?;

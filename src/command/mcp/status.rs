@@ -8,9 +8,11 @@ use serde_json::{Map, Value, json};
 use crate::command::joined;
 use crate::command::output::{Output, done_or_failed};
 use crate::error::{Exit, Failure};
+use crate::machine_state::SERVICES;
 use crate::mcp::listen::ServerStatus;
 use crate::mcp::listen::folder::SocketFolder;
 use crate::services::Services;
+use crate::setup::account::Account;
 use crate::text::Foreign;
 
 /// Maximum length of a status file's fault in a message, in characters.
@@ -49,7 +51,12 @@ fn read(folder: &Path) -> anyhow::Result<ServerStatus> {
             Exit::Unavailable,
             format!("no server is running in `{place}`"),
         );
-        let help = "`anklume mcp serve --listen` starts one; name another folder with --listen DIR";
+        let offers_nothing = Account::machine().is_some() && !Path::new(SERVICES).exists();
+        let help = if offers_nothing {
+            "this machine offers no services; `anklume mcp list -i PROVIDER` shows what it may use"
+        } else {
+            "`anklume mcp serve --listen` starts one; name another folder with --listen DIR"
+        };
         return Err(failure.help(help).into());
     }
     let file = SocketFolder::status_file(folder);

@@ -15,6 +15,7 @@ use crate::mcp::client::{Client, ClientError, Timeouts};
 use crate::mcp::server::OVERLOADED;
 use crate::session::block_on;
 use crate::session::interrupt::StopSignals;
+use crate::setup::account::Account;
 use crate::text::Foreign;
 use crate::transport::{self, Route, RouteContext, Transport, Unreachable, WantedMachine, Watch};
 
@@ -41,13 +42,22 @@ pub(in crate::command) fn with_client(
 
 /// Returns the route that the flags ask for.
 pub(super) fn route(args: &ChannelArgs) -> Result<Route, Failure> {
+    if args.project.is_some() && args.instance.is_none() && args.socket.is_none() {
+        let failure = Failure::new(Exit::Usage, "`--project` names no machine");
+        return Err(failure.help("name the machine too: `-i MACHINE`"));
+    }
+    let context = RouteContext::look();
+    let own = Account::machine().filter(|_| context.in_machine && args.socket.is_none());
+    if let Some(own) = own.filter(|own| args.instance.as_deref() == Some(own.as_str())) {
+        let failure = Failure::new(Exit::Usage, format!("`{own}` is this machine itself"));
+        return Err(failure.help("leave out `-i` to use its own tools"));
+    }
     let wanted = WantedMachine {
         instance: args.instance.as_deref(),
         project: args.project.as_deref(),
         socket: args.socket.as_deref(),
     };
-    transport::way(wanted, &RouteContext::look())
-        .map_err(|fault| Failure::new(Exit::Usage, fault.to_string()))
+    transport::way(wanted, &context).map_err(|fault| Failure::new(Exit::Usage, fault.to_string()))
 }
 
 /// Returns the timeouts that the flags ask for.

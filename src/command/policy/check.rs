@@ -165,7 +165,7 @@ impl Explanation {
         let service = services.service(question.service)?;
         let fixed = service.with.iter();
         Some(Self {
-            change: change(verdict.allowed, service, &question.caller),
+            change: change(verdict.allowed, service, &question.caller, &provider.name),
             tool: service.tool.to_string(),
             fixed: fixed
                 .map(|(name, value)| format!("{name}={value}"))
@@ -184,7 +184,7 @@ impl Explanation {
     }
 }
 
-fn change(allowed: bool, service: &Service, caller: &Caller) -> String {
+fn change(allowed: bool, service: &Service, caller: &Caller, provider: &MachineName) -> String {
     let at = service.declared_at.as_deref().unwrap_or("infra.yml");
     let name = &service.name;
     if allowed {
@@ -192,9 +192,15 @@ fn change(allowed: bool, service: &Service, caller: &Caller) -> String {
     }
     let is_caller = |consumer: &MachineName| Caller::Consumer(consumer.clone()) == *caller;
     if service.consumers.iter().any(is_caller) {
-        return "leave out the argument that the service fixes".to_owned();
+        return "leave out that argument: only the service may set it, with `with`".to_owned();
     }
     let consumers = joined(&service.consumers, "none");
+    if matches!(caller, Caller::Consumer(name) if name == provider) {
+        return format!(
+            "none: a machine is not a consumer of its own services, and runs `{}` itself",
+            service.tool
+        );
+    }
     format!("add `{caller}` to `consumers` of `{name}` ({at}) to allow it; listed now: {consumers}")
 }
 

@@ -168,6 +168,10 @@ pub(crate) enum PiecesError {
     Read(#[source] io::Error),
     #[error("the content has more than {SEND_MAX} bytes, the maximum that can be sent")]
     TooLarge,
+    #[error(
+        "the content has {0} bytes, of which at most {FETCH_MAX} are fetched; name a part with `offset` and `length`"
+    )]
+    TooLargeToFetch(u64),
     #[error("the content cannot be stored in a temporary file: {0}")]
     Keep(#[source] io::Error),
 }
@@ -218,7 +222,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
                 return Err(PiecesError::TooLarge);
             }
             if size {
-                arguments.insert("size".to_owned(), known.into());
+                arguments.entry("size").or_insert(known.into());
                 let mut first = arguments.clone();
                 first.insert(name.clone(), "".into());
                 first.insert("offset".to_owned(), 0.into());
@@ -323,9 +327,7 @@ fn read_piece(result: &CallToolResult) -> Result<(AnswerPiece, Vec<u8>), PiecesE
 fn check(piece: &AnswerPiece, offset: u64, bytes: &[u8], size: u64) -> Result<(), PiecesError> {
     let end = offset + bytes.len() as u64;
     if size > FETCH_MAX {
-        return Err(wrong(&format!(
-            "{size} bytes exceed the maximum of {FETCH_MAX}"
-        )));
+        return Err(PiecesError::TooLargeToFetch(size));
     }
     if piece.size != size {
         return Err(wrong("the file changed while it was fetched; try again"));

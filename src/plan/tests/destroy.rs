@@ -30,14 +30,19 @@ fn destroy_takes_what_is_marked_in_the_order_in_which_it_can_go() {
         Vec::<String>::new()
     );
     assert_eq!(
-        gone(&destroy("demo", &state, Selection::Machine("dev"), false)),
+        gone(&destroy(
+            "demo",
+            &state,
+            Selection::Machine("dev", None),
+            false
+        )),
         ["- machine dev", "- volume dev-data of work"]
     );
     assert_eq!(
         gone(&destroy(
             "demo",
             &state,
-            Selection::Machine("nobody"),
+            Selection::Machine("nobody", None),
             false
         )),
         Vec::<String>::new()
@@ -47,7 +52,7 @@ fn destroy_takes_what_is_marked_in_the_order_in_which_it_can_go() {
         .values()
         .find_map(|device| device.get("listen"));
     let path = device.unwrap().strip_prefix("unix:").unwrap().to_owned();
-    let deletions = destroy("demo", &state, Selection::Machine("signer"), false);
+    let deletions = destroy("demo", &state, Selection::Machine("signer", None), false);
     assert!(matches!(&deletions.machines[0], Action::Delete { sockets, .. } if *sockets == [path]));
     let by_hand: Instance =
         serde_json::from_value(json!({"name": "mine", "project": "work"})).unwrap();
@@ -92,7 +97,7 @@ fn what_is_scheduled_goes_with_the_last_channel() {
     assert_eq!(all(&state, true).last(), Some(&last));
     assert!(!all(&state, false).contains(&last));
     // One end of the channel remains.
-    let one = destroy("demo", &state, Selection::Machine("dev"), true);
+    let one = destroy("demo", &state, Selection::Machine("dev", None), true);
     assert!(!gone(&one).contains(&last));
     let mut other = state.instances[0].clone();
     (other.project, other.name) = ("else".to_owned(), "one".to_owned());

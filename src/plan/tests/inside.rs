@@ -25,6 +25,7 @@ pub(super) fn done(machine: &Machine, runs: bool) -> ObservedMachine {
     let serving = services.map_or(Serving::Unknown, |services| Serving::Policy {
         digest: services.digest().into(),
         refused: None,
+        unlogged: None,
     });
     ObservedMachine {
         runs,

@@ -239,8 +239,11 @@ impl Upload {
         stop.check()?;
         let length = u64::try_from(piece.data.len()).unwrap_or(u64::MAX);
         let size = self.size.saturating_add(length);
-        if self.options.size.is_some_and(|announced| size > announced) {
-            return Err(wrong_size(size));
+        if let Some(announced) = self.options.size.filter(|announced| size > *announced) {
+            let message = format!(
+                "the content has more than the announced {announced} bytes; nothing was written"
+            );
+            return Err(BadArguments::from(message).into());
         }
         if let Some(reservation) = &mut self.reservation {
             reservation.grow(&Portal::open(settings)?, size)?;

@@ -103,8 +103,8 @@ impl QuotaReservation {
         }
         Err(ToolError::Quota {
             folder: self.folder.clone(),
-            used: share.total(),
-            wanted,
+            used: share.total().saturating_sub(self.bytes),
+            wanted: wanted.saturating_add(self.bytes),
             limit: self.limit,
         })
     }

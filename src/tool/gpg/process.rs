@@ -17,7 +17,7 @@ use tokio::process::{Child, Command};
 
 use super::fault::{GpgFault, NoAgent};
 use super::launcher::{self, GPGCONF, LauncherServer};
-use crate::tool::{Settings, ToolError, environment};
+use crate::tool::{Settings, ToolError, environment, has_gnupg};
 
 /// Maximum program output that is read, in bytes: a signature, a public key, a key listing, status lines.
 const OUTPUT_MAX: u64 = 1024 * 1024;
@@ -82,6 +82,9 @@ impl GnuPg {
         let mut gnupg = Self::new(Arc::clone(settings));
         let home = gnupg.home().await?;
         if !home.is_dir() {
+            if !has_gnupg() {
+                return Err(not_installed());
+            }
             return Err(GpgFault::NoSecretKey(key.map(str::to_owned)).into());
         }
         gnupg.configuration =
@@ -169,14 +172,16 @@ impl GnuPg {
             .kill_on_drop(true)
             .spawn();
         spawned.map(RunningGpg).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => {
-                let text = "gpg is not installed on the provider; install GnuPG there";
-                ToolError::Unavailable(text.to_owned())
-            }
+            io::ErrorKind::NotFound => not_installed(),
             // The error itself may name a path.
             kind => ToolError::system("start gpg", kind),
         })
     }
+}
+
+fn not_installed() -> ToolError {
+    let text = "gpg is not installed on the provider; install GnuPG there";
+    ToolError::Unavailable(text.to_owned())
 }
 
 impl RunningGpg {

@@ -129,7 +129,12 @@ fn another_infrastructure_of_the_same_names_or_another_machine_of_the_address() 
     world.is_settled();
     world.declare(&SEED.replace("{b}-dev", "{b}-new"));
     let message = "the address {base}.2.10 of `{b}-new` belongs to the machine `{b}-dev` (project `{b}`) in Incus";
-    is_refused(&world, &[], message, "`anklume destroy --machine {b}-dev`");
+    is_refused(
+        &world,
+        &[],
+        message,
+        "`anklume destroy --domain {b} --machine {b}-dev`",
+    );
 }
 
 /// Creates a bridge; retries, because Incus fails if another machine removes its interface at the same time.

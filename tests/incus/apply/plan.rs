@@ -185,7 +185,10 @@ fn a_stopped_machine_is_started_and_one_that_is_no_longer_declared_stays() {
     let fewer = SEED.replace("{b}-dev", "{b}-new").replace(".2.10", ".2.11");
     world.declare(&fewer);
     let ran = world.apply();
-    let note = format!("`anklume destroy --machine {dev}` deletes it");
+    let note = format!(
+        "`anklume destroy --domain {} --machine {dev}` deletes it",
+        world.domains[1]
+    );
     assert!(ran.stderr.contains(&note), "{}", ran.stderr);
     assert!(world.exec(1, "dev", "true").0);
     // A renamed machine leaves nothing behind: its devices and sockets are those of the new name.
@@ -195,6 +198,38 @@ fn a_stopped_machine_is_started_and_one_that_is_no_longer_declared_stays() {
     assert_eq!(world.edge_devices(0, &world.machine(0, "signer")).len(), 1);
     let sockets = world.exec(1, "dev", "ls /srv/anklume/mcp").1;
     assert_eq!(sockets, "");
+    world.is_settled();
+}
+
+#[test]
+fn a_machine_that_moved_to_another_domain_is_deleted_only_where_it_was() {
+    const PLAIN: &str = r#"
+domains:
+  {a}: {subnet_id: 1, machines: {{a}-keeper: {}}}
+  {b}: {subnet_id: 2, machines: {{a}-moved: {ip: "{base}.2.20"}}}
+"#;
+    let mut world = World::new(PLAIN);
+    world.apply();
+    let moved = "{a}-moved: {ip: \"{base}.1.20\"}";
+    let text = PLAIN.replace("{a}-keeper: {}", &format!("{{a}}-keeper: {{}}, {moved}"));
+    world.declare(&text.replace("{{a}-moved: {ip: \"{base}.2.20\"}}", "{{a}-left: {}}"));
+    let ran = world.apply();
+    let name = world.machine(0, "moved");
+    let (_, command) = ran.stderr.split_once("still exists; `anklume ").unwrap();
+    let (command, _) = command.split_once('`').unwrap();
+
+    // The name alone does not say which one.
+    let both = world.run(&["destroy", "-i", &name, "--yes", "--force"]);
+    let message = format!(
+        "error: `{name}` is a machine of several domains: {}, {}\n  = help: name its domain too: `--domain DOMAIN`\n",
+        world.domains[0], world.domains[1]
+    );
+    both.is(1, "", &message);
+    let command: Vec<&str> = command.split(' ').chain(["--yes"]).collect();
+    let ran = world.run(&command);
+    assert_eq!(ran.status, 0, "{ran:?}");
+    assert!(!world.incus(1, &["info", &name]).status.success());
+    assert!(world.incus(0, &["info", &name]).status.success());
     world.is_settled();
 }
 

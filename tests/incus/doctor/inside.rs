@@ -1,6 +1,7 @@
 //! Faults inside the machines: in the program, the server, the services or the supervision.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -249,7 +250,7 @@ fn a_log_of_calls_that_was_written_anew_is_named_until_it_is_accepted() {
         ),
         (
             format!("sed -i s/push/pull/ {log}"),
-            "was altered; faults found: 1",
+            "was altered; faults found: ",
         ),
         (format!("rm {log}"), "is gone: it had "),
         // More than is ever read from one file.
@@ -266,14 +267,17 @@ fn a_log_of_calls_that_was_written_anew_is_named_until_it_is_accepted() {
         let notes = answer["notes"].to_string();
         assert!(notes.contains(said), "{notes}");
         patient.ails("audit", said);
-        let path = accept.strip_prefix("rm ").unwrap();
+        let (_, path) = accept.rsplit_once("rm ").unwrap();
         assert_eq!(
             std::fs::metadata(path).unwrap().permissions().mode() & 0o777,
             0o600
         );
-        std::fs::remove_file(path).unwrap();
-        // Start a new, complete log.
-        patient.exec(0, "signer", &format!("rm -f {log}; exit 0"));
+        let accepted = Command::new("sh").args(["-c", &accept]).status().unwrap();
+        assert!(accepted.success(), "{accept}");
+        if said.starts_with("no longer") {
+            // What is too large to be read cannot be put aside by a command that only forgets it.
+            patient.exec(0, "signer", &format!("rm {log}"));
+        }
         patient.exec(
             1,
             "dev",

@@ -62,7 +62,7 @@ fn a_name_is_a_socket_and_every_end_has_its_exit_code() {
     }
     // An argument that is missing is a usage error, and a failure of the tool is not a refusal.
     let ran = mcp(&world, &["call", "-i", "vault", "copy"]);
-    let message = "error: `copy` needs `content`\n  = help: give it as `content=VALUE`\n";
+    let message = "error: `copy` needs `content`\n  = help: write `content=VALUE`; `-` instead of a value reads stdin\n";
     ran.is(2, "", message);
     let large = format!("content={}", "x".repeat(70_000));
     let ran = mcp(&world, &["call", "-i", "vault", "copy", &large]);

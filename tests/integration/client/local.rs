@@ -92,7 +92,13 @@ fn files_of_any_size_go_in_and_come_out() {
     assert!(std::fs::read(portal.path().join("object")).unwrap() == bytes(LARGE));
     // A caller that asks for one piece gets only that piece.
     let words = ["file_provide", "path=large", "offset=1", "length=3"];
-    mcp(&words).run().answers(&STANDARD.encode([1, 2, 3]));
+    let note = format!("note: 3 of {LARGE} bytes; the rest begins at offset 4\n");
+    mcp(&words).run().is(0, &STANDARD.encode([1, 2, 3]), &note);
+    // A piece alone would be lost with the connection.
+    let ran = mcp(&["file_accept", "path=piece", "data=-", "offset=0"]).run();
+    let message = "error: a transfer in pieces ends with the connection, and so with this command\n  = help: leave out \
+        `offset` and `final`: large content is sent in pieces by itself\n";
+    ran.is(2, "", message);
 }
 
 #[test]

@@ -137,7 +137,7 @@ fn stdin_and_files_are_arguments_of_any_size() {
 "
     );
     run("text=-", &bytes).is(1, "", &message);
-    let message = "error: `nowhere` cannot be read: No such file or directory (os error 2)\n  = help: a value that begins with `@` names a file; to pass it as text: key:='\"@…\"'\n";
+    let message = "error: `nowhere` cannot be read: No such file or directory (os error 2)\n  = help: `@` before a name means a file; for text that begins with it: text:='\"@…\"'\n";
     run("text=@nowhere", &[]).is(1, "", message);
     run("-", b"[1]").is(
         2,

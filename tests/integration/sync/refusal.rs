@@ -29,7 +29,7 @@ fn a_missing_file_or_folder_is_named_with_what_to_do() {
     ran.is(
         1,
         "",
-        "error: `infra.yml` is not a folder\n  = help: move it out of the way\n",
+        "error: `infra.yml` is not a folder\n  = help: name a folder with `--base-dir`\n",
     );
 }
 

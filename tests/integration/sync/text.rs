@@ -145,7 +145,7 @@ fn a_file_that_cannot_be_kept_right_is_refused_with_its_line_and_nothing_is_writ
         ),
         (
             format!("---\n{block}\n---\nx: 1\n"),
-            "is not readable as one YAML document",
+            "contains a second YAML document",
         ),
         (
             "--- {x: 1}\n".to_owned(),
@@ -215,7 +215,7 @@ fn text_that_is_not_utf_8_is_refused() {
     ran.is(
         1,
         "",
-        "error: `host_vars/work-dev.yml` is not UTF-8: first invalid byte at position 4\n  = help: save the file as UTF-8\n",
+        "error: `host_vars/work-dev.yml` is not UTF-8: first invalid byte in line 1, at position 4 of the file\n  = help: save the file as UTF-8\n",
     );
     assert_eq!(tree(ran.folder.path()).len(), 1);
     assert_eq!(FILES_OF_ONE.len(), 4);
