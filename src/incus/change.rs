@@ -15,8 +15,10 @@ use super::{Incus, IncusError, IncusResult};
 const OPERATION_MAX: Duration = Duration::from_secs(900);
 /// Time that one request waits for an operation to finish, in seconds; shorter than any timeout.
 const WAIT_SECONDS: u64 = 10;
-/// Number of attempts at an edit that fails because of a concurrent edit, or without a message from Incus.
-const EDIT_TRIES: usize = 8;
+/// Maximum number of repetitions of an edit because of concurrent edits; each of them made one of those succeed.
+const RACES_MAX: usize = 100;
+/// Maximum number of repetitions of an edit that Incus refused without a message.
+const FAILURES_MAX: usize = 6;
 /// Maximum time to wait for a busy machine.
 const BUSY_MAX: Duration = Duration::from_secs(30);
 /// Interval for checking a busy machine.
@@ -76,13 +78,14 @@ impl Incus {
     /// Edits an object in its current state; retries after a concurrent edit or if Incus fails without a message,
     /// which happens occasionally when many devices of a machine change at the same time.
     pub(crate) async fn edit(&mut self, object: &Object, edits: &[Edit]) -> IncusResult<()> {
-        let mut tries = EDIT_TRIES;
+        // Counted apart: edits of one machine at the same time lose many races, and then Incus may still fail.
+        let (mut races, mut failures) = (0, 0);
         let mut pause = BUSY_INTERVAL;
         loop {
-            tries -= 1;
             match self.edit_once(object, edits).await {
-                Err(IncusError::Refused { code: 412, .. }) if tries > 0 => {}
-                Err(why) if is_without_message(&why) && tries > 0 => {
+                Err(IncusError::Refused { code: 412, .. }) if races < RACES_MAX => races += 1,
+                Err(why) if is_without_message(&why) && failures < FAILURES_MAX => {
+                    failures += 1;
                     tokio::time::sleep(pause).await;
                     pause *= 2;
                 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::facts::Facts;
 use crate::incus::State;
 use crate::infra::{Domain, Infra, Machine, MachineType};
+use crate::text::escaped;
 
 /// The name of this Incus among the remotes.
 const LOCAL: &str = "local";
@@ -65,7 +66,7 @@ pub(super) fn source(
             "alias": remote.alias,
         })),
         Some(Err(why)) => Err(NoImage {
-            what: format!("cannot be found: {}", why.0.escape_debug()),
+            what: format!("cannot be found: {}", escaped(&why.0)),
             help:
                 "search for it: `incus image list images:`; `incus remote list` shows the remotes"
                     .to_owned(),

@@ -37,7 +37,7 @@ use crate::services::Services;
 use crate::session::interrupt::StopSignals;
 use crate::setup::account::Account;
 use crate::setup::surroundings;
-use crate::text::first_sentence;
+use crate::text::{escaped, first_sentence};
 use crate::tool::{Display, has_gnupg};
 
 /// Threads for blocking work: twice the number of tools that one connection can run at a time.
@@ -253,7 +253,7 @@ async fn listen(
         // Does nothing if no supervisor is waiting for it.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     };
-    let complain = |text: &str| output.stderr(&format!("error: {}", text.escape_debug()));
+    let complain = |text: &str| output.stderr(&format!("error: {}", escaped(text)));
     let ended = listening.run(ready, complain).await;
     end_log(&recorder, Some(stopped()), output);
     drop(launcher);

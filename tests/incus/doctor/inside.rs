@@ -231,6 +231,30 @@ fn a_script_of_openrc_that_is_missing_or_changed_is_named_and_put_right() {
 }
 
 #[test]
+fn a_server_that_cannot_write_its_log_is_named_until_it_can() {
+    let patient = Patient::new();
+    let call = format!(
+        "anklume mcp call -i {} push path=a data:='\"aGk=\"' 2>&1",
+        patient.signer()
+    );
+    let full = "mount -t tmpfs -o size=4k none /var/log/anklume && echo x >/var/log/anklume/full";
+    patient.exec(0, "signer", full);
+    let (done, said) = patient.world.exec(1, "dev", &call);
+    assert!(!done && said.contains("cannot write its log"), "{said}");
+    let fix = patient.ails(
+        "audit",
+        "the server of {signer} cannot write its audit log, so it refuses every call; it reports: ",
+    );
+    let looked = Command::new("sh").args(["-c", &fix]).output().unwrap();
+    let looked = String::from_utf8_lossy(&looked.stdout).into_owned();
+    assert!(looked.contains("100%"), "{looked}");
+    patient.exec(0, "signer", "umount /var/log/anklume");
+    let (done, said) = patient.world.exec(1, "dev", &call);
+    assert!(done, "{said}");
+    patient.is_well();
+}
+
+#[test]
 fn a_log_of_calls_that_was_written_anew_is_named_until_it_is_accepted() {
     let patient = Patient::new();
     let log = "/var/log/anklume/audit.jsonl";

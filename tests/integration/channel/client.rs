@@ -31,6 +31,42 @@ fn mcp(world: &World, args: &[&str]) -> Ended {
 }
 
 #[test]
+fn a_file_that_does_not_fit_is_refused_before_it_is_sent() {
+    const GIB: u64 = 1024 * 1024 * 1024;
+    let world = World::new(&["{name: push, tool: file_accept, consumers: [alice]}"]);
+    let server = world.listen();
+    let world = inside_alice(world, &server);
+    let sparse = fs::File::create(world.path("sparse")).unwrap();
+    sparse.set_len(2 * GIB).unwrap();
+    // From a file, and from stdin that is one.
+    let file = format!("data=@{}", world.path("sparse").display());
+    let ran = mcp(&world, &["call", "-i", "vault", "push", "path=a", &file]);
+    let refused = format!(
+        "error: `push` failed: `incoming/alice` holds 0 bytes, and {} more would exceed its limit of {GIB}; send a smaller file\n",
+        2 * GIB
+    );
+    ran.is(1, "", &refused);
+    let log = fs::read_to_string(world.path("log/audit.jsonl")).unwrap();
+    let calls = log.lines().map(|line| serde_json::from_str(line).unwrap());
+    let calls: Vec<Value> = calls
+        .filter(|line: &Value| line["service"] == "push")
+        .collect();
+    let sent: u64 = calls
+        .iter()
+        .map(|call| call["bytes_in"].as_u64().unwrap())
+        .sum();
+    assert!(calls.len() == 1 && sent < 1024, "{calls:?}");
+    // What fits arrives.
+    let large = vec![b'x'; 9 * 1024 * 1024];
+    fs::write(world.path("large"), &large).unwrap();
+    let file = format!("data=@{}", world.path("large").display());
+    let ran = mcp(&world, &["call", "-i", "vault", "push", "path=b", &file]);
+    ran.is(0, "incoming/alice/b", "");
+    assert!(fs::read(world.path("portal/incoming/alice/b")).unwrap() == large);
+    server.end();
+}
+
+#[test]
 fn a_name_is_a_socket_and_every_end_has_its_exit_code() {
     let world = World::new(&SERVICES);
     let mut server = world.listen();

@@ -132,6 +132,38 @@ fn pieces_in_make_one_file_that_nobody_sees_before() {
 }
 
 #[test]
+fn an_announced_size_is_the_size_of_the_file_or_there_is_none() {
+    let bench = Bench::new();
+    // An empty first piece only announces it, and the content follows from the beginning.
+    bench.piece("f", 0, b"", json!({"size": 6})).unwrap();
+    bench.piece("f", 0, b"abc", json!({})).unwrap();
+    let differs = bench.piece("f", 3, b"d", json!({"size": 7})).unwrap_err();
+    assert_eq!(differs, "`size` differs from that of an earlier piece");
+    bench.piece("f", 3, b"def", json!({"final": true})).unwrap();
+    assert_eq!(fs::read(bench.portal().join("f")).unwrap(), b"abcdef");
+    // Too little, and too much.
+    bench.piece("g", 0, b"abc", json!({"size": 6})).unwrap();
+    let short = bench
+        .piece("g", 3, b"", json!({"final": true}))
+        .unwrap_err();
+    assert_eq!(
+        short,
+        "`size` differs from the size of the content, 3; nothing was written"
+    );
+    let long = bench.piece("h", 0, b"abc", json!({"size": 2})).unwrap_err();
+    assert_eq!(
+        long,
+        "the content has more than the announced 2 bytes; nothing was written"
+    );
+    // More than any disk holds.
+    let huge = json!({"size": 9_007_199_254_740_991_u64});
+    let huge = bench.piece("i", 0, b"", huge).unwrap_err();
+    let begin = "9007199254740991 bytes do not fit: the portal's disk has ";
+    assert!(huge.starts_with(begin) && huge.ends_with(" left"), "{huge}");
+    assert_eq!(bench.entries(), 1);
+}
+
+#[test]
 fn pieces_die_with_their_connection() {
     let bench = Bench::new();
     bench.piece("f", 0, b"abc", json!({})).unwrap();
