@@ -29,7 +29,7 @@ pub const SIGN_MAX: u64 = 4 * 1024 * 1024 * 1024;
 /// Largest integer that every JSON reader represents exactly (2^53 - 1).
 const EXACT_MAX: u64 = 9_007_199_254_740_991;
 
-/// Regular expression of the key ids that [`check_some`] accepts.
+/// Regular expression for the key ids that [`check_some`] accepts.
 const KEY_ID: &str = "^(0x)?([0-9A-Fa-f]{16}|[0-9A-Fa-f]{40}|[0-9A-Fa-f]{64})!?$\
     |^<[A-Za-z0-9._+-]{1,128}@[A-Za-z0-9._+-]{1,128}>$";
 

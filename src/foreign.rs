@@ -50,11 +50,11 @@ enum TextKind {
     Offered,
     /// A services file, to be summarized.
     Services,
-    /// Without text: begins a log that must contain the line with this hash.
+    /// Without text: starts verifying a log that must contain the line with this hash.
     Log(Option<String>),
     /// The next file of that log.
     LogFile,
-    /// Without text: ends that log.
+    /// Without text: finishes verifying that log.
     LogEnd,
 }
 
@@ -155,7 +155,7 @@ pub(crate) struct LogSeen {
 pub(crate) struct LogWalk(Verifier);
 
 impl LogWalk {
-    /// Begins a log that must contain the line with this hash.
+    /// Starts verifying a log that must contain the line with this hash.
     pub(crate) fn new(head: Option<String>) -> Self {
         Self(Verifier::new(head))
     }
@@ -228,7 +228,7 @@ impl Reader {
         self.read(TextKind::Services, text).await
     }
 
-    /// Begins a log that must contain the line with this hash.
+    /// Starts verifying a log that must contain the line with this hash.
     pub(crate) async fn log(&self, head: Option<String>) -> Result<(), ForeignError> {
         self.ask(TextKind::Log(head), &[]).await.map(drop)
     }
@@ -238,7 +238,7 @@ impl Reader {
         self.ask(TextKind::LogFile, file).await.map(drop)
     }
 
-    /// Ends the log.
+    /// Finishes verifying the log.
     pub(crate) async fn log_end(&self) -> Result<LogSeen, ForeignError> {
         let seen = self.read(TextKind::LogEnd, &[]).await?;
         seen.ok_or(ForeignError::Died)

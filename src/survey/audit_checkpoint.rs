@@ -138,7 +138,7 @@ enum Checked {
     },
     Missing,
     Altered(String),
-    /// It is no chain, so it cannot be accepted as it is.
+    /// It is not a chain, so it cannot be accepted as it is.
     Faulty(String),
 }
 

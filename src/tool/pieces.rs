@@ -1,6 +1,6 @@
 //! Transfers that span several calls on one connection: in order, one piece at a time, a few transfers at once.
 //!
-//! A piece that does not fit is refused and the transfer continues; only a second first piece ends it, so that pieces
+//! A piece out of order is refused and the transfer continues; only a second first piece ends it, so that pieces
 //! from two senders never mix under one name.
 
 use std::collections::HashMap;
@@ -190,7 +190,7 @@ pub(super) fn contradicts(name: &str) -> ToolError {
 /// Formats the progress of a transfer, for its caller.
 pub(super) fn progress(size: u64) -> String {
     format!(
-        "{} received; the next piece begins there",
+        "{} received; the next piece begins at that offset",
         text::bytes(size)
     )
 }

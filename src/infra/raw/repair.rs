@@ -351,7 +351,7 @@ fn closing(lines: &[&str]) -> String {
     open.into_iter().rev().collect()
 }
 
-/// Keeps track of what closes the open brackets; returns the place of the first closing bracket that does not fit.
+/// Keeps track of what closes the open brackets; returns the place of the first closing bracket that does not match.
 fn brackets(line: &str, open: &mut Vec<char>) -> Option<usize> {
     let (mut quote, mut before, mut misfit) = (None, ' ', None);
     for (at, character) in line.char_indices() {

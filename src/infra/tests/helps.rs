@@ -1,4 +1,4 @@
-//! Tests that every help leads on: it was tried on a fault, and following it mends the fault.
+//! Tests that every help text is useful: each is tried on a fault, and following it fixes the fault.
 
 use super::parse;
 use crate::diagnostic::{Diagnostic, Faults, Severity};
@@ -6,7 +6,7 @@ use crate::infra::findings::Code;
 
 use Around::{Domain, File, Machine, Service, Top};
 
-/// What surrounds the text of a row.
+/// The part of the file around a row's text.
 #[derive(Debug, Clone, Copy)]
 enum Around {
     /// Nothing.
@@ -54,10 +54,10 @@ const WITHOUT_ROW: &[(Code, &str)] = &[
     (Code::NotAFile, "a file on disk"),
     (Code::TooLarge, "a file on disk"),
     (Code::Unreadable, "a file on disk"),
-    (Code::NotUtf8, "bytes that are no text"),
+    (Code::NotUtf8, "bytes that are not text"),
     (
         Code::DuplicateDomain,
-        "two files of a folder; in one file, it is `duplicate-key`",
+        "two files in a folder; in one file, it is `duplicate-key`",
     ),
     (Code::TooManyValues, "two million values"),
     (Code::TooManyFindings, "ten thousand findings"),
@@ -762,11 +762,11 @@ domains: {anklume: {subnet_id: 0, machines: {db: {ip: 10.100.0.5}}}}
     (Service, Code::InvalidArgument, "with: {key_id: 1234567890123456}", r#"YAML reads a number or Boolean here; quote it to make it text: `"1234567890123456"`"#, r#"with: {key_id: "1234567890123456"}"#),
     (Service, Code::InvalidArgument, "with: {key_ids: 5}", "correct the argument, or remove it from `with`", "consumers: []"),
     (Machine, Code::PrivilegedEnd, "config: {security.privileged: true}, services: [{name: s, tool: gpg_sign, consumers: [web]}]", "remove `security.privileged`, or the services that it offers and calls: its root is the host's root", "services: [{name: s, tool: gpg_sign, consumers: [web]}]"),
-    (Machine, Code::PrivilegedContainer, "config: {security.privileged: true}", "remove `security.privileged`, or write `type: vm`: its root is the host's root", "config: {}"),
+    (Machine, Code::PrivilegedContainer, "config: {security.privileged: true}", "remove `security.privileged`, or write `type: vm`: the container's root is the host's root", "config: {}"),
     (Machine, Code::ReservedDeviceName, "devices: {mcp-0123456789abcdef: {type: none}}", "`mcp-` followed by 16 hexadecimal digits is reserved for anklume: choose another name", "devices: {data: {type: none}}"),
     (Machine, Code::ProxyIntoChannels, r#"devices: {p: {type: proxy, listen: "unix:/run/anklume/mcp/x", connect: "tcp:127.0.0.1:80"}}"#, "choose a path outside of /var/lib/anklume, /run/anklume/mcp, /srv/anklume/mcp: only `services` declares channels", r#"devices: {p: {type: proxy, listen: "unix:/run/x", connect: "tcp:127.0.0.1:80"}}"#),
     (Machine, Code::ProxyIntoSharedFolder, r#"devices: {d: {type: disk, source: /srv/data, path: /data}, p: {type: proxy, connect: "tcp:127.0.0.1:80", listen: "unix:/srv/data/x"}}"#, "choose a path that no machine may write to: it could put a link to any host socket there", r#"devices: {d: {type: disk, source: /srv/data, path: /data}, p: {type: proxy, connect: "tcp:127.0.0.1:80", listen: "unix:/run/x"}}"#),
-    (Machine, Code::SourceInSharedFolder, "devices: {d: {type: disk, source: /srv/data, path: /data}, e: {type: disk, source: /srv/data/e, path: /e}}", "share folders of which none contains another, or let no machine write the outer one (`ro`, `readonly: true`): it could put a link to any host folder there", "devices: {d: {type: disk, source: /srv/data, path: /data, readonly: true}, e: {type: disk, source: /srv/data/e, path: /e}}"),
+    (Machine, Code::SourceInSharedFolder, "devices: {d: {type: disk, source: /srv/data, path: /data}, e: {type: disk, source: /srv/data/e, path: /e}}", "share folders that do not contain each other, or let no machine write the outer one (`ro`, `readonly: true`): it could put a link to any host folder there", "devices: {d: {type: disk, source: /srv/data, path: /data, readonly: true}, e: {type: disk, source: /srv/data/e, path: /e}}"),
     (Machine, Code::SourceInSharedFolder, "devices: {d: {type: disk, source: /proc/1, path: /data}}", "choose a path outside of /proc: a machine could put a link to any host folder there", "devices: {d: {type: disk, source: /srv/data, path: /data}}"),
     (Machine, Code::DeviceSharesChannels, "devices: {d: {type: disk, source: /var/lib, path: /data}}", "share a folder that neither contains /var/lib/anklume nor lies in it", "devices: {d: {type: disk, source: /srv/data, path: /data}}"),
     (Machine, Code::DiskOverAnklume, "devices: {d: {type: disk, source: /srv/data, path: /opt}}, services: [{name: s, tool: gpg_sign, consumers: [web]}]", "choose a path that is neither above nor below /run/anklume, /srv/anklume, /opt/anklume, /etc/anklume", "devices: {d: {type: disk, source: /srv/data, path: /data}}, services: [{name: s, tool: gpg_sign, consumers: [web]}]"),

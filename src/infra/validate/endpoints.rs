@@ -131,7 +131,7 @@ fn check_privileged(
         let message = format!("{name} is a privileged container");
         findings
             .warning(Code::PrivilegedContainer, at, message)
-            .help("remove `security.privileged`, or write `type: vm`: its root is the host's root");
+            .help("remove `security.privileged`, or write `type: vm`: the container's root is the host's root");
     }
 }
 
@@ -203,7 +203,7 @@ impl Host {
                     "choose a path outside of {folder}: a machine could put a link to any host folder there"
                 )
             } else {
-                "share folders of which none contains another, or let no machine write the outer one \
+                "share folders that do not contain each other, or let no machine write the outer one \
                  (`ro`, `readonly: true`): it could put a link to any host folder there"
                     .to_owned()
             };

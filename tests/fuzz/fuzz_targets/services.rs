@@ -1,4 +1,4 @@
-//! Reads a services file by any author.
+//! Reads a services file that anybody may have written.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| anklume::fuzzing::services(bytes));

@@ -299,7 +299,7 @@ fn a_log_of_calls_that_was_written_anew_is_named_until_it_is_accepted() {
         let accepted = Command::new("sh").args(["-c", &accept]).status().unwrap();
         assert!(accepted.success(), "{accept}");
         if said.starts_with("no longer") {
-            // What is too large to be read cannot be put aside by a command that only forgets it.
+            // This log is too large to read: the command only forgets the record, and the log itself stays.
             patient.exec(0, "signer", &format!("rm {log}"));
         }
         patient.exec(

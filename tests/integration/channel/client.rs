@@ -56,7 +56,7 @@ fn a_file_that_does_not_fit_is_refused_before_it_is_sent() {
         .map(|call| call["bytes_in"].as_u64().unwrap())
         .sum();
     assert!(calls.len() == 1 && sent < 1024, "{calls:?}");
-    // What fits arrives.
+    // Content within the limit arrives.
     let large = vec![b'x'; 9 * 1024 * 1024];
     fs::write(world.path("large"), &large).unwrap();
     let file = format!("data=@{}", world.path("large").display());

@@ -334,7 +334,7 @@ fn pieces_make_one_signature() {
     let first = piece(0, &whole[..1_000_000], false).unwrap();
     assert_eq!(
         first.text,
-        "1000000 bytes received; the next piece begins there"
+        "1000000 bytes received; the next piece begins at that offset"
     );
     assert_eq!(
         Value::Object(first.structured),

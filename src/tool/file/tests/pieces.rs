@@ -84,7 +84,7 @@ fn pieces_in_make_one_file_that_nobody_sees_before() {
         .unwrap();
     assert_eq!(
         first.text,
-        "100000 bytes received; the next piece begins there"
+        "100000 bytes received; the next piece begins at that offset"
     );
     assert_eq!(
         first.structured,
@@ -281,7 +281,10 @@ fn a_file_that_changes_between_the_pieces_is_an_error() {
 fn one_byte_is_one_byte() {
     let bench = Bench::new();
     let taken = bench.piece("f", 0, b"x", json!({})).unwrap();
-    assert_eq!(taken.text, "1 byte received; the next piece begins there");
+    assert_eq!(
+        taken.text,
+        "1 byte received; the next piece begins at that offset"
+    );
     bench.piece("f", 1, b"", json!({"final": true})).unwrap();
     assert_eq!(
         bench.read_piece("f", 2, 1).unwrap_err(),
