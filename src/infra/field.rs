@@ -12,8 +12,17 @@ use super::findings::{At, Code, Findings};
 use super::raw::{Entry, Node, NodeKind, Reading};
 use crate::diagnostic::{Severity, quote, verbatim};
 
-use wrong::{A_MAP, Expected, domain_help, is_decimal, wrong_type};
+use wrong::{A_MAP, Expected, is_decimal, misplaced, with_space, wrong_type};
 pub(super) use wrong::{wrong_entry, wrong_item};
+
+/// Sections, and keys that belong there and not where people write them.
+const HOMES: [(&str, &[&str]); 5] = [
+    ("a machine", &["services", "mcp"]),
+    ("a service", &["consumers", "tool", "with", "limits"]),
+    ("a domain", &["machines"]),
+    ("`global`", &["default_os_image", "base_subnet"]),
+    ("`global`", &["addressing", "firewall_mode"]),
+];
 
 /// A section's map.
 #[derive(Debug, Clone, Copy)]
@@ -49,15 +58,19 @@ impl<'t, 'a> Fields<'t, 'a> {
         findings: &mut Findings,
     ) -> Option<Self> {
         let key = entry.key.text.as_ref();
-        let is_map = matches!(entry.value.kind, NodeKind::Map(_)) || is_null(&entry.value);
-        if is_map || !keys.contains(&key) {
+        let is_known = |own: &Entry<'_>| keys.contains(&own.key.text.as_ref());
+        let is_named = match &entry.value.kind {
+            NodeKind::Map(own) => own.is_empty() || own.iter().any(is_known),
+            _ => is_null(&entry.value),
+        };
+        if is_named || !keys.contains(&key) && home_of(key).is_none() {
             return Self::of(entry, findings);
         }
-        if let Some(finding) = wrong_entry(entry, A_MAP, findings) {
-            finding.help(format!(
-                "indent this line below the name: `{key}` is a key of {owner}"
-            ));
-        }
+        let home = home_of(key).unwrap_or(owner);
+        let message = format!("`{key}` is a key of {home}, but is in the place of a name");
+        let help = format!("indent this line below the name: `{key}` is a key of {home}");
+        let finding = findings.error(Code::WrongType, entry.at, message);
+        finding.help(help);
         None
     }
 
@@ -105,13 +118,16 @@ impl<'t, 'a> Fields<'t, 'a> {
                 continue;
             }
             let message = format!("{} is not a key of {section}", quote(key));
-            let severity = if self.strict {
+            let severity = if self.strict || grants(key, &entry.value) {
                 Severity::Error
             } else {
                 Severity::Warning
             };
-            let help = if let Some(help) = domain_help(entry, keys) {
-                help.to_owned()
+            let help = if let Some(help) = misplaced(entry, keys).or_else(|| with_space(&entry.key))
+            {
+                help
+            } else if let Some(home) = home_of(key) {
+                format!("it is a key of {home}: move it there")
             } else if let Some(near) = findings.closest(key, keys.iter().copied()) {
                 format!("did you mean `{near}`?")
             } else {
@@ -341,6 +357,23 @@ impl<'t, 'a> Fields<'t, 'a> {
         }
         Some(written)
     }
+}
+
+/// Returns the section to which a key belongs that is written elsewhere.
+fn home_of(key: &str) -> Option<&'static str> {
+    let home = HOMES.iter().find(|(_, keys)| keys.contains(&key));
+    home.map(|(home, _)| *home)
+}
+
+/// Returns whether a key, or one below it, grants something: where it is unknown, it must not just be ignored.
+fn grants(key: &str, value: &Node<'_>) -> bool {
+    let below = |entry: &Entry<'_>| grants(&entry.key.text, &entry.value);
+    home_of(key).is_some_and(|home| home != "`global`")
+        || match &value.kind {
+            NodeKind::Map(entries) => entries.iter().any(below),
+            NodeKind::List(items) => items.iter().any(|item| grants("", item)),
+            _ => false,
+        }
 }
 
 /// Bytes in a mebibyte.

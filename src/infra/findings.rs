@@ -6,6 +6,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 
 use super::Unapplied;
+use super::raw::repair::LOOKALIKE;
 use crate::diagnostic::{Diagnostic, Faults, Place, Severity, Source, codes};
 use crate::name::closest;
 
@@ -165,16 +166,24 @@ impl Findings {
         }
         let budget = self.comparisons;
         let mut compared = 0;
+        let (text, mut swapped) = (text.to_lowercase(), None);
         let near = closest(
-            text,
+            &text,
             candidates
                 .into_iter()
                 .take(budget)
                 .inspect(|_| compared += 1)
-                .filter(|candidate| candidate.len() <= COMPARED_MAX),
+                .filter(|candidate| candidate.len() <= COMPARED_MAX)
+                .inspect(|near| {
+                    if strsim::osa_distance(&text, near) == 1
+                        && strsim::hamming(&text, near) == Ok(2)
+                    {
+                        swapped = Some(*near);
+                    }
+                }),
         );
         self.comparisons -= compared;
-        near
+        swapped.or(near)
     }
 
     /// Takes this many comparisons from the budget; returns false if too few are left.
@@ -201,6 +210,13 @@ impl Findings {
             .sort_by_key(|(at, _)| (at.file, at.start, at.line, at.column));
         // A fault in a shared volume is found once for each of its machines.
         self.found.dedup();
+        for (_, finding) in &mut self.found {
+            let place = finding.place.as_ref();
+            let marked = place.and_then(|place| place.source.text.get(place.bytes.start..));
+            if marked.is_some_and(|text| text.starts_with(['“', '‘', '\u{a0}'])) {
+                finding.help(LOOKALIKE);
+            }
+        }
         let mut all: Vec<Diagnostic> = self.found.into_iter().map(|(_, finding)| finding).collect();
         if self.beyond > 0 {
             all.push(too_many(self.beyond));

@@ -4,7 +4,7 @@
 //! aliases, merge keys, tags, a second document, depth bombs) are findings here; `validate` interprets the keys.
 //! Reads events instead of serde types, so that a wrong type is just another finding and does not stop the reading.
 
-mod repair;
+pub(super) mod repair;
 mod shape;
 
 use std::borrow::Cow;
@@ -158,7 +158,7 @@ impl<'a> Builder<'a, '_> {
         }
         let message = "a second YAML document begins here";
         self.findings.error(Code::SecondDocument, at, message).help(
-            "remove this line, and write each top-level key only once: one file is one document",
+            "remove the line `---` or `...`, and write each top-level key only once: one file is one document",
         );
         Err(Stopped)
     }
@@ -324,13 +324,17 @@ impl<'a> Builder<'a, '_> {
     /// Reports duplicate keys in a map, and keeps the first of each.
     fn without_duplicates(&mut self, mut entries: Vec<Entry<'a>>) -> Vec<Entry<'a>> {
         let repeated = repeated_keys(&entries);
+        let in_list = matches!(self.frames.last(), Some(ParserFrame::List { .. }));
+        let item =
+            (in_list && repeated.len() > 1).then_some(", or begin a second list item with `-`");
+        let next = format!("keep one of them{}", item.unwrap_or_default());
         for (first, second) in &repeated {
             if let (Some(first), Some(second)) = (entries.get(*first), entries.get(*second)) {
                 let message = format!("{} is already a key of this map", quote(&second.key.text));
                 let line = self.findings.short(first.at);
                 self.findings
                     .error(Code::DuplicateKey, second.at, message)
-                    .help(format!("the first one is at {line}; keep one of them"));
+                    .help(format!("the first one is at {line}; {next}"));
             }
         }
         let mut repeated = repeated.iter().map(|(_, second)| *second).peekable();

@@ -22,12 +22,12 @@ use super::open::{FileRole, InfraFile};
 use super::raw::{self, Entry, Node, NodeKind, Reading};
 use super::{Domain, Infra, Machine, TrustLevel};
 use crate::diagnostic::{Diagnostic, Faults, quote};
-use crate::name::NameFault;
+use crate::name::{MachineName, NameFault};
 use devices::PlacedDevice;
 use global::GlobalSettings;
 
 /// Top-level keys of the file.
-const TOP: [&str; 5] = [
+pub(super) const TOP: [&str; 5] = [
     "project_name",
     "global",
     "domains",
@@ -158,6 +158,7 @@ impl<'t> Names<'t> {
     /// Reports a name that is neither a domain's nor a machine's; `otherwise` is the help if no name is similar.
     fn unknown(&self, name: &str, at: At, otherwise: &str, findings: &mut Findings) {
         let all = self.domains.keys().copied().chain(self.machine_names());
+        let all = all.filter(|name| name.parse::<MachineName>().is_ok());
         let help = match findings.closest(name, all) {
             Some(near) => format!("did you mean {}?", quote(near)),
             None => otherwise.to_owned(),

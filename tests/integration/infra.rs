@@ -63,7 +63,7 @@ error[missing-key]: the service has no `tool`
    |
 10 |           - name: file_sign
    |             ^^^^
-   = help: add `tool:` with one of: gpg_sign, clipboard_get, clipboard_set, file_accept, file_provide
+   = help: add `tool:` with one of: gpg_sign, clipboard_get, clipboard_set, file_accept, file_provide; only a service's first key has a `-`
 
 error[duplicate-service]: service `file_sign` is already on this machine
   --> infra.yml:10:19
@@ -77,14 +77,14 @@ error[missing-key]: the service has no `name`
    |
 11 |           - tool: gpg_sign
    |             ^^^^
-   = help: add the name that consumers call, such as `name: file_sign`
+   = help: add the name that consumers call, such as `name: file_sign`; only a service's first key has a `-`
 
 error[wrong-type]: a service is text, but must be a map of keys and values
   --> infra.yml:12:13
    |
 12 |           - file_sign
    |             ^^^^^^^^^
-   = help: write its keys and values, such as `{name: file_sign, tool: gpg_sign}`
+   = help: indent consumers below `consumers:`, or write a service, such as `{name: file_sign, tool: gpg_sign}`
 
 6 errors
 ";

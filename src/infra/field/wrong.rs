@@ -158,6 +158,9 @@ fn example(what: Expected<'_>) -> String {
         (Expected::Key(..), Some((key, example))) => {
             format!("write its keys and values, such as `{key}: {example}`")
         }
+        (Expected::Item("a service"), Some((_, example))) => {
+            format!("indent consumers below `consumers:`, or write a service, such as `{example}`")
+        }
         (Expected::Item(_), Some((_, example))) => {
             format!("write its keys and values, such as `{example}`")
         }
@@ -169,7 +172,7 @@ fn example(what: Expected<'_>) -> String {
 }
 
 /// Corrects `key:value`.
-fn with_space(scalar: &Scalar<'_>) -> Option<String> {
+pub(super) fn with_space(scalar: &Scalar<'_>) -> Option<String> {
     let (key, value) = scalar.text.split_once(':').filter(|_| scalar.plain)?;
     let corrected = format!("{}: {value}", key.trim_end());
     (!value.is_empty()).then(|| shown("put a space after the colon", &corrected))
@@ -178,11 +181,12 @@ fn with_space(scalar: &Scalar<'_>) -> Option<String> {
 /// Tells how to write one value as a list.
 fn one_as_list(scalar: &Scalar<'_>, what: Expected<'_>) -> String {
     let text = scalar.text.as_ref();
-    let after_dash = text.strip_prefix('-').filter(|_| scalar.plain);
-    if let Some(first) = after_dash.and_then(|rest| rest.split(" -").next())
+    let text = text.trim_matches(['(', ')']);
+    let after_dash = text.strip_prefix(['-', '•', '–']).filter(|_| scalar.plain);
+    if let Some(first) = after_dash.and_then(|rest| rest.split_whitespace().next())
         && !first.starts_with(|c: char| c.is_ascii_digit())
     {
-        return shown("put a space after each `-`", &format!("- {first}"));
+        return shown("begin each item with `- `", &format!("- {first}"));
     }
     if let Expected::Key(name @ ("services" | "network_policies"), _) = what
         && let Some((_, example)) = EXAMPLES.iter().find(|(key, _)| *key == name)
@@ -224,14 +228,15 @@ fn as_map(items: &[Node<'_>], what: Expected<'_>) -> String {
     };
     match &first.kind {
         NodeKind::Map(entries) => {
-            let name = entries.iter().find(|entry| entry.key.text == "name");
+            let mut names = entries.iter().filter(|_| matches!(what, Expected::Key(..)));
+            let name = names.find(|entry| entry.key.text == "name");
             match name.map(|entry| &entry.value.kind) {
                 Some(NodeKind::Scalar(name)) => format!(
                     "use the names as keys: {} instead of {}",
                     quote(&format!("{}:", name.text)),
                     quote(&format!("- name: {}", name.text))
                 ),
-                _ => "remove the list around the keys: the `-` before each, or `[` and `]`"
+                _ => "remove the list around the keys: the `-` before each, or write `{…}` instead of `[…]`"
                     .to_owned(),
             }
         }
@@ -261,15 +266,22 @@ fn as_map(items: &[Node<'_>], what: Expected<'_>) -> String {
     }
 }
 
-/// Returns the help for a domain in place of a key of the file.
-pub(super) fn domain_help(entry: &Entry<'_>, keys: &[&str]) -> Option<&'static str> {
+/// Returns the help for a domain or a machine in place of a key, or for a service's name as its key.
+pub(super) fn misplaced(entry: &Entry<'_>, keys: &[&str]) -> Option<String> {
     let NodeKind::Map(entries) = &entry.value.kind else {
         return None;
     };
-    let is_domain =
-        |entry: &Entry<'_>| ["subnet_id", "machines"].contains(&entry.key.text.as_ref());
-    (keys.contains(&"domains") && entries.iter().any(is_domain))
-        .then_some("indent it below `domains`: it looks like a domain")
+    if keys.contains(&"tool") {
+        return Some("write `name:` before this name, and no `:` after it".to_owned());
+    }
+    let has = |key: &&str| entries.iter().any(|entry| entry.key.text == *key);
+    let (below, marks) = if keys.contains(&"domains") {
+        ("domains", ["subnet_id", "machines"].as_slice())
+    } else {
+        ("machines", &["ip", "type", "services", "mcp"][..])
+    };
+    (keys.contains(&below) && marks.iter().any(has))
+        .then(|| format!("indent it below a line `{below}:`: it looks like one of them"))
 }
 
 pub(super) fn is_decimal(text: &str) -> bool {

@@ -3,10 +3,38 @@
 use granit_parser::{Marker, Parser, ScanError};
 
 use crate::diagnostic::verbatim;
+use crate::infra::validate::TOP;
 
 /// The next step if no suggestion works.
 const LOOK: &str =
     "check the indentation, quotes and brackets of this line and of the lines above it";
+const BACKTICKS: &str = "remove the lines that begin with three backticks";
+const CONFLICT: &str = "remove the lines that begin with `<<<<<<<`, `=======` and `>>>>>>>`, and keep one version of the lines that they enclose";
+pub(in crate::infra) const LOOKALIKE: &str =
+    "write straight quotes (`\"`) for “ and ”, and a space for each no-break space (U+00A0)";
+const DASH: &str = "remove the `-` if this is a key, or begin all items of the list with `-`";
+const NO_KEY: &str = "if it continues the value above, indent it deeper than that key; otherwise remove what is neither a key nor a list item";
+/// What people write by mistake (`\n`: at the beginning of a line), what YAML accepts in its place, and the help.
+const SLIPS: &[(&str, &str, &str)] = &[
+    ("\n```", "#", BACKTICKS),
+    ("\n<<<<<<<", "#", CONFLICT),
+    ("\n=======", "#", CONFLICT),
+    ("\n>>>>>>>", "#", CONFLICT),
+    ("\n//", "#", "begin the comment with `#`"),
+    ("\n;", "#", "begin the comment with `#`"),
+    ("\n• ", "- ", "begin the list item with `-`"),
+    ("\n– ", "- ", "begin the list item with `-`"),
+    ("\n* ", "- ", "begin the list item with `-`"),
+    ("\n- - ", "- ", "remove the second `-`"),
+    ("\n-", "- ", "put a space after the `-`"),
+    (": - ", ": #", "put the `-` on a new line below the key"),
+    ("=", ": ", "write `:` instead of `=`"),
+    ("\u{a0}", " ", LOOKALIKE),
+    ("“", "\"", LOOKALIKE),
+    (",,", ",", "remove the extra comma"),
+    ("[,", "[", "remove the extra comma"),
+    ("\\", "\\\\", "double each `\\`, or use single quotes"),
+];
 /// Maximum number of lines over which a bracket is searched that is still open.
 const OPEN_MAX: usize = 50;
 
@@ -43,10 +71,15 @@ pub(super) fn suggestion(text: &str, marker: &Marker) -> String {
     if indent.contains('\t') {
         return "indent with spaces: YAML allows no tabs there".to_owned();
     }
+    if indent.is_empty() && text.starts_with(' ') {
+        return "write `domains:` above the first line, or do not indent it".to_owned();
+    }
     let tries = (TRIED_MAX / text.len().max(1)).max(3);
     let mut repairs = broken.repairs().take(tries);
     let found = repairs.find(|repair| broken.is_solved_by(repair));
-    found.map_or_else(|| LOOK.to_owned(), |repair| repair.help)
+    let is_item = broken.line(broken.here).trim_start().starts_with("- ");
+    let look = if is_item { DASH } else { LOOK };
+    found.map_or_else(|| look.to_owned(), |repair| repair.help)
 }
 
 impl<'a> BrokenText<'a> {
@@ -90,13 +123,14 @@ impl<'a> BrokenText<'a> {
             .chain([self.here])
             .filter_map(|index| self.unclosed_bracket(index));
         in_line
+            .chain(near().flat_map(|index| self.slips(index)))
             .chain(quotes)
             .chain(near().filter_map(|index| self.space_after_colon(index)))
             .chain(self.in_flow())
             .chain(brackets)
             .chain(self.quoted())
-            .chain(self.in_block_text())
             .chain(near().filter_map(|index| self.colon(index)))
+            .chain(self.outdented())
             .chain(self.indented())
     }
 
@@ -111,7 +145,8 @@ impl<'a> BrokenText<'a> {
         } else {
             format!(" in line {}", index + 1)
         };
-        let part = verbatim(part.trim()).map_or(String::new(), |part| format!(": {part}"));
+        let part = verbatim(part.trim()).filter(|part| part != "``");
+        let part = part.map_or(String::new(), |part| format!(": {part}"));
         Repair {
             help: format!("{how}{line}{part}"),
             index,
@@ -132,10 +167,6 @@ impl<'a> BrokenText<'a> {
             corrected,
         };
         let mut repairs = Vec::new();
-        if self.line(self.here).starts_with("```") {
-            let help = "remove the lines that begin with three backticks";
-            repairs.push(repair(help.to_owned(), String::new()));
-        }
         let mut rest = self.after.chars();
         if rest.next().is_some_and(char::is_control) {
             let corrected = [self.before, rest.as_str()].concat();
@@ -157,6 +188,17 @@ impl<'a> BrokenText<'a> {
             repairs.push(self.whole(&help, self.here, corrected));
         }
         repairs
+    }
+
+    /// Corrections of what YAML reports as something else.
+    fn slips(&self, index: usize) -> impl Iterator<Item = Repair> {
+        let (indent, content) = split_indent(self.line(index));
+        let line = format!("\n{}", content.replace('”', "“"));
+        SLIPS.iter().filter_map(move |(slip, instead, help)| {
+            let corrected = line.contains(slip).then(|| line.replace(slip, instead))?;
+            let corrected = format!("{indent}{}", corrected.trim_start_matches('\n'));
+            Some(self.shown(help, index, corrected, ""))
+        })
     }
 
     /// A value that begins with a quote and does not end with it.
@@ -238,18 +280,29 @@ impl<'a> BrokenText<'a> {
         Some(self.whole("put the value in quotes", self.here, corrected))
     }
 
-    /// A text after `|` or `>` that is not indented.
-    fn in_block_text(&self) -> Option<Repair> {
-        let above = self.line(self.above?);
-        let begins = |mark| above.trim_end_matches(['-', '+']).ends_with(mark);
-        let deeper = width(above) + 2;
-        (begins(" |") || begins(" >")).then(|| self.at_width(deeper, ""))
+    /// A colon after a name that has lines of its own; any other line without a colon is no key.
+    fn colon(&self, index: usize) -> Option<Repair> {
+        let (line, next) = (self.line(index).trim_end(), self.line(index + 1));
+        let has_lines = width(next) > width(line) || next.trim_start().starts_with("- ");
+        if line.contains(':') {
+            None
+        } else if has_lines && !line.trim_start().contains(' ') {
+            Some(self.whole("end the key with a colon", index, format!("{line}:")))
+        } else {
+            Some(self.shown(NO_KEY, index, "#".to_owned(), ""))
+        }
     }
 
-    fn colon(&self, index: usize) -> Option<Repair> {
-        let line = self.line(index).trim_end();
-        (!line.contains(':'))
-            .then(|| self.whole("end the key with a colon", index, format!("{line}:")))
+    /// A line above that is too far to the left: a domain, or the first line below a key.
+    fn outdented(&self) -> Option<Repair> {
+        let own = width(self.line(self.here));
+        let above = (0..self.here).rev().map(|index| (index, self.line(index)));
+        let mut above = above.filter(|(_, line)| line.trim_start().starts_with(|c| c != '#'));
+        let (index, line) = above.find(|(_, line)| width(line) < own)?;
+        let (_, before) = above.next()?;
+        let is_domain = width(line) == 0 && !TOP.iter().any(|key| line.starts_with(key));
+        let is_first = width(line) == width(before) && before.trim_end().ends_with(':');
+        (is_domain || is_first).then(|| self.at_width(index, own))
     }
 
     /// The line with the indentation of a line above it, the most similar one first.
@@ -261,40 +314,29 @@ impl<'a> BrokenText<'a> {
         for index in (0..=above).rev() {
             let (width, (_, content)) = (width(self.line(index)), split_indent(self.line(index)));
             let is_outer = widths.last().is_none_or(|last| width < *last);
-            if !content.is_empty() && !content.starts_with('#') && is_outer {
+            let is_like = content.contains(':') == self.line(self.here).contains(':');
+            if !content.is_empty() && !content.starts_with('#') && is_outer && is_like {
                 // The keys of a list item follow its first one.
                 widths.extend(content.starts_with("- ").then_some(width + 2));
                 widths.push(width);
             }
         }
         let own = width(self.line(self.here));
-        widths.retain(|width| *width != own);
+        widths.retain(|width| (1..=4).contains(&width.abs_diff(own)));
         widths.sort_by_key(|width| width.abs_diff(own));
-        let above = width(self.line(above));
-        let like = |width| {
-            if width == above {
-                ", like the one above"
-            } else {
-                ""
-            }
-        };
         let widths = widths.into_iter().take(6);
-        widths
-            .map(|width| self.at_width(width, like(width)))
-            .collect()
+        let repairs = widths.map(|width| self.at_width(self.here, width));
+        repairs.collect()
     }
 
-    fn at_width(&self, width: usize, like: &str) -> Repair {
-        let (_, content) = split_indent(self.line(self.here));
-        Repair {
-            help: match width {
-                0 => format!("do not indent this line{like}"),
-                1 => format!("indent this line with 1 space{like}"),
-                _ => format!("indent this line with {width} spaces{like}"),
-            },
-            index: self.here,
-            corrected: " ".repeat(width) + content,
-        }
+    fn at_width(&self, index: usize, width: usize) -> Repair {
+        let (_, content) = split_indent(self.line(index));
+        let how = match width {
+            0 => "do not indent the text".to_owned(),
+            1 => "indent the text with 1 space".to_owned(),
+            _ => format!("indent the text with {width} spaces"),
+        };
+        self.shown(&how, index, " ".repeat(width) + content, "")
     }
 
     /// Returns whether the text is read beyond the line with the error.

@@ -75,6 +75,20 @@ fn following_a_help_mends_the_fault() {
 }
 
 #[test]
+fn following_a_help_mends_an_edit() {
+    for (code, old, wrong, help, corrected) in EDITS {
+        assert!(SERVICES.contains(old), "{old}");
+        let after = match code {
+            Code::YamlSyntax => "; nothing after this point was read, so there may be more errors",
+            _ => "",
+        };
+        let faulty = SERVICES.replacen(old, wrong, 1);
+        let corrected = SERVICES.replacen(old, corrected, 1);
+        mends(*code, &faulty, &format!("{help}{after}"), &corrected);
+    }
+}
+
+#[test]
 fn every_code_has_a_row_or_a_reason() {
     for code in Code::ALL {
         let has_row = ROWS.iter().any(|(_, of_row, ..)| of_row == code);
@@ -294,7 +308,7 @@ domains:
     subnet_id: 0
     description: |
     My work
-", "indent this line with 6 spaces; nothing after this point was read, so there may be more errors", "domains:
+", "if it continues the value above, indent it deeper than that key; otherwise remove what is neither a key nor a list item; nothing after this point was read, so there may be more errors", "domains:
   work:
     subnet_id: 0
     description: |
@@ -323,7 +337,7 @@ domains:
     subnet_id: 0
    machines:
       web: {}
-", "indent this line with 4 spaces, like the one above; nothing after this point was read, so there may be more errors", "domains:
+", "indent the text with 4 spaces; nothing after this point was read, so there may be more errors", "domains:
   work:
     subnet_id: 0
     machines:
@@ -333,7 +347,7 @@ domains:
   work:
     subnet_id: 0
       machines: {}
-", "indent this line with 4 spaces, like the one above; nothing after this point was read, so there may be more errors", "domains:
+", "indent the text with 4 spaces; nothing after this point was read, so there may be more errors", "domains:
   work:
     subnet_id: 0
     machines: {}
@@ -346,7 +360,7 @@ domains:
         services:
           - name: s
           tool: gpg_sign
-", "indent this line with 12 spaces; nothing after this point was read, so there may be more errors", "domains:
+", "indent the text with 12 spaces; nothing after this point was read, so there may be more errors", "domains:
   work:
     subnet_id: 0
     machines:
@@ -384,7 +398,7 @@ domains:
     subnet_id: 0
 ---
 project_name: a
-", "remove this line, and write each top-level key only once: one file is one document", "domains:
+", "remove the line `---` or `...`, and write each top-level key only once: one file is one document", "domains:
   work:
     subnet_id: 0
 project_name: a
@@ -474,7 +488,7 @@ project_name: a
     machines:
       - web: {}
       - db: {}
-", "remove the list around the keys: the `-` before each, or `[` and `]`", "domains:
+", "remove the list around the keys: the `-` before each, or write `{…}` instead of `[…]`", "domains:
   work:
     subnet_id: 0
     machines:
@@ -544,7 +558,7 @@ project_name: a
       web:
         profiles:
           -default
-", "put a space after each `-`: `- default`", "domains:
+", "begin each item with `- `: `- default`", "domains:
   work:
     subnet_id: 0
     machines:
@@ -589,13 +603,13 @@ project_name: a
     (Machine, Code::WrongType, "services: {name: sign, tool: gpg_sign}", "write `- name:` instead of `name:` and indent the other keys by 2 more, or put `[{` and `}]` around the keys", "services: [{name: sign, tool: gpg_sign}]"),
     (Machine, Code::WrongType, "services: {}", "write `[]` for an empty list", "services: []"),
     (Machine, Code::WrongType, "services: gpg_sign", "write a list, such as `services: [{name: file_sign, tool: gpg_sign}]`", "services: [{name: file_sign, tool: gpg_sign}]"),
-    (Machine, Code::WrongType, "services: [gpg_sign]", "write its keys and values, such as `{name: file_sign, tool: gpg_sign}`", "services: [{name: file_sign, tool: gpg_sign}]"),
+    (Machine, Code::WrongType, "services: [gpg_sign]", "indent consumers below `consumers:`, or write a service, such as `{name: file_sign, tool: gpg_sign}`", "services: [{name: file_sign, tool: gpg_sign}]"),
     (Machine, Code::WrongType, "services: [{name: 5, tool: gpg_sign}]", "choose a name such as `file_sign`", "services: [{name: file_sign, tool: gpg_sign}]"),
     (Machine, Code::WrongType, "services: [{name: s, tool: true}]", "the tools are: gpg_sign, clipboard_get, clipboard_set, file_accept, file_provide", "services: [{name: s, tool: gpg_sign}]"),
     (Service, Code::WrongType, "consumers: web", "write a list: `[web]`", "consumers: [web]"),
     (Service, Code::WrongType, "consumers: {web: rw}", "write a list: `[web]`", "consumers: [web]"),
     (Service, Code::WrongType, "with: key_id", r#"write its keys and values, such as `with: {key_id: "0123456789ABCDEF"}`"#, r#"with: {key_id: "0123456789ABCDEF"}"#),
-    (Service, Code::WrongType, "with: [{key_id: 0123456789ABCDEF}]", "remove the list around the keys: the `-` before each, or `[` and `]`", "with: {key_id: 0123456789ABCDEF}"),
+    (Service, Code::WrongType, "with: [{key_id: 0123456789ABCDEF}]", "remove the list around the keys: the `-` before each, or write `{…}` instead of `[…]`", "with: {key_id: 0123456789ABCDEF}"),
     (Top, Code::WrongType, "shared_volumes: {docs: {consumers: [web]}}", "use the names as keys, with `ro` or `rw`: `{web: ro}`", "shared_volumes: {docs: {consumers: {web: ro}}}"),
     (Top, Code::WrongType, "shared_volumes: {docs: {consumers: web}}", "write its keys and values, such as `consumers: {work: ro}`", "shared_volumes: {docs: {consumers: {web: ro}}}"),
     (Top, Code::WrongType, "shared_volumes: {docs: {consumers: {web: true}}}", "write one of: ro, rw", "shared_volumes: {docs: {consumers: {web: ro}}}"),
@@ -638,8 +652,8 @@ domains: {work: {subnet_id: 0}}
 ", "add a number of its own from 0 to 254, the third part of its addresses, such as `subnet_id: 0`; or write `global: {addressing: {}}` at the top, and domains get subnets by `trust_level`", "domains: {work: {}}
 global: {addressing: {}}
 "),
-    (Machine, Code::MissingKey, "services: [{tool: gpg_sign}]", "add the name that consumers call, such as `name: file_sign`", "services: [{tool: gpg_sign, name: file_sign}]"),
-    (Machine, Code::MissingKey, "services: [{name: s}]", "add `tool:` with one of: gpg_sign, clipboard_get, clipboard_set, file_accept, file_provide", "services: [{name: s, tool: gpg_sign}]"),
+    (Machine, Code::MissingKey, "services: [{tool: gpg_sign}]", "add the name that consumers call, such as `name: file_sign`; only a service's first key has a `-`", "services: [{tool: gpg_sign, name: file_sign}]"),
+    (Machine, Code::MissingKey, "services: [{name: s}]", "add `tool:` with one of: gpg_sign, clipboard_get, clipboard_set, file_accept, file_provide; only a service's first key has a `-`", "services: [{name: s, tool: gpg_sign}]"),
     (Machine, Code::MissingKey, "devices: {gpu0: {}}", "add `type:` with one of: none, nic, disk, unix-char, unix-block, usb, gpu, infiniband, proxy, unix-hotplug, tpm, pci", "devices: {gpu0: {type: gpu}}"),
     (Machine, Code::MissingKey, "devices: {data: {type: disk}}", "add the folder in the machine, such as `path: /data`", "devices: {data: {type: disk, path: /data}}"),
     (Machine, Code::MissingKey, r#"devices: {p: {type: proxy, listen: "tcp:127.0.0.1:80"}}"#, "add an address, such as `connect: tcp:127.0.0.1:80`", r#"devices: {p: {type: proxy, listen: "tcp:127.0.0.1:80", connect: tcp:127.0.0.1:80}}"#),
@@ -650,7 +664,7 @@ global: {addressing: {}}
     (Machine, Code::UnknownKey, "mcp: {q9: 1}", "the keys are: run_as, uid, gid, allow_unlogged, memory, confinement", "mcp: {uid: 1}"),
     (File, Code::UnknownKey, "domains: {}
 work: {subnet_id: 0}
-", "indent it below `domains`: it looks like a domain", "domains:
+", "indent it below a line `domains:`: it looks like one of them", "domains:
   work: {subnet_id: 0}
 "),
     (Top, Code::UnusedKey, "global: {nesting_prefix: true}", "remove it, or set it to `false`", "global: {nesting_prefix: false}"),
@@ -807,4 +821,471 @@ domains: {a: {subnet_id: 0, machines: {m: {gpu: true}, n: {gpu: true}}}}
 ", "let only one machine use it, unless they may see each other's memory, as they can on most GPUs", "global: {gpu_policy: shared}
 domains: {a: {subnet_id: 0, machines: {m: {gpu: true}, n: {gpu: false}}}}
 "),
+    (File, Code::YamlSyntax, "domains:
+  work:
+    subnet_id: 0
+    machines:
+      web: {}
+      db:
+        services:
+          - name: sign
+            tool: gpg_sign
+            consumers:
+              - web
+          - name: clip
+            tool: clipboard_get
+  - pro:
+    subnet_id: 1
+    machines:
+      mail: {}
+", "remove the `-` if this is a key, or begin all items of the list with `-`; nothing after this point was read, so there may be more errors", "domains:
+  work:
+    subnet_id: 0
+    machines:
+      web: {}
+      db:
+        services:
+          - name: sign
+            tool: gpg_sign
+            consumers:
+              - web
+          - name: clip
+            tool: clipboard_get
+  pro:
+    subnet_id: 1
+    machines:
+      mail: {}
+"),
+    (Service, Code::WrongType, "consumers: (web)", "write a list: `[web]`", "consumers: [web]"),
+    (Service, Code::UnknownConsumer, "consumers: [work/web]", "list only machines: `web`", "consumers: [web]"),
+    (Machine, Code::WrongType, "services: [[name: sign, tool: gpg_sign]]", "remove the list around the keys: the `-` before each, or write `{…}` instead of `[…]`", "services: [{name: sign, tool: gpg_sign}]"),
+    (File, Code::YamlSyntax, "domains:
+work:
+    subnet_id: 0
+    machines:
+      web: {}
+      db:
+        services:
+          - name: sign
+            tool: gpg_sign
+            consumers:
+              - web
+          - name: clip
+            tool: clipboard_get
+  pro:
+    subnet_id: 1
+    machines:
+      mail: {}
+", "indent the text with 2 spaces in line 2; nothing after this point was read, so there may be more errors", "domains:
+  work:
+    subnet_id: 0
+    machines:
+      web: {}
+      db:
+        services:
+          - name: sign
+            tool: gpg_sign
+            consumers:
+              - web
+          - name: clip
+            tool: clipboard_get
+  pro:
+    subnet_id: 1
+    machines:
+      mail: {}
+"),
+    (File, Code::YamlSyntax, "  work:
+    subnet_id: 0
+    machines:
+      web: {}
+      mail: {}
+      db:
+        services:
+          - name: sign
+            tool: gpg_sign
+            consumers:
+              - web
+              - mail
+          - name: clip
+            tool: clipboard_get
+project_name: a
+", "write `domains:` above the first line, or do not indent it; nothing after this point was read, so there may be more errors", "domains:
+  work:
+    subnet_id: 0
+    machines:
+      web: {}
+      mail: {}
+      db:
+        services:
+          - name: sign
+            tool: gpg_sign
+            consumers:
+              - web
+              - mail
+          - name: clip
+            tool: clipboard_get
+project_name: a
+"),
+    (File, Code::UnknownKey, "work:
+  subnet_id: 0
+  machines: {web: {}}
+", "indent it below a line `domains:`: it looks like one of them", "domains:
+  work:
+    subnet_id: 0
+    machines: {web: {}}
+"),
+    (File, Code::UnknownKey, "domains:
+  work:
+    subnet_id: 0
+    machines:
+    web:
+      type: vm
+", "indent it below a line `machines:`: it looks like one of them", "domains:
+  work:
+    subnet_id: 0
+    machines:
+      web:
+        type: vm
+"),
+    (File, Code::WrongType, "domains:
+  work:
+    subnet_id: 0
+  machines:
+    web:
+      type: vm
+", "indent this line below the name: `machines` is a key of a domain", "domains:
+  work:
+    subnet_id: 0
+    machines:
+      web:
+        type: vm
+"),
+    (File, Code::WrongType, "domains:
+  work:
+    subnet_id: 0
+    machines:
+      web:
+        type: vm
+      mcp: {uid: 1000}
+", "indent this line below the name: `mcp` is a key of a machine", "domains:
+  work:
+    subnet_id: 0
+    machines:
+      web:
+        type: vm
+        mcp: {uid: 1000}
+"),
+    (File, Code::UnknownKey, "domains:\n  work:\n    subnet_id: 0\n    machines:\n      web:\n       \u{a0}type: vm\n", r#"write straight quotes (`"`) for “ and ”, and a space for each no-break space (U+00A0)"#, "domains:
+  work:
+    subnet_id: 0
+    machines:
+      web:
+        type: vm
+"),
+    (Machine, Code::InvalidAddress, "ip: “10.100.0.9”", r#"write straight quotes (`"`) for “ and ”, and a space for each no-break space (U+00A0)"#, r#"ip: "10.100.0.9""#),
+    (Service, Code::UnknownConsumer, "consumers: [‘web’]", r#"write straight quotes (`"`) for “ and ”, and a space for each no-break space (U+00A0)"#, r#"consumers: ["web"]"#),
+    (File, Code::UnknownConsumer, "domains: {work: {subnet_id: 0, machines: {work_dev: {}, db: {services: [{name: s, tool: gpg_sign, consumers: [work-dev]}]}}}}
+", "declare the machine in a domain, or take it off the list", "domains: {work: {subnet_id: 0, machines: {work-dev: {}, db: {services: [{name: s, tool: gpg_sign, consumers: [work-dev]}]}}}}
+"),
+    (File, Code::UnknownConsumer, "domains: {work: {subnet_id: 0, machines: {Work-Dev: {}, db: {services: [{name: s, tool: gpg_sign, consumers: [work-dev]}]}}}}
+", "declare the machine in a domain, or take it off the list", "domains: {work: {subnet_id: 0, machines: {work-dev: {}, db: {services: [{name: s, tool: gpg_sign, consumers: [work-dev]}]}}}}
+"),
+    (File, Code::UnknownConsumer, "domains: {work: {subnet_id: 0, machines: {work dev: {}, db: {services: [{name: s, tool: gpg_sign, consumers: [work-dev]}]}}}}
+", "declare the machine in a domain, or take it off the list", "domains: {work: {subnet_id: 0, machines: {work-dev: {}, db: {services: [{name: s, tool: gpg_sign, consumers: [work-dev]}]}}}}
+"),
+    (File, Code::UnknownName, "domains: {work: {subnet_id: 0}, pro: {subnet_id: 1}}
+network_policies: [{from: work, to: por}]
+", "did you mean `pro`?", "domains: {work: {subnet_id: 0}, pro: {subnet_id: 1}}
+network_policies: [{from: work, to: pro}]
+"),
+    (Machine, Code::UnknownKey, "IP: 10.100.0.9", "did you mean `ip`?", "ip: 10.100.0.9"),
+    (Top, Code::UnknownKey, "default_os_image: images:debian/13", "it is a key of `global`: move it there", "global: {default_os_image: images:debian/13}"),
+    (Service, Code::UnknownKey, "limits: {calls_per_minute:5}", "put a space after the colon: `calls_per_minute: 5`", "limits: {calls_per_minute: 5}"),
+    (Domain, Code::UnknownKey, "services: [{name: s, tool: gpg_sign}]", "it is a key of a machine: move it there", "description: x"),
+    (Machine, Code::UnknownKey, "consumers: [web]", "it is a key of a service: move it there", "services: [{name: s, tool: gpg_sign, consumers: [web]}]"),
+    (Top, Code::UnknownKey, "machines: {db: {}}", "it is a key of a domain: move it there", "project_name: a"),
+];
+
+/// The file that [`EDITS`] change.
+const SERVICES: &str = "\
+domains:
+  work:
+    subnet_id: 0
+    machines:
+      web: {}
+      mail: {}
+      db:
+        services:
+          - name: sign
+            tool: gpg_sign
+            consumers:
+              - web
+              - mail
+          - name: clip
+            tool: clipboard_get
+";
+
+/// A code, a part of [`SERVICES`], what somebody wrote there, the help, and the part corrected exactly as it says.
+type Edit = (Code, &'static str, &'static str, &'static str, &'static str);
+
+const EDITS: &[Edit] = &[
+    (
+        Code::YamlSyntax,
+        "              - mail",
+        "              -mail",
+        "put a space after the `-`",
+        "              - mail",
+    ),
+    (
+        Code::YamlSyntax,
+        "          - name: sign",
+        "          -name: sign",
+        "put a space after the `-` in line 9",
+        "          - name: sign",
+    ),
+    (
+        Code::YamlSyntax,
+        "            consumers:\n              - web\n              - mail",
+        "            consumers: - web",
+        "put the `-` on a new line below the key",
+        "            consumers:\n              - web",
+    ),
+    (
+        Code::DuplicateKey,
+        "          - name: clip",
+        "            name: clip",
+        "the first one is at infra.yml:9; keep one of them, or begin a second list item with `-`",
+        "          - name: clip",
+    ),
+    (
+        Code::YamlSyntax,
+        "          - name: sign",
+        "            name: sign",
+        "remove the `-` if this is a key, or begin all items of the list with `-`",
+        "          - name: sign",
+    ),
+    (
+        Code::MissingKey,
+        "            tool: gpg_sign",
+        "          - tool: gpg_sign",
+        "add the name that consumers call, such as `name: file_sign`; only a service's first key has a `-`",
+        "            tool: gpg_sign",
+    ),
+    (
+        Code::MissingKey,
+        "            tool: gpg_sign",
+        "          - tool: gpg_sign",
+        "add `tool:` with one of: gpg_sign, clipboard_get, clipboard_set, file_accept, file_provide; only a service's first key has a `-`",
+        "            tool: gpg_sign",
+    ),
+    (
+        Code::YamlSyntax,
+        "          - name: sign",
+        "          - - name: sign",
+        "remove the second `-` in line 9",
+        "          - name: sign",
+    ),
+    (
+        Code::UnknownKey,
+        "          - name: clip\n            tool: clipboard_get",
+        "          - clip:\n              tool: clipboard_get",
+        "write `name:` before this name, and no `:` after it",
+        "          - name: clip\n            tool: clipboard_get",
+    ),
+    (
+        Code::WrongType,
+        "              - web\n              - mail",
+        "              • web\n              • mail",
+        "begin each item with `- `: `- web`",
+        "              - web\n              - mail",
+    ),
+    (
+        Code::WrongType,
+        "              - web\n              - mail",
+        "              – web\n              – mail",
+        "begin each item with `- `: `- web`",
+        "              - web\n              - mail",
+    ),
+    (
+        Code::YamlSyntax,
+        "              - mail",
+        "              • mail",
+        "begin the list item with `-`",
+        "              - mail",
+    ),
+    (
+        Code::YamlSyntax,
+        "              - mail",
+        "              * mail",
+        "begin the list item with `-`",
+        "              - mail",
+    ),
+    (
+        Code::UnknownConsumer,
+        "            consumers:\n              - web\n              - mail",
+        "            consumers: [web mail]",
+        "list only machines: `web, mail`",
+        "            consumers: [web, mail]",
+    ),
+    (
+        Code::UnknownConsumer,
+        "            consumers:\n              - web\n              - mail",
+        "            consumers: [web; mail]",
+        "list only machines: `web, mail`",
+        "            consumers: [web, mail]",
+    ),
+    (
+        Code::UnknownConsumer,
+        "            consumers:\n              - web\n              - mail",
+        "            consumers: [web and mail]",
+        "list only machines: `web, mail`",
+        "            consumers: [web, mail]",
+    ),
+    (
+        Code::WrongType,
+        "              - mail",
+        "          - mail",
+        "indent consumers below `consumers:`, or write a service, such as `{name: file_sign, tool: gpg_sign}`",
+        "              - mail",
+    ),
+    (
+        Code::YamlSyntax,
+        "            consumers:\n              - web\n              - mail",
+        "            consumers: [web,, mail]",
+        "remove the extra comma",
+        "            consumers: [web, mail]",
+    ),
+    (
+        Code::YamlSyntax,
+        "            consumers:\n              - web\n              - mail",
+        "            consumers: [, web, mail]",
+        "remove the extra comma",
+        "            consumers: [web, mail]",
+    ),
+    (
+        Code::YamlSyntax,
+        "            tool: gpg_sign",
+        "            tool = gpg_sign",
+        "write `:` instead of `=`",
+        "            tool: gpg_sign",
+    ),
+    (
+        Code::YamlSyntax,
+        "    subnet_id: 0",
+        "    subnet_id = 0",
+        "write `:` instead of `=` in line 3",
+        "    subnet_id: 0",
+    ),
+    (
+        Code::YamlSyntax,
+        "    subnet_id: 0",
+        "    // note\n    subnet_id: 0",
+        "begin the comment with `#` in line 3",
+        "    # note\n    subnet_id: 0",
+    ),
+    (
+        Code::YamlSyntax,
+        "    subnet_id: 0",
+        "    ; note\n    subnet_id: 0",
+        "begin the comment with `#` in line 3",
+        "    # note\n    subnet_id: 0",
+    ),
+    (
+        Code::YamlSyntax,
+        "            tool: clipboard_get",
+        "            tool: clipboard_get\nEOF",
+        "if it continues the value above, indent it deeper than that key; otherwise remove what is neither a key nor a list item",
+        "            tool: clipboard_get",
+    ),
+    (
+        Code::YamlSyntax,
+        "domains:",
+        "$ cat infra.yml\ndomains:",
+        "if it continues the value above, indent it deeper than that key; otherwise remove what is neither a key nor a list item in line 1",
+        "domains:",
+    ),
+    (
+        Code::YamlSyntax,
+        "      web: {}",
+        "      ...\n      web: {}",
+        "if it continues the value above, indent it deeper than that key; otherwise remove what is neither a key nor a list item in line 5",
+        "      web: {}",
+    ),
+    (
+        Code::SecondDocument,
+        "  work:",
+        "...\n  work:",
+        "remove the line `---` or `...`, and write each top-level key only once: one file is one document",
+        "  work:",
+    ),
+    (
+        Code::YamlSyntax,
+        "    subnet_id: 0",
+        "    description: Signs what\n    others may not\n    subnet_id: 0",
+        "if it continues the value above, indent it deeper than that key; otherwise remove what is neither a key nor a list item",
+        "    description: Signs what\n      others may not\n    subnet_id: 0",
+    ),
+    (
+        Code::YamlSyntax,
+        "    subnet_id: 0",
+        "<<<<<<< HEAD\n    subnet_id: 0\n=======\n    subnet_id: 1\n>>>>>>> other",
+        "remove the lines that begin with `<<<<<<<`, `=======` and `>>>>>>>`, and keep one version of the lines that they enclose",
+        "    subnet_id: 0",
+    ),
+    (
+        Code::YamlSyntax,
+        "    machines:",
+        "=======\n    machines:",
+        "remove the lines that begin with `<<<<<<<`, `=======` and `>>>>>>>`, and keep one version of the lines that they enclose",
+        "    machines:",
+    ),
+    (
+        Code::YamlSyntax,
+        "    subnet_id: 0",
+        ">>>>>>> other\n    subnet_id: 0",
+        "remove the lines that begin with `<<<<<<<`, `=======` and `>>>>>>>`, and keep one version of the lines that they enclose",
+        "    subnet_id: 0",
+    ),
+    (
+        Code::YamlSyntax,
+        "    subnet_id: 0",
+        "  subnet_id: 0",
+        "indent the text with 4 spaces in line 3",
+        "    subnet_id: 0",
+    ),
+    (
+        Code::WrongType,
+        "        services:",
+        "      services:",
+        "indent this line below the name: `services` is a key of a machine",
+        "        services:",
+    ),
+    (
+        Code::YamlSyntax,
+        "    subnet_id: 0",
+        "   \u{a0}subnet_id: 0",
+        r#"write straight quotes (`"`) for “ and ”, and a space for each no-break space (U+00A0) in line 3"#,
+        "    subnet_id: 0",
+    ),
+    (
+        Code::YamlSyntax,
+        "    machines:",
+        "    description: “Work: all”\n    machines:",
+        r#"write straight quotes (`"`) for “ and ”, and a space for each no-break space (U+00A0)"#,
+        "    description: \"Work: all\"\n    machines:",
+    ),
+    (
+        Code::YamlSyntax,
+        "    machines:",
+        "    description: \"C:\\users\"\n    machines:",
+        r"double each `\`, or use single quotes",
+        "    description: \"C:\\\\users\"\n    machines:",
+    ),
+    (
+        Code::YamlSyntax,
+        "    machines:",
+        "    description: \"C:\\users\"\n    machines:",
+        r"double each `\`, or use single quotes",
+        "    description: 'C:\\users'\n    machines:",
+    ),
 ];

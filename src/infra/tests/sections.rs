@@ -2,7 +2,7 @@
 //!
 //! Each case is a file and all its findings: code, line:column, marked text.
 
-use super::{Case, check};
+use super::{Case, check, found};
 
 const CASES: &[Case] = &[
         (
@@ -33,7 +33,7 @@ const CASES: &[Case] = &[
             "services: []
 domains: {a: {subnet_id: 0}}",
             &[
-                "warning unknown-key 1:1 services",
+                "unknown-key 1:1 services",
             ],
         ),
         (
@@ -243,4 +243,63 @@ domains: {a: {subnet_id: 0, machines: {m: {gpu: true}, n: {gpu: true}}}}",
 #[test]
 fn the_top_of_the_file_and_its_global_section() {
     check(CASES);
+}
+
+/// Sections, and those of the keys that belong to them.
+const SECTIONS: &[(&str, &[&str])] = &[
+    ("{KEY, domains: {a: {subnet_id: 0}}}", &[]),
+    ("domains: {a: {subnet_id: 0, KEY}}", &["machines"]),
+    (
+        "domains: {a: {subnet_id: 0, machines: {m: {KEY}}}}",
+        &["services", "mcp"],
+    ),
+    (
+        "domains: {a: {subnet_id: 0, machines: {m: {services: [{name: s, KEY}]}}}}",
+        &["consumers", "tool", "with", "limits"],
+    ),
+    (
+        "domains: {a: {subnet_id: 0, machines: {m: {mcp: {KEY}}}}}",
+        &[],
+    ),
+    ("domains: {a: {subnet_id: 0, profiles: {p: {KEY}}}}", &[]),
+    ("domains: {a: {subnet_id: 0}}\nglobal: {KEY}", &[]),
+    (
+        "domains: {a: {subnet_id: 0}}\nnetwork_policies: [{from: a, to: host, KEY}]",
+        &[],
+    ),
+    (
+        "domains: {a: {subnet_id: 0}}\nshared_volumes: {v: {path: /v, KEY}}",
+        &["consumers"],
+    ),
+    // Below an unknown key.
+    ("domains: {a: {subnet_id: 0, other: {KEY}}}", &[]),
+    ("domains: {a: {subnet_id: 0, other: [{KEY}]}}", &[]),
+    // In the place of a name.
+    ("domains: {a: {subnet_id: 0, machines: {KEY}}}", &[]),
+    ("domains: {KEY}", &[]),
+];
+
+#[test]
+fn a_key_that_grants_something_is_never_just_ignored() {
+    let keys = [
+        ("services", "[{name: s, tool: gpg_sign}]"),
+        ("mcp", "{uid: 1000}"),
+        ("consumers", "[m]"),
+        ("tool", "clipboard_get"),
+        ("with", "{key_id: a}"),
+        ("limits", "{memory: 64MiB}"),
+        ("machines", "{n: {}}"),
+    ];
+    for (section, own) in SECTIONS {
+        for (key, value) in keys.iter().filter(|(key, _)| !own.contains(key)) {
+            let text = section.replace("KEY", &format!("{key}: {value}"));
+            let marked = format!(" {key}");
+            let is_refused = |found: &String| {
+                let named = section.contains("other") && found.ends_with(" other");
+                !found.starts_with("warning") && (found.ends_with(&marked) || named)
+            };
+            let all = found(&text);
+            assert!(all.iter().any(is_refused), "{text}\n{all:?}");
+        }
+    }
 }

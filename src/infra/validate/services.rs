@@ -30,6 +30,8 @@ const ID_MAX: u32 = 0xffff_fffe;
 const USER_MAX: usize = 32;
 /// Example of a service's name.
 const NAME: &str = "such as `file_sign`";
+/// What may be meant by a service that lacks a key.
+const ONE_DASH: &str = "; only a service's first key has a `-`";
 /// Maximum edit distance between a mistyped consumer and the machine that was meant.
 const TYPO_EDITS: usize = 2;
 
@@ -139,7 +141,7 @@ fn service_name<'t>(
     findings: &mut Findings,
 ) -> Option<(ServiceName, At)> {
     if fields.entry("name").is_none() {
-        let help = "add the name that consumers call, such as `name: file_sign`";
+        let help = format!("add the name that consumers call, such as `name: file_sign`{ONE_DASH}");
         findings.missing(fields.at, "the service", "name", help);
     }
     let help = || format!("choose a name {NAME}");
@@ -157,7 +159,7 @@ fn service_name<'t>(
 
 fn tool(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<ToolName> {
     if fields.entry("tool").is_none() {
-        let help = format!("add `tool:` with one of: {}", tools());
+        let help = format!("add `tool:` with one of: {}{ONE_DASH}", tools());
         findings.missing(fields.at, "the service", "tool", help);
     }
     let help = || format!("the tools are: {}", tools());
@@ -227,7 +229,16 @@ fn check_consumer(machine: &str, written: Text<'_>, names: &Names<'_>, findings:
             .help("list instead the machines of the domain that may call the service, one by one");
     } else {
         let near = typo(text, names, findings);
+        let parts = text.split([' ', ';', '/', '.']);
+        let parts = parts.filter(|part| !["", "and"].contains(part));
+        let is_machine = |part: &&str| names.machines.contains_key(*part);
+        let parts: Vec<_> = parts
+            .filter(|part| !names.domains.contains_key(part))
+            .collect();
         let help = match near {
+            _ if !parts.is_empty() && parts.iter().all(is_machine) => {
+                format!("list only machines: {}", quote(&parts.join(", ")))
+            }
             Some(near) => format!("did you mean {}?", quote(near)),
             None if ["*", "all"].contains(&text) => {
                 "list the machines one by one: no name stands for all of them".to_owned()
@@ -253,7 +264,7 @@ fn typo<'t>(text: &str, names: &Names<'t>, findings: &mut Findings) -> Option<&'
         return None;
     }
     let names = names.machine_names();
-    let near = names.filter(|name| name.len() <= MACHINE_NAME_MAX);
+    let near = names.filter(|name| name.parse::<MachineName>().is_ok());
     let near = near.filter_map(|name| {
         let distance = strsim::osa_distance(text, name);
         (distance <= TYPO_EDITS).then_some((distance, name))
