@@ -6,9 +6,12 @@ use std::hash::Hash;
 use std::sync::Arc;
 
 use super::Unapplied;
-use super::raw::repair::LOOKALIKE;
 use crate::diagnostic::{Diagnostic, Faults, Place, Severity, Source, codes};
 use crate::name::closest;
+
+/// Help for typographic quotes and spaces, which editors and web pages insert.
+pub(super) const LOOKALIKE: &str =
+    "write straight quotes (`\"`) for “ and ”, and a space for each no-break space (U+00A0)";
 
 /// Maximum number of findings kept; further ones are only counted.
 const FINDINGS_MAX: usize = 10_000;

@@ -4,7 +4,7 @@
 //! aliases, merge keys, tags, a second document, depth bombs) are findings here; `validate` interprets the keys.
 //! Reads events instead of serde types, so that a wrong type is just another finding and does not stop the reading.
 
-pub(super) mod repair;
+mod repair;
 mod shape;
 
 use std::borrow::Cow;

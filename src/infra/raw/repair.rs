@@ -3,6 +3,7 @@
 use granit_parser::{Marker, Parser, ScanError};
 
 use crate::diagnostic::verbatim;
+use crate::infra::findings::LOOKALIKE;
 use crate::infra::validate::TOP;
 
 /// The next step if no suggestion works.
@@ -10,8 +11,6 @@ const LOOK: &str =
     "check the indentation, quotes and brackets of this line and of the lines above it";
 const BACKTICKS: &str = "remove the lines that begin with three backticks";
 const CONFLICT: &str = "remove the lines that begin with `<<<<<<<`, `=======` and `>>>>>>>`, and keep one version of the lines that they enclose";
-pub(in crate::infra) const LOOKALIKE: &str =
-    "write straight quotes (`\"`) for “ and ”, and a space for each no-break space (U+00A0)";
 const DASH: &str = "remove the `-` if this is a key, or begin all items of the list with `-`";
 const NO_KEY: &str = "if it continues the value above, indent it deeper than that key; otherwise remove what is neither a key nor a list item";
 /// What people write by mistake (`\n`: at the beginning of a line), what YAML accepts in its place, and the help.
