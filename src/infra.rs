@@ -40,6 +40,15 @@ pub struct ReadInfra {
     pub folder: PathBuf,
 }
 
+/// Top-level keys of the file.
+const TOP: [&str; 5] = [
+    "project_name",
+    "global",
+    "domains",
+    "network_policies",
+    "shared_volumes",
+];
+
 /// Reads and checks an infrastructure: a file, or a folder of `base.yml`, `domains/*.yml` and `policies.yml`.
 /// Without a path, reads `./infra.yml` or `./infra/`.
 ///

@@ -20,20 +20,11 @@ use super::field::Fields;
 use super::findings::{At, Code, Findings};
 use super::open::{FileRole, InfraFile};
 use super::raw::{self, Entry, Node, NodeKind, Reading};
-use super::{Domain, Infra, Machine, TrustLevel};
+use super::{Domain, Infra, Machine, TOP, TrustLevel};
 use crate::diagnostic::{Diagnostic, Faults, quote};
 use crate::name::{MachineName, NameFault};
 use devices::PlacedDevice;
 use global::GlobalSettings;
-
-/// Top-level keys of the file.
-pub(super) const TOP: [&str; 5] = [
-    "project_name",
-    "global",
-    "domains",
-    "network_policies",
-    "shared_volumes",
-];
 
 /// Help for a file without any domain.
 const POLICIES: &str = "network_policies";

@@ -12,8 +12,6 @@ use super::LINE_MAX;
 
 /// Maximum size of one read from the stream, in bytes.
 const READ: usize = 16 * 1024;
-/// Length at which a line reserves its maximum memory instead of growing, in bytes.
-const LONG: usize = 1024 * 1024;
 /// Number of bytes kept from each end of an overlong line to search for its id.
 const END_KEPT: usize = 1024;
 
@@ -167,13 +165,6 @@ impl LineSplitter {
                     bytes: 0,
                 };
                 self.line.add(&beginning);
-            } else if line.len() >= LONG && line.capacity() < length {
-                // A growing `Vec` holds two copies for a moment; memory that is only reserved costs nothing.
-                line.reserve_exact(
-                    (self.max.saturating_add(1) - line.len())
-                        .min(LINE_MAX)
-                        .max(part.len()),
-                );
             }
         }
         self.line.add(part);
@@ -209,7 +200,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     }
 
     /// Reads the next line; `None` at the end of the stream. Cancel-safe: no byte is lost when the future is dropped.
-    /// On a stream error, an unfinished line is lost.
+    /// A stream error loses an unfinished line.
     pub(crate) async fn next(&mut self) -> io::Result<Option<Line>> {
         match self.next_within(usize::MAX).await? {
             LineStep::Line(line) => Ok(Some(line)),

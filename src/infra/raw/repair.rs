@@ -3,8 +3,8 @@
 use granit_parser::{Marker, Parser, ScanError};
 
 use crate::diagnostic::verbatim;
+use crate::infra::TOP;
 use crate::infra::findings::LOOKALIKE;
-use crate::infra::validate::TOP;
 
 /// The next step if no suggestion works.
 const LOOK: &str =
