@@ -241,6 +241,15 @@ fn a_server_that_cannot_write_its_log_is_named_until_it_can() {
     patient.exec(0, "signer", full);
     let (done, said) = patient.world.exec(1, "dev", &call);
     assert!(!done && said.contains("cannot write its log"), "{said}");
+    let told = |what: &str| {
+        let status = "/run/anklume/mcp/.status.json";
+        patient.exec(
+            0,
+            "signer",
+            &format!("until grep -q '\"unlogged\":{what}' {status}; do :; done"),
+        );
+    };
+    told("\"");
     let fix = patient.ails(
         "audit",
         "the server of {signer} cannot write its audit log, so it refuses every call; it reports: ",
@@ -248,9 +257,10 @@ fn a_server_that_cannot_write_its_log_is_named_until_it_can() {
     let looked = Command::new("sh").args(["-c", &fix]).output().unwrap();
     let looked = String::from_utf8_lossy(&looked.stdout).into_owned();
     assert!(looked.contains("100%"), "{looked}");
-    patient.exec(0, "signer", "umount /var/log/anklume");
+    patient.exec(0, "signer", "umount -l /var/log/anklume");
     let (done, said) = patient.world.exec(1, "dev", &call);
     assert!(done, "{said}");
+    told("null");
     patient.is_well();
 }
 
