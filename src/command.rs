@@ -54,7 +54,7 @@ pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
     }
 }
 
-/// Returns the last value of a flag of all commands, for a command line that may not be valid.
+/// Returns the last value of a global flag, for a command line that may not be valid.
 fn flag<'a>(args: &'a [OsString], name: &str) -> Option<&'a str> {
     let args = args
         .iter()
@@ -133,7 +133,7 @@ fn on_host_only() -> Option<Failure> {
     }
     let name = Account::machine().map_or_else(String::new, |name| format!(" `{name}`"));
     let message =
-        format!("this is the machine{name}: the command belongs on the host, beside `infra.yml`");
+        format!("this is the machine{name}: run this command on the host, next to `infra.yml`");
     let uses = transport::providers().into_iter().next();
     let uses =
         uses.map(|provider| format!("`anklume mcp list -i {provider}` shows what it may use"));
@@ -168,7 +168,7 @@ fn joined(names: &[MachineName], none: &str) -> String {
 fn report_usage(wrong: &clap::Error, is_json: bool) -> Exit {
     if wrong.kind() == ErrorKind::MissingSubcommand {
         // Clap would list the hidden subcommands too.
-        let failure = "error: a command is missing; `anklume --help` lists them";
+        let failure = "error: no command given; `anklume --help` lists the commands";
         let _ = writeln!(std::io::stderr(), "{failure}");
     } else {
         // If stderr is closed, the message is lost.

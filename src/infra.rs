@@ -49,7 +49,7 @@ const TOP: [&str; 5] = [
     "shared_volumes",
 ];
 
-/// Reads and checks an infrastructure: a file, or a folder of `base.yml`, `domains/*.yml` and `policies.yml`.
+/// Reads and checks an infrastructure: a file, or a folder with `base.yml`, `domains/*.yml` and `policies.yml`.
 /// Without a path, reads `./infra.yml` or `./infra/`.
 ///
 /// # Errors
@@ -424,8 +424,8 @@ pub struct DeclaredService {
     pub with: Map<String, Value>,
     /// Limits for its callers.
     pub limits: Limits,
-    /// The entry as written, for Ansible.
-    pub written: Value,
+    /// `with` and `limits` as written, for Ansible.
+    pub written: Map<String, Value>,
 }
 
 impl Machine {

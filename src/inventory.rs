@@ -11,7 +11,9 @@ use serde_json::{Map, Value, json};
 use serde_saphyr::{SerializeError, Tagged};
 
 use crate::edge::{Edge, End};
-use crate::infra::{Addressing, Device, Domain, Infra, Machine, Profile, TrustLevel};
+use crate::infra::{
+    Addressing, DeclaredService, Device, Domain, Infra, Machine, Profile, TrustLevel,
+};
 
 /// A folder of generated files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -324,8 +326,7 @@ fn machine_values(
         .map(device_value)
         .chain(edges)
         .collect();
-    let services = machine.services.iter().map(|service| &service.written);
-    let services: Vec<_> = services.collect();
+    let services: Value = machine.services.iter().map(service_value).collect();
     let section = |key, value| unless_absent(value, key, &machine.written_empty);
     declared(json!({
         "instance_name": machine.name,
@@ -340,13 +341,24 @@ fn machine_values(
         "instance_config": section("config", strings(&machine.config)),
         "instance_devices": section("devices", devices),
         "instance_storage_volumes": machine.storage_volumes,
-        "instance_services": section("services", json!(services)),
+        "instance_services": section("services", services),
         "instance_roles": machine.roles,
         "instance_boot_autostart": machine.boot_autostart,
         "instance_boot_priority": machine.boot_priority,
         "instance_snapshots_schedule": machine.snapshots_schedule,
         "instance_snapshots_expiry": machine.snapshots_expiry,
     }))
+}
+
+/// A service as declared.
+fn service_value(service: &DeclaredService) -> Map<String, Value> {
+    let mut keys = declared(json!({
+        "name": service.name,
+        "tool": service.tool,
+        "consumers": service.consumers,
+    }));
+    keys.extend(service.written.clone());
+    keys
 }
 
 fn device_value(device: &Device) -> (String, Value) {

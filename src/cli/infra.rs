@@ -60,7 +60,7 @@ pub struct DestroyArgs {
     /// The path of `infra.yml`.
     #[command(flatten)]
     pub infra: InfraArgs,
-    /// Delete only this domain, with everything in it; with -i, only that machine of it
+    /// Delete only this domain, with everything in it; with -i, only that machine in it
     #[arg(long, value_name = "DOMAIN")]
     pub domain: Option<String>,
     /// Delete only this machine, with its volumes

@@ -86,7 +86,7 @@ pub(crate) fn destroy(args: &DestroyArgs, output: &Output) -> anyhow::Result<Exi
             let report = RunReport::default();
             return print(&report, NOTHING_TO_DELETE, &deletions.notes, 0, output);
         }
-        // With `--yes`, each line is shown once its action is done; otherwise, nobody confirms what is not shown.
+        // With `--yes`, each line is shown once its action is done; otherwise, all are shown before confirmation.
         if !args.yes {
             for line in deletions.actions().flat_map(Action::lines) {
                 output.stderr(&paint_line(&line));
@@ -156,7 +156,7 @@ fn refuse_several(selection: Selection<'_>, deletions: &Deletions) -> Result<(),
     let projects: Vec<&str> = projects.collect();
     let (name, all) = (name.escape_debug(), projects.join(", "));
     let message = format!(
-        "`{name}` is a machine of several domains: {}",
+        "`{name}` is a machine in several domains: {}",
         all.escape_debug()
     );
     Err(Failure::new(Exit::Failed, message).help("name its domain too: `--domain DOMAIN`"))

@@ -67,7 +67,7 @@ fn show(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit> {
     let mut take = |bytes: &[u8]| -> io::Result<()> {
         lines += 1;
         if args.remote {
-            // The host judges every line; an empty one is the end.
+            // The host judges every line; an empty one marks the end.
             let bytes = if bytes.is_empty() { b" " } else { bytes };
             return output.answer(&[chain::printable(bytes), b"\n".to_vec()].concat());
         }
@@ -113,7 +113,7 @@ fn show(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit> {
         ));
     }
     if lines > 0 && shown == 0 && !args.remote && !output.is_json() {
-        output.say(&format!("note: none of {lines} line(s) was asked for"));
+        output.say(&format!("note: none of {lines} line(s) matches"));
     }
     Ok(Exit::Done)
 }

@@ -29,7 +29,7 @@ pub(crate) fn run(output: &Output) -> anyhow::Result<Exit> {
     }
     let project = infra::project_name(Path::new(""));
     let text = format!(
-        "project_name: \"{project}\" # keep this name, even if the folder gets another\n{TEMPLATE}"
+        "project_name: \"{project}\" # keep this name, even if the folder is renamed\n{TEMPLATE}"
     );
     let failed = |why: std::io::Error| {
         Failure::new(Exit::Failed, format!("`{FILE}` cannot be written: {why}"))

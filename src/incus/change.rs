@@ -15,9 +15,9 @@ use super::{Incus, IncusError, IncusResult};
 const OPERATION_MAX: Duration = Duration::from_secs(900);
 /// Time that one request waits for an operation to finish, in seconds; shorter than any timeout.
 const WAIT_SECONDS: u64 = 10;
-/// Maximum number of repetitions of an edit because of concurrent edits; each of them made one of those succeed.
+/// Maximum number of retries of an edit after concurrent edits; each retry means that one of those succeeded.
 const RACES_MAX: usize = 100;
-/// Maximum number of repetitions of an edit that Incus refused without a message.
+/// Maximum number of retries of an edit that Incus refused without a message.
 const FAILURES_MAX: usize = 6;
 /// Maximum time to wait for a busy machine.
 const BUSY_MAX: Duration = Duration::from_secs(30);
@@ -78,7 +78,7 @@ impl Incus {
     /// Edits an object in its current state; retries after a concurrent edit or if Incus fails without a message,
     /// which happens occasionally when many devices of a machine change at the same time.
     pub(crate) async fn edit(&mut self, object: &Object, edits: &[Edit]) -> IncusResult<()> {
-        // Counted apart: edits of one machine at the same time lose many races, and then Incus may still fail.
+        // Counted separately: concurrent edits of one machine lose many races, and then Incus may still fail.
         let (mut races, mut failures) = (0, 0);
         let mut pause = BUSY_INTERVAL;
         loop {

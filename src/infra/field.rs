@@ -15,7 +15,7 @@ use crate::diagnostic::{Severity, quote, verbatim};
 use wrong::{A_MAP, Expected, is_decimal, misplaced, with_space, wrong_type};
 pub(super) use wrong::{wrong_entry, wrong_item};
 
-/// Sections, and keys that belong there and not where people write them.
+/// Sections, each with keys that people often misplace.
 const HOMES: [(&str, &[&str]); 5] = [
     ("a machine", &["services", "mcp"]),
     ("a service", &["consumers", "tool", "with", "limits"]),
@@ -50,7 +50,7 @@ impl<'t, 'a> Fields<'t, 'a> {
         Self::of_what(&entry.value, what, findings)
     }
 
-    /// Reads the value of a name as a map with these keys; one of the keys in place of a name is to be indented.
+    /// Reads the value of a name as a map with these keys; reports a key in place of a name.
     pub(super) fn of_named(
         entry: &'t Entry<'a>,
         owner: &str,
@@ -67,7 +67,7 @@ impl<'t, 'a> Fields<'t, 'a> {
             return Self::of(entry, findings);
         }
         let home = home_of(key).unwrap_or(owner);
-        let message = format!("`{key}` is a key of {home}, but is in the place of a name");
+        let message = format!("`{key}` is a key of {home}, but is where a name belongs");
         let help = format!("indent this line below the name: `{key}` is a key of {home}");
         let finding = findings.error(Code::WrongType, entry.at, message);
         finding.help(help);
@@ -359,13 +359,13 @@ impl<'t, 'a> Fields<'t, 'a> {
     }
 }
 
-/// Returns the section to which a key belongs that is written elsewhere.
+/// Returns the section to which a misplaced key belongs.
 fn home_of(key: &str) -> Option<&'static str> {
     let home = HOMES.iter().find(|(_, keys)| keys.contains(&key));
     home.map(|(home, _)| *home)
 }
 
-/// Returns whether a key, or one below it, grants something: where it is unknown, it must not just be ignored.
+/// Returns whether a key, or one below it, grants something: if it is unknown, it must not just be ignored.
 fn grants(key: &str, value: &Node<'_>) -> bool {
     let below = |entry: &Entry<'_>| grants(&entry.key.text, &entry.value);
     home_of(key).is_some_and(|home| home != "`global`")

@@ -125,7 +125,7 @@ impl Findings {
         self.error(Code::MissingKey, at, message).help(help);
     }
 
-    /// Records the location of a key that must be unique; if it is already known, returns its first one, for messages.
+    /// Records the location of a key that must be unique; if it is already known, returns the first one, for messages.
     pub(super) fn earlier<K: Eq + Hash>(
         &self,
         places: &mut HashMap<K, At>,

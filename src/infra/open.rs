@@ -173,7 +173,7 @@ fn open_folder(folder: &Path) -> Result<Vec<InfraFile>, Faults> {
                 escaped(&file.to_string_lossy())
             )
         } else {
-            "name an `infra.yml`, or a folder of `base.yml` and `domains/*.yml`".to_owned()
+            "name an `infra.yml`, or a folder with `base.yml` and `domains/*.yml`".to_owned()
         };
         faults.push(fault(Code::MissingBase, message, help));
     }

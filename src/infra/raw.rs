@@ -126,7 +126,7 @@ impl<'a> Builder<'a, '_> {
         }
     }
 
-    /// Refuses a lone carriage return. It ends a line in YAML but in few editors, so locations would be wrong; in a
+    /// Refuses a lone carriage return. It ends a line in YAML but in few editors, so locations would be wrong;
     /// in a terminal, the rest of the line would overwrite its beginning.
     fn check_line_ends(&mut self) -> Result<(), Stopped> {
         let alone = self.text.match_indices('\r').map(|(at, _)| at).find(|at| {
@@ -168,7 +168,7 @@ impl<'a> Builder<'a, '_> {
             let at = self.at(&tag);
             let written = self.written(at);
             let help = if written == "!include" {
-                "write the contents of that file here: anklume includes no other file".to_owned()
+                "write the contents of that file here: anklume does not include files".to_owned()
             } else {
                 format!(
                     "remove {}; put a value in quotes to make it text",
@@ -295,7 +295,7 @@ impl<'a> Builder<'a, '_> {
                         .help(match template {
                             Some(template) => {
                                 format!(
-                                    "anklume fills in no templates: write the value itself, or, as text, {}",
+                                    "anklume does not expand templates: write the value itself, or, as text, {}",
                                     quote(&format!("\"{template}\""))
                                 )
                             }

@@ -164,7 +164,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
             .await
     }
 
-    /// Lists everything that can be called: the server's tools, for the operator also the machine's services.
+    /// Lists everything that can be called: the server's tools and, for the operator, the machine's services.
     pub(crate) async fn callable(&mut self) -> Result<Vec<Foreign<Tool>>, ClientError> {
         let pages = self.pages(Some(Wish::Services(true))).await?.into_iter();
         Ok(Self::tools_of(pages))

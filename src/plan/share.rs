@@ -84,7 +84,7 @@ fn exchangeable(inputs: &PlanInputs<'_>, path: &str, folder: &str, faults: &mut 
             quote(folder)
         ),
         "the machine could put a link to any host folder there: share sibling folders, \
-         or let no machine write the outer one (`ro`, `readonly: true`)",
+         or let no machine write to the outer one (`ro`, `readonly: true`)",
     );
 }
 

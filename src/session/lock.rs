@@ -136,7 +136,7 @@ impl Drop for Lock {
     fn drop(&mut self) {
         let held = self.file.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let (file, 0) = held {
-            // A holder's line that stays is replaced by the next holder.
+            // If the line stays, the next holder replaces it.
             let _ = file.set_len(0);
         }
     }

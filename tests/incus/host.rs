@@ -48,18 +48,18 @@ fn the_host_knows_services_by_name_and_shows_a_providers_log() {
     let message = "error: Unknown tool: reprot\n  = help: did you mean `report`? available tools: gpg_sign, clipboard_get, \
         clipboard_set, file_accept, file_provide, report, copy, push\n";
     ran.is(1, "", message);
-    // The list is still that of the tools, and a note names the services.
+    // The list still contains only the tools, and a note names the services.
     let ran = world.run(&["mcp", "list", &signer]);
     assert_eq!((ran.status, ran.stdout.lines().count()), (0, 5), "{ran:?}");
-    let note = "note: its services can be called too: report, copy, push\n";
+    let note = "note: the machine's services can be called too: report, copy, push\n";
     assert_eq!(ran.stderr, note);
 
-    // The log, and only what was asked for.
+    // The log, and only the selected lines.
     let ran = world.run(&["audit", "show", "-i", &signer, "--service", "report"]);
     assert_eq!((ran.status, ran.stderr.as_str()), (0, ""), "{ran:?}");
     let lines: Vec<&str> = ran.stdout.lines().collect();
     assert_eq!(lines.len(), 2, "{ran:?}");
-    // A changed line is not shown, and is not passed over in silence.
+    // A changed line is not shown, but is reported.
     let log = "/var/log/anklume/audit.jsonl";
     assert!(world.exec(0, "signer", &format!("cp {log} /tmp/log && sed -i 2s/copy/copi/ {log}; sed -i '2s/report/repart/' {log}")).0);
     let altered = world.run(&["audit", "show", "-i", &signer]);
@@ -94,7 +94,7 @@ fn the_host_knows_services_by_name_and_shows_a_providers_log() {
     };
     let said = inside("doctor");
     let expected = format!(
-        "error: this is the machine `{}`: the command belongs on the host, beside `infra.yml`\n  = help: here, \
+        "error: this is the machine `{}`: run this command on the host, next to `infra.yml`\n  = help: here, \
          `anklume mcp list -i {signer}` shows what it may use",
         world.machine(1, "dev")
     );

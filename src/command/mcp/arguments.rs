@@ -391,7 +391,7 @@ pub(super) fn check_pieces(tool: &Tool, arguments: &Arguments) -> Result<(), Fai
     }
     let message = "a transfer in pieces ends with the connection, and so with this command";
     Err(Failure::new(Exit::Usage, message)
-        .help("leave out `offset` and `final`: large content is sent in pieces by itself"))
+        .help("leave out `offset` and `final`: large content is sent in pieces automatically"))
 }
 
 /// Returns the JSON types that a schema allows.

@@ -76,14 +76,14 @@ pub(super) fn list(args: &McpListArgs, output: &Output) -> anyhow::Result<Exit> 
     })
 }
 
-/// Tells the operator which services can be called beside the tools.
+/// Tells the operator which services can be called besides the tools.
 fn note_services(callable: &[Foreign<Tool>], output: &Output) {
     let names = callable.iter().map(|tool| &*tool.raw().name);
     let services = names.filter(|name| name.parse::<ToolName>().is_err());
     let services: Vec<String> = services.take(TOOLS_MAX).map(escaped).collect();
     if !services.is_empty() {
         output.say(&format!(
-            "note: its services can be called too: {}",
+            "note: the machine's services can be called too: {}",
             services.join(", ")
         ));
     }
@@ -113,7 +113,7 @@ pub(super) fn call(args: &McpCallArgs, output: &Output) -> anyhow::Result<Exit> 
     if tool.is_empty() {
         let failure = Failure::new(Exit::Usage, "no tool is named");
         return Err(failure
-            .help("`anklume mcp list -i MACHINE` shows those of a machine")
+            .help("`anklume mcp list -i MACHINE` shows a machine's tools")
             .into());
     }
     let raw = arguments::parse(&args.arguments).map_err(|fault| machine_first(args, fault))?;
@@ -135,7 +135,7 @@ pub(super) fn call(args: &McpCallArgs, output: &Output) -> anyhow::Result<Exit> 
     })
 }
 
-/// Splits `MACHINE/NAME` if no machine is named otherwise, or the same one; returns the channel and the tool's name.
+/// Splits `MACHINE/NAME`, unless a flag selects another server; returns the channel and the tool's name.
 fn named(args: &McpCallArgs) -> (ChannelArgs, &str) {
     let whole = (args.channel.clone(), args.tool.as_str());
     let Some((machine, tool)) = args.tool.split_once('/') else {
@@ -156,7 +156,7 @@ fn named(args: &McpCallArgs) -> (ChannelArgs, &str) {
     (channel, tool)
 }
 
-/// Explains a machine in the place of the tool, as in `mcp call MACHINE NAME`.
+/// Explains a machine in place of the tool, as in `mcp call MACHINE NAME`.
 fn machine_first(args: &McpCallArgs, fault: Failure) -> Failure {
     let (machine, name) = (args.tool.parse::<MachineName>(), args.arguments.first());
     let name = name.and_then(|name| name.parse::<ServiceName>().ok());

@@ -18,7 +18,7 @@ use crate::text::Foreign;
 /// Maximum length of a status file's fault in a message, in characters.
 const WHY_MAX: usize = 300;
 
-/// Runs `anklume mcp status`; returns 0 if the newest policy is served, 1 if it was refused or partly failed, or if
+/// Runs `anklume mcp status`; returns 0 if the newest policy is in force, 1 if it was refused or partly failed, or if
 /// the log cannot be written, and 4 if no server is running.
 pub(super) fn run(folder: &Path, output: &Output) -> anyhow::Result<Exit> {
     let status = read(folder)?;

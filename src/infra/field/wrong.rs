@@ -150,7 +150,7 @@ fn shown(how: &str, value: &str) -> String {
     }
 }
 
-/// Shows a section; without an example of its own, with placeholders.
+/// Shows how to write a section, with its own example or with placeholders.
 fn example(what: Expected<'_>) -> String {
     let (Expected::Key(name, _) | Expected::Item(name)) = what;
     let own = EXAMPLES.iter().find(|(key, _)| *key == name);
@@ -178,7 +178,7 @@ pub(super) fn with_space(scalar: &Scalar<'_>) -> Option<String> {
     (!value.is_empty()).then(|| shown("put a space after the colon", &corrected))
 }
 
-/// Tells how to write one value as a list.
+/// Explains how to write one value as a list.
 fn one_as_list(scalar: &Scalar<'_>, what: Expected<'_>) -> String {
     let text = scalar.text.as_ref();
     let text = text.trim_matches(['(', ')']);
@@ -196,7 +196,7 @@ fn one_as_list(scalar: &Scalar<'_>, what: Expected<'_>) -> String {
     shown("write a list", &format!("[{text}]"))
 }
 
-/// Tells how to write a map as a list.
+/// Explains how to write a map as a list.
 fn as_list(entries: &[Entry<'_>], what: Expected<'_>) -> String {
     let of_maps = matches!(what, Expected::Key("services" | "network_policies", _));
     match entries.first() {

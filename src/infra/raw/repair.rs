@@ -1,4 +1,4 @@
-//! Suggests how to correct text that is not YAML. A suggestion is tried first: with it, reading gets past the line.
+//! Suggests how to correct text that is not YAML. Each suggestion is tried first: with it, reading gets past the line.
 
 use granit_parser::{Marker, Parser, ScanError};
 
@@ -13,7 +13,7 @@ const BACKTICKS: &str = "remove the lines that begin with three backticks";
 const CONFLICT: &str = "remove the lines that begin with `<<<<<<<`, `=======` and `>>>>>>>`, and keep one version of the lines that they enclose";
 const DASH: &str = "remove the `-` if this is a key, or begin all items of the list with `-`";
 const NO_KEY: &str = "if it continues the value above, indent it deeper than that key; otherwise remove what is neither a key nor a list item";
-/// What people write by mistake (`\n`: at the beginning of a line), what YAML accepts in its place, and the help.
+/// Common mistakes (`\n`: at the beginning of a line), what YAML accepts in their place, and the help.
 const SLIPS: &[(&str, &str, &str)] = &[
     ("\n```", "#", BACKTICKS),
     ("\n<<<<<<<", "#", CONFLICT),
@@ -34,7 +34,7 @@ const SLIPS: &[(&str, &str, &str)] = &[
     ("[,", "[", "remove the extra comma"),
     ("\\", "\\\\", "double each `\\`, or use single quotes"),
 ];
-/// Maximum number of lines over which a bracket is searched that is still open.
+/// Maximum number of lines to search for a bracket that is still open.
 const OPEN_MAX: usize = 50;
 
 /// Maximum amount of text that is read to try repairs, in bytes; three are tried in any case.
@@ -56,7 +56,7 @@ struct BrokenText<'a> {
     here: usize,
     /// Index of the last line above it that is neither empty nor a comment.
     above: Option<usize>,
-    /// The line before the error, and from the error on.
+    /// The line up to the error, and from the error on.
     before: &'a str,
     after: &'a str,
 }
@@ -189,7 +189,7 @@ impl<'a> BrokenText<'a> {
         repairs
     }
 
-    /// Corrections of what YAML reports as something else.
+    /// Corrections of mistakes that YAML reports as something else.
     fn slips(&self, index: usize) -> impl Iterator<Item = Repair> {
         let (indent, content) = split_indent(self.line(index));
         let line = format!("\n{}", content.replace('”', "“"));
@@ -279,7 +279,7 @@ impl<'a> BrokenText<'a> {
         Some(self.whole("put the value in quotes", self.here, corrected))
     }
 
-    /// A colon after a name that has lines of its own; any other line without a colon is no key.
+    /// A colon after a name that has lines of its own; any other line without a colon is not a key.
     fn colon(&self, index: usize) -> Option<Repair> {
         let (line, next) = (self.line(index).trim_end(), self.line(index + 1));
         let has_lines = width(next) > width(line) || next.trim_start().starts_with("- ");

@@ -44,7 +44,7 @@ impl Around {
 /// A faulty text, the code and the help that it gets, and the text corrected exactly as the help says.
 type Row = (Around, Code, &'static str, &'static str, &'static str);
 
-/// Codes that no text of a single file gets, or none of a reasonable size.
+/// Codes that no single file causes, or none of a reasonable size.
 const WITHOUT_ROW: &[(Code, &str)] = &[
     (Code::NotFound, "a file on disk"),
     (Code::BothPresent, "files on disk"),
@@ -408,10 +408,10 @@ project_name: a
     (Domain, Code::YamlMergeKey, "<<: {description: x}", "remove `<<`, and write the keys themselves here", "description: x"),
     (Domain, Code::YamlTag, "description: !!str 5", "remove `!!str`; put a value in quotes to make it text", r#"description: "5""#),
     (File, Code::YamlTag, "domains: !include work.yml
-", "write the contents of that file here: anklume includes no other file", "domains: {work: {subnet_id: 0}}
+", "write the contents of that file here: anklume does not include files", "domains: {work: {subnet_id: 0}}
 "),
-    (Domain, Code::ComplexKey, "description: {{ text }}", r#"anklume fills in no templates: write the value itself, or, as text, `"{{ text }}"`"#, "description: Work"),
-    (Domain, Code::ComplexKey, "description: {{ text }}", r#"anklume fills in no templates: write the value itself, or, as text, `"{{ text }}"`"#, r#"description: "{{ text }}""#),
+    (Domain, Code::ComplexKey, "description: {{ text }}", r#"anklume does not expand templates: write the value itself, or, as text, `"{{ text }}"`"#, "description: Work"),
+    (Domain, Code::ComplexKey, "description: {{ text }}", r#"anklume does not expand templates: write the value itself, or, as text, `"{{ text }}"`"#, r#"description: "{{ text }}""#),
     (Domain, Code::ComplexKey, "? [description] : Work", "write a name as the key, without `?`, `[` or `{` before it", "description: Work"),
     (Domain, Code::DuplicateKey, "subnet_id: 1", "the first one is at infra.yml:1; keep one of them", "description: x"),
     (Domain, Code::TooDeep, "x: [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]", "remove levels: no key needs more than a dozen", "x: [[]]"),
@@ -767,7 +767,7 @@ domains: {anklume: {subnet_id: 0, machines: {db: {ip: 10.100.0.5}}}}
     (File, Code::UnknownConsumer, "domains: {work: {subnet_id: 0, machines: {work-dev: {}, db: {services: [{name: s, tool: gpg_sign, consumers: [wrok-dev]}]}}}}
 ", "did you mean `work-dev`?", "domains: {work: {subnet_id: 0, machines: {work-dev: {}, db: {services: [{name: s, tool: gpg_sign, consumers: [work-dev]}]}}}}
 "),
-    (Service, Code::DomainAsConsumer, "consumers: [work]", "list instead the machines of the domain that may call the service, one by one", "consumers: [web]"),
+    (Service, Code::DomainAsConsumer, "consumers: [work]", "instead, list the machines of the domain that may call the service, one by one", "consumers: [web]"),
     (Service, Code::OwnConsumer, "consumers: [db]", "take it off the list: a machine needs no channel to itself", "consumers: []"),
     (Service, Code::DuplicateConsumer, "consumers: [web, web]", "list it once", "consumers: [web]"),
     (File, Code::DisabledConsumer, "domains: {a: {subnet_id: 0, machines: {m: {services: [{name: s, tool: gpg_sign, consumers: [off-dev]}]}}}, off: {enabled: false, subnet_id: 1, machines: {off-dev: {}}}}
@@ -779,8 +779,8 @@ domains: {anklume: {subnet_id: 0, machines: {db: {ip: 10.100.0.5}}}}
     (Machine, Code::PrivilegedContainer, "config: {security.privileged: true}", "remove `security.privileged`, or write `type: vm`: the container's root is the host's root", "config: {}"),
     (Machine, Code::ReservedDeviceName, "devices: {mcp-0123456789abcdef: {type: none}}", "`mcp-` followed by 16 hexadecimal digits is reserved for anklume: choose another name", "devices: {data: {type: none}}"),
     (Machine, Code::ProxyIntoChannels, r#"devices: {p: {type: proxy, listen: "unix:/run/anklume/mcp/x", connect: "tcp:127.0.0.1:80"}}"#, "choose a path outside of /var/lib/anklume, /run/anklume/mcp, /srv/anklume/mcp: only `services` declares channels", r#"devices: {p: {type: proxy, listen: "unix:/run/x", connect: "tcp:127.0.0.1:80"}}"#),
-    (Machine, Code::ProxyIntoSharedFolder, r#"devices: {d: {type: disk, source: /srv/data, path: /data}, p: {type: proxy, connect: "tcp:127.0.0.1:80", listen: "unix:/srv/data/x"}}"#, "choose a path that no machine may write to: it could put a link to any host socket there", r#"devices: {d: {type: disk, source: /srv/data, path: /data}, p: {type: proxy, connect: "tcp:127.0.0.1:80", listen: "unix:/run/x"}}"#),
-    (Machine, Code::SourceInSharedFolder, "devices: {d: {type: disk, source: /srv/data, path: /data}, e: {type: disk, source: /srv/data/e, path: /e}}", "share folders that do not contain each other, or let no machine write the outer one (`ro`, `readonly: true`): it could put a link to any host folder there", "devices: {d: {type: disk, source: /srv/data, path: /data, readonly: true}, e: {type: disk, source: /srv/data/e, path: /e}}"),
+    (Machine, Code::ProxyIntoSharedFolder, r#"devices: {d: {type: disk, source: /srv/data, path: /data}, p: {type: proxy, connect: "tcp:127.0.0.1:80", listen: "unix:/srv/data/x"}}"#, "choose a path that no machine may write to: a machine could put a link to any host socket there", r#"devices: {d: {type: disk, source: /srv/data, path: /data}, p: {type: proxy, connect: "tcp:127.0.0.1:80", listen: "unix:/run/x"}}"#),
+    (Machine, Code::SourceInSharedFolder, "devices: {d: {type: disk, source: /srv/data, path: /data}, e: {type: disk, source: /srv/data/e, path: /e}}", "share folders that do not contain each other, or let no machine write to the outer one (`ro`, `readonly: true`): it could put a link to any host folder there", "devices: {d: {type: disk, source: /srv/data, path: /data, readonly: true}, e: {type: disk, source: /srv/data/e, path: /e}}"),
     (Machine, Code::SourceInSharedFolder, "devices: {d: {type: disk, source: /proc/1, path: /data}}", "choose a path outside of /proc: a machine could put a link to any host folder there", "devices: {d: {type: disk, source: /srv/data, path: /data}}"),
     (Machine, Code::DeviceSharesChannels, "devices: {d: {type: disk, source: /var/lib, path: /data}}", "share a folder that neither contains /var/lib/anklume nor lies in it", "devices: {d: {type: disk, source: /srv/data, path: /data}}"),
     (Machine, Code::DiskOverAnklume, "devices: {d: {type: disk, source: /srv/data, path: /opt}}, services: [{name: s, tool: gpg_sign, consumers: [web]}]", "choose a path that is neither above nor below /run/anklume, /srv/anklume, /opt/anklume, /etc/anklume", "devices: {d: {type: disk, source: /srv/data, path: /data}}, services: [{name: s, tool: gpg_sign, consumers: [web]}]"),
@@ -818,7 +818,7 @@ network_policies: [{from: work, to: ai-tools}]
 "),
     (File, Code::SharedGpu, "global: {gpu_policy: shared}
 domains: {a: {subnet_id: 0, machines: {m: {gpu: true}, n: {gpu: true}}}}
-", "let only one machine use it, unless they may see each other's memory, as they can on most GPUs", "global: {gpu_policy: shared}
+", "let only one machine use it, unless the machines may see each other's memory, as they can on most GPUs", "global: {gpu_policy: shared}
 domains: {a: {subnet_id: 0, machines: {m: {gpu: true}, n: {gpu: false}}}}
 "),
     (File, Code::YamlSyntax, "domains:

@@ -245,7 +245,7 @@ fn the_top_of_the_file_and_its_global_section() {
     check(CASES);
 }
 
-/// Sections, and those of the keys that belong to them.
+/// Sections, and which of the keys belong to them.
 const SECTIONS: &[(&str, &[&str])] = &[
     ("{KEY, domains: {a: {subnet_id: 0}}}", &[]),
     ("domains: {a: {subnet_id: 0, KEY}}", &["machines"]),
@@ -274,7 +274,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
     // Below an unknown key.
     ("domains: {a: {subnet_id: 0, other: {KEY}}}", &[]),
     ("domains: {a: {subnet_id: 0, other: [{KEY}]}}", &[]),
-    // In the place of a name.
+    // Where a name belongs.
     ("domains: {a: {subnet_id: 0, machines: {KEY}}}", &[]),
     ("domains: {KEY}", &[]),
 ];

@@ -203,7 +203,7 @@ impl Host {
                     "choose a path outside of {folder}: a machine could put a link to any host folder there"
                 )
             } else {
-                "share folders that do not contain each other, or let no machine write the outer one \
+                "share folders that do not contain each other, or let no machine write to the outer one \
                  (`ro`, `readonly: true`): it could put a link to any host folder there"
                     .to_owned()
             };
@@ -256,7 +256,7 @@ impl Host {
                     format!("the proxy's `{key}` is in a host folder that a machine may write to");
                 findings
                     .add(self.severity, Code::ProxyIntoSharedFolder, at, message)
-                    .help("choose a path that no machine may write to: it could put a link to any host socket there");
+                    .help("choose a path that no machine may write to: a machine could put a link to any host socket there");
             }
         }
     }

@@ -259,7 +259,7 @@ pub(super) fn check_gpus(
         let message = format!("{count} machines share the GPU; the first is {first}");
         findings
             .warning(Code::SharedGpu, second.at, message)
-            .help("let only one machine use it, unless they may see each other's memory, as they can on most GPUs");
+            .help("let only one machine use it, unless the machines may see each other's memory, as they can on most GPUs");
     } else {
         let message = format!("{count} machines use the GPU; the first is {first}");
         findings

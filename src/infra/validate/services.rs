@@ -30,7 +30,7 @@ const ID_MAX: u32 = 0xffff_fffe;
 const USER_MAX: usize = 32;
 /// Example of a service's name.
 const NAME: &str = "such as `file_sign`";
-/// What may be meant by a service that lacks a key.
+/// The likely cause of a missing key in a service.
 const ONE_DASH: &str = "; only a service's first key has a `-`";
 /// Maximum edit distance between a mistyped consumer and the machine that was meant.
 const TYPO_EDITS: usize = 2;
@@ -110,8 +110,17 @@ fn service<'t>(
         consumers,
         with,
         limits,
-        written: field::json(item),
+        written: written(fields),
     })
+}
+
+/// Returns the optional keys as written.
+fn written(fields: Fields<'_, '_>) -> Map<String, serde_json::Value> {
+    let optional = fields.entries().iter();
+    let optional = optional.filter(|entry| ["with", "limits"].contains(&&*entry.key.text));
+    optional
+        .map(|entry| (entry.key.text.to_string(), field::json(&entry.value)))
+        .collect()
 }
 
 /// Reads a service's `limits`: numbers of at least 1, and memory of at most `memory_max` bytes.
@@ -226,7 +235,7 @@ fn check_consumer(machine: &str, written: Text<'_>, names: &Names<'_>, findings:
         let message = format!("{quoted} is a domain, but consumers must be machines");
         findings
             .error(Code::DomainAsConsumer, at, message)
-            .help("list instead the machines of the domain that may call the service, one by one");
+            .help("instead, list the machines of the domain that may call the service, one by one");
     } else {
         let near = typo(text, names, findings);
         let parts = text.split([' ', ';', '/', '.']);

@@ -113,7 +113,7 @@ impl PayloadSource {
         let metadata = file.metadata().ok();
         let regular = metadata.filter(std::fs::Metadata::is_file);
         Self {
-            // Files of the kernel that have content have no size.
+            // Files in /proc report no size even if they have content.
             size: regular
                 .map(|metadata| metadata.len())
                 .filter(|size| *size > 0),

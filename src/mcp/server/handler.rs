@@ -113,7 +113,7 @@ impl ServerHandler for Handler {
         let mut tools = list(&policy.services, &server.caller);
         let asks = context.meta.0.get(SERVICES_KEY) == Some(&true.into());
         if server.caller == Caller::Operator && !asks {
-            // The operator's list is that of the tools, whatever the machine offers to others.
+            // The operator's list contains only the tools, whatever the machine offers to others.
             tools.retain(|tool| tool.name.parse::<ToolName>().is_ok());
         }
         let result = ListToolsResult::with_all_items(tools);

@@ -221,7 +221,7 @@ domains:
     // The name alone does not say which one.
     let both = world.run(&["destroy", "-i", &name, "--yes", "--force"]);
     let message = format!(
-        "error: `{name}` is a machine of several domains: {}, {}\n  = help: name its domain too: `--domain DOMAIN`\n",
+        "error: `{name}` is a machine in several domains: {}, {}\n  = help: name its domain too: `--domain DOMAIN`\n",
         world.domains[0], world.domains[1]
     );
     both.is(1, "", &message);

@@ -38,7 +38,7 @@ fn a_file_that_does_not_fit_is_refused_before_it_is_sent() {
     let world = inside_alice(world, &server);
     let sparse = fs::File::create(world.path("sparse")).unwrap();
     sparse.set_len(2 * GIB).unwrap();
-    // From a file, and from stdin that is one.
+    // From a file, and from stdin redirected from one.
     let file = format!("data=@{}", world.path("sparse").display());
     let ran = mcp(&world, &["call", "-i", "vault", "push", "path=a", &file]);
     let refused = format!(

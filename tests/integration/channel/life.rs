@@ -149,7 +149,7 @@ fn a_file_where_a_socket_belongs_stays_and_is_told() {
     fs::write(server.socket("alice"), "somebody's").unwrap();
     let status = || world.run(&["mcp", "status", "--listen", "sockets"]);
     let told = "NOT done: `sockets/alice.sock` is not a socket";
-    until("the status tells", || status().stdout.contains(told));
+    until("the status reports it", || status().stdout.contains(told));
     assert_eq!(status().status, 1);
     server.peer("bob").lives();
     server.end();

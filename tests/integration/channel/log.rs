@@ -73,9 +73,9 @@ fn the_log_shows_what_is_asked_for() {
     let stopped = "T  server stopped\n";
     let show = |args: &[&str]| {
         let ran = world.run(&[&["audit", "show"], args].concat());
-        // Nothing that was asked for is not nothing at all.
+        // No matching line is not the same as an empty log.
         let note = if ran.stdout.is_empty() {
-            "note: none of 6 line(s) was asked for\n"
+            "note: none of 6 line(s) matches\n"
         } else {
             ""
         };

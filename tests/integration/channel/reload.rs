@@ -180,7 +180,9 @@ fn a_broken_file_keeps_the_last_good_policy_loudly() {
             refused.escape_debug(),
             digest.as_str().unwrap()
         );
-        until("it is told on stderr", || server.stderr().ends_with(&loud));
+        until("it is reported on stderr", || {
+            server.stderr().ends_with(&loud)
+        });
         // `mcp status` reports it as well, once the server has noticed.
         let status = || world.run(&["mcp", "status", "--listen", "sockets"]);
         let confined = status().stdout;

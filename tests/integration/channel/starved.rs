@@ -104,8 +104,8 @@ fn bob_waits(world: &World, server: &Listening, why: &str, there_is_room_again: 
     text(&alice.call("give", &json!({"path": "a"})));
     let mut bob = server.peer("bob");
     let failed = format!("the process that serves `bob` cannot be started: {why}");
-    until("it is told", || server.stderr().contains(&failed));
-    until("the status tells", || {
+    until("it is reported", || server.stderr().contains(&failed));
+    until("the status reports it", || {
         status(world).1["failed"] == json!([failed])
     });
     text(&alice.call("give", &json!({"path": "a"})));
@@ -155,7 +155,7 @@ fn a_policy_that_could_not_be_read_once_is_read_again() {
             .stderr()
             .contains("cannot be read: Too many open files")
     });
-    until("it cannot be told in the status", || {
+    until("the status cannot report it", || {
         server.stderr().contains(".status.json` cannot be written")
     });
     files(&server, before);
@@ -163,7 +163,7 @@ fn a_policy_that_could_not_be_read_once_is_read_again() {
         let answer = alice.call("copy", &json!({"content": "after"}));
         answer["error"]["message"] == "Unknown tool: copy"
     });
-    until("it is told", || status(&world).0.status == 0);
+    until("it is reported", || status(&world).0.status == 0);
     // A failure that repeats is reported only once.
     let told = server.stderr();
     assert_eq!(told.matches("Too many open files").count(), 2, "{told}");
@@ -180,7 +180,7 @@ fn what_cannot_be_done_for_one_consumer_is_done_for_the_others_and_told() {
     until("carol is served", || server.socket("carol").exists());
     server.peer("carol").lives();
     until("alice is not", || !server.socket("alice").exists());
-    until("the status tells", || status(&world).0.status == 1);
+    until("the status reports it", || status(&world).0.status == 1);
     let (_, said) = status(&world);
     let failed = "`sockets/bob.sock` is not a socket, so no socket can be created there";
     assert_eq!(said["failed"], json!([failed]));
@@ -212,7 +212,7 @@ fn a_socket_that_cannot_be_removed_is_removed_later() {
     // The status may mention bob before the new policy is in force, because his socket is already gone.
     until("carol is served", || server.socket("carol").exists());
     server.peer("carol").lives();
-    until("the status tells", || status(&world).0.status == 1);
+    until("the status reports it", || status(&world).0.status == 1);
     fs::remove_dir(server.socket("bob")).unwrap();
     until("nothing is left to do", || status(&world).0.status == 0);
     server.end();

@@ -54,11 +54,13 @@ fn a_log_that_goes_away_refuses_calls_until_it_is_back() {
     fs::create_dir(&log).unwrap();
     is_refused_unseen(&alice.call("copy", &json!({"content": "unseen"})));
     assert_eq!(world.clipboard().as_deref(), Some("seen"));
-    until("it is told", || server.stderr().contains("the audit log `"));
+    until("it is reported", || {
+        server.stderr().contains("the audit log `")
+    });
     alice.lives();
     let path = log.display();
     let why = format!("the audit log `{path}` cannot be opened: Is a directory (os error 21)");
-    until("the status tells", || {
+    until("the status reports it", || {
         let status = world.run(&["mcp", "status", "--listen", "sockets"]);
         let told = format!("\nNOT logged, no call runs: {why}\n");
         status.status == 1 && status.stdout.contains(&told)
@@ -66,7 +68,7 @@ fn a_log_that_goes_away_refuses_calls_until_it_is_back() {
     // Swapped atomically, because the server keeps looking for the log.
     rustix::fs::renameat_with(CWD, &kept, CWD, &log, RenameFlags::EXCHANGE).unwrap();
     fs::remove_dir(&kept).unwrap();
-    until("it is told although nobody calls", || {
+    until("it is reported although nobody calls", || {
         world.run(&["mcp", "status", "--listen", "sockets"]).status == 0
     });
     text(&alice.call("copy", &json!({"content": "seen again"})));
@@ -95,7 +97,7 @@ fn a_machine_that_allows_it_serves_without_a_log() {
     fs::rename(world.path("log"), world.path("away")).unwrap();
     text(&alice.call("copy", &json!({"content": "unseen"})));
     assert_eq!(world.clipboard().as_deref(), Some("unseen"));
-    until("it is told all the same", || {
+    until("it is reported all the same", || {
         server.stderr().contains("error: the audit log `")
     });
     drop((alice, server));

@@ -61,7 +61,7 @@ fn a_process_that_is_killed_takes_nobody_elses_connection_and_its_calls_are_in_t
     peer.gets_closed();
     text(&bob.call("copy", &json!({"content": "bob"})));
     let said = "the process that serves `alice` ended: signal: 9 (SIGKILL)";
-    until("it is told", || server.stderr().contains(said));
+    until("it is reported", || server.stderr().contains(said));
     let lines = world.logged("call");
     let lost = lines.iter().find(|line| line["id"] == "\"lost\"").unwrap();
     assert_eq!(

@@ -97,7 +97,7 @@ fn files_of_any_size_go_in_and_come_out() {
     // A piece alone would be lost with the connection.
     let ran = mcp(&["file_accept", "path=piece", "data=-", "offset=0"]).run();
     let message = "error: a transfer in pieces ends with the connection, and so with this command\n  = help: leave out \
-        `offset` and `final`: large content is sent in pieces by itself\n";
+        `offset` and `final`: large content is sent in pieces automatically\n";
     ran.is(2, "", message);
 }
 

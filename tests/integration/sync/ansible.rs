@@ -6,6 +6,9 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
+use proptest::test_runner::TestRunner;
 use serde_json::{Map, Value, json};
 
 use super::yaml::NASTY;
@@ -138,7 +141,22 @@ fn ansible_and_pyyaml_get_what_was_declared() {
     if !have("Ansible", python("ansible-playbook").is_some()) {
         return;
     }
-    let (text, expected) = declaration(NASTY);
+    // Besides the unusual texts, random ones: what YAML, Jinja and people write.
+    let random = prop_oneof![
+        "[ -~]{1,24}",
+        "[a-c #:{}%!&*'\"\\\\-]{1,16}",
+        "[a-z ]{0,8}(\\{\\{|\\{%|\\{#)[ -~]{0,16}",
+        "\\PC{1,12}",
+    ];
+    let mut runner = TestRunner::deterministic();
+    let random = (0..200).map(|_| random.new_tree(&mut runner).unwrap().current());
+    let random: Vec<String> = random.collect();
+    let texts: Vec<&str> = NASTY
+        .iter()
+        .copied()
+        .chain(random.iter().map(String::as_str))
+        .collect();
+    let (text, expected) = declaration(&texts);
     let ran = Anklume::new().infra(&text).args(["sync", "--quiet"]).run();
     assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
     assert_eq!(differences(&ran, &expected), "");
@@ -148,7 +166,7 @@ fn ansible_and_pyyaml_get_what_was_declared() {
 struct Present {
     suffix: &'static str,
     text: &'static str,
-    /// The text that `FOLDER/STEM.yml` has after the help was followed; `None` if `sync` accepts the file.
+    /// The text that `FOLDER/STEM.yml` has once the help is followed; `None` if `sync` accepts the file.
     corrected: Option<&'static str>,
 }
 
