@@ -144,7 +144,8 @@ impl Recorder {
         let due = self.floods().due(now);
         // Detects that the log has become writable again, even without a call.
         if self.trouble().is_some() || !self.kept().is_empty() {
-            let ready = self.ready(self.running.load(Ordering::Relaxed));
+            // As for one more call: a full disk still takes what is already reserved.
+            let ready = self.ready(self.running.load(Ordering::Relaxed) + 1);
             self.note(&ready);
         }
         for counted in due {
