@@ -336,12 +336,12 @@ pub struct Machine {
     pub description: String,
     /// Fixed address within the domain's subnet; `None` for DHCP.
     pub ip: Option<Ipv4Addr>,
-    /// Place of its address; of its name if it has none of its own.
-    pub ip_place: Place,
+    /// Location of its own address.
+    pub ip_place: Option<Box<Place>>,
     /// Image: the machine's own, or the default.
     pub os_image: String,
-    /// Place of its own image; of its name if it has none of its own.
-    pub os_image_place: Place,
+    /// Location of its own image.
+    pub os_image_place: Option<Box<Place>>,
     /// True if it may be deleted; the machine's own value, or its domain's.
     pub ephemeral: bool,
     /// For Ansible; `None` if not set.
@@ -425,7 +425,7 @@ pub struct DeclaredService {
     /// Limits for its callers.
     pub limits: Limits,
     /// `with` and `limits` as written, for Ansible.
-    pub written: Map<String, Value>,
+    pub written: Option<Box<Map<String, Value>>>,
 }
 
 impl Machine {

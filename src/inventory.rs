@@ -357,7 +357,14 @@ fn service_value(service: &DeclaredService) -> Map<String, Value> {
         "tool": service.tool,
         "consumers": service.consumers,
     }));
-    keys.extend(service.written.clone());
+    keys.extend(
+        service
+            .written
+            .as_deref()
+            .into_iter()
+            .flatten()
+            .map(|(key, value)| (key.clone(), value.clone())),
+    );
     keys
 }
 

@@ -263,7 +263,8 @@ impl<'a> Builder<'a, '_> {
     /// Returns the template (`{{ … }}`) at a point where YAML reads a map that has a map as its key.
     fn template(&self, at: At) -> Option<&'a str> {
         let text = self.text.get(usize::try_from(at.start).ok()?..)?;
-        let line = text.lines().next().filter(|line| line.starts_with("{{"))?;
+        // Asked for each value, of which there may be hundreds of thousands.
+        let line = text.starts_with("{{").then(|| text.lines().next())??;
         line.get(..line.find("}}")? + "}}".len())
     }
 

@@ -131,7 +131,7 @@ pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
         };
         faults.add(
             PlanCode::AddressInUse,
-            Some(&machine.ip_place),
+            Some(machine.ip_place.as_deref().unwrap_or(&machine.place)),
             format!(
                 "the address {} of {} belongs to the machine {} (project {}) in Incus",
                 wanted.address,

@@ -158,7 +158,7 @@ fn create(one: MachineInputs<'_>, faults: &mut Obstacles) -> Vec<Action> {
             let message = format!("the image {image} of {name} {}", why.what);
             faults.add(
                 PlanCode::NoImage,
-                Some(&machine.os_image_place),
+                Some(machine.os_image_place.as_deref().unwrap_or(&machine.place)),
                 message,
                 why.help,
             );

@@ -88,13 +88,13 @@ fn machine(
     fields.integer("weight", 1..=i64::MAX, findings);
     let mcp = services::users(fields, findings);
     let place_of = |key: &str, findings: &Findings| {
-        let own = fields.entry(key).map(|own| own.value.at);
-        findings.place(own.unwrap_or(entry.at))
+        let own = fields.entry(key)?;
+        findings.place(own.value.at).map(Box::new)
     };
     let machine = Machine {
         place: findings.place(entry.at)?,
-        ip_place: place_of("ip", findings)?,
-        os_image_place: place_of("os_image", findings)?,
+        ip_place: place_of("ip", findings),
+        os_image_place: place_of("os_image", findings),
         kind,
         description: fields
             .incus_text("description", findings)

@@ -208,8 +208,8 @@ pub(super) fn add_firewall(
     let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
     let machine = Machine {
         name,
-        ip_place: place.clone(),
-        os_image_place: place.clone(),
+        ip_place: None,
+        os_image_place: None,
         place,
         kind: MachineType::VirtualMachine,
         description: "Centralized firewall VM (auto-created by generator)".to_owned(),

@@ -114,13 +114,14 @@ fn service<'t>(
     })
 }
 
-/// Returns the optional keys as written.
-fn written(fields: Fields<'_, '_>) -> Map<String, serde_json::Value> {
+/// Returns the optional keys as written, if there are any.
+fn written(fields: Fields<'_, '_>) -> Option<Box<Map<String, Value>>> {
     let optional = fields.entries().iter();
     let optional = optional.filter(|entry| ["with", "limits"].contains(&&*entry.key.text));
-    optional
-        .map(|entry| (entry.key.text.to_string(), field::json(&entry.value)))
-        .collect()
+    let mut optional = optional.peekable();
+    optional.peek()?;
+    let values = optional.map(|entry| (entry.key.text.to_string(), field::json(&entry.value)));
+    Some(Box::new(values.collect()))
 }
 
 /// Reads a service's `limits`: numbers of at least 1, and memory of at most `memory_max` bytes.
