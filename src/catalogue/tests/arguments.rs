@@ -6,7 +6,7 @@ use super::map;
 use crate::catalogue::*;
 use crate::name::ToolName;
 
-/// Returns the faults of a call's arguments.
+/// Returns the faults in a call's arguments.
 fn faults(tool: ToolName, arguments: Value) -> Vec<String> {
     let arguments = map(arguments);
     let parsed = match tool {

@@ -26,7 +26,7 @@ fn calls() -> u64 {
     }
 }
 
-/// A portal whose folder `d` is constantly exchanged with a link that leads out of the portal.
+/// A portal whose folder `d` is constantly swapped with a link that leads out of the portal.
 struct Field {
     root: tempfile::TempDir,
     portal: PathBuf,
