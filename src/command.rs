@@ -24,7 +24,7 @@ use serde_json::json;
 
 use crate::cli::{Cli, Command, InfraArgs, McpCommand};
 use crate::diagnostic::{self, Diagnostic, Faults, Severity};
-use crate::error::{Exit, Failure, Failures};
+use crate::error::{Exit, Failure, Failures, with_causes};
 use crate::infra::{self, ReadInfra};
 use crate::machine_state::SERVICES;
 use crate::name::{MachineName, closest};
@@ -211,7 +211,7 @@ fn report(error: &anyhow::Error, command: &Command, output: &Output) -> Exit {
         }
         return Exit::Failed;
     }
-    let unnamed = Failure::new(Exit::Failed, chain_text(error));
+    let unnamed = Failure::new(Exit::Failed, with_causes(error.as_ref()));
     let failures = match (
         error.downcast_ref::<Failures>(),
         error.downcast_ref::<Failure>(),
@@ -234,19 +234,6 @@ fn report(error: &anyhow::Error, command: &Command, output: &Output) -> Exit {
     failures
         .first()
         .map_or(Exit::Failed, |failure| failure.exit)
-}
-
-/// Joins an error and its causes, except those that it already names.
-fn chain_text(error: &anyhow::Error) -> String {
-    let causes = error.chain().map(ToString::to_string);
-    let texts = causes.reduce(|text, cause| {
-        if text.contains(&cause) {
-            text
-        } else {
-            format!("{text}: {cause}")
-        }
-    });
-    texts.unwrap_or_default()
 }
 
 /// Returns whether a command's stdout holds its answer, and no protocol or other text.

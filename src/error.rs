@@ -1,5 +1,7 @@
 //! Defines the exit codes and the failures that users see; `command/` turns the modules' typed errors into [`Failure`].
 
+use std::error::Error;
+use std::iter::successors;
 use std::process::ExitCode;
 
 /// The exit code of a run; `docs/commands.md` lists the same codes.
@@ -27,6 +29,18 @@ impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)
     }
+}
+
+/// Joins an error and its causes, except those that it already names.
+pub(crate) fn with_causes(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    for cause in successors(error.source(), |&cause| cause.source()) {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// A failure for the user: the fault and its location, the next step, and the exit code.

@@ -357,14 +357,9 @@ fn service_value(service: &DeclaredService) -> Map<String, Value> {
         "tool": service.tool,
         "consumers": service.consumers,
     }));
-    keys.extend(
-        service
-            .written
-            .as_deref()
-            .into_iter()
-            .flatten()
-            .map(|(key, value)| (key.clone(), value.clone())),
-    );
+    if let Some(written) = &service.written {
+        keys.extend((**written).clone());
+    }
     keys
 }
 

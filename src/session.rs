@@ -6,9 +6,7 @@ pub(crate) mod machine_files;
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
-use std::error::Error as _;
 use std::fs;
-use std::iter::successors;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +20,7 @@ use tokio::runtime::Builder;
 use tokio::sync::Mutex;
 
 use crate::digest::sha256;
-use crate::error::{Exit, Failure};
+use crate::error::{Exit, Failure, with_causes};
 use crate::foreign::Reader;
 use crate::incus::state::{IncusServer, InstanceId};
 use crate::incus::{Incus, IncusError, State, Writes, socket_path};
@@ -186,14 +184,7 @@ fn allow_descriptors() {
 
 /// Converts an Incus error to a failure with help for the user.
 pub(crate) fn incus_failure(why: &IncusError) -> Failure {
-    let mut message = why.to_string();
-    for cause in successors(why.source(), |&cause| cause.source()) {
-        let cause = cause.to_string();
-        if !message.ends_with(&cause) {
-            message = format!("{message}: {cause}");
-        }
-    }
-    Failure::new(Exit::Failed, message).help(match why {
+    Failure::new(Exit::Failed, with_causes(why)).help(match why {
         IncusError::NoSocket(_) => "start Incus, or install it (Debian: `apt install incus`)",
         IncusError::NotListening(_) => "start Incus: `systemctl start incus.service`",
         IncusError::NoPermission(_) => RUN_AS_ROOT,

@@ -120,16 +120,10 @@ fn show(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit> {
 
 /// Returns whether this is the named machine; fails in any other machine, which has no Incus to ask.
 fn is_this_machine(name: &str) -> Result<bool, Failure> {
-    if !RouteContext::look().in_machine {
-        return Ok(false);
+    if Account::machine().is_some_and(|own| own.as_str() == name) {
+        return Ok(true);
     }
-    match Account::machine() {
-        Some(own) if own.as_str() == name => Ok(true),
-        _ => match on_host_only() {
-            Some(failure) => Err(failure),
-            None => Ok(false),
-        },
-    }
+    on_host_only().map_or(Ok(false), Err)
 }
 
 fn show_files(path: &Path, take: &mut impl FnMut(&[u8]) -> io::Result<()>) -> anyhow::Result<()> {

@@ -9,7 +9,7 @@ use super::tree::{FileTree, TreeFault};
 use crate::error::{Exit, Failure};
 use crate::inventory::{FilePath, InventoryFolder};
 
-/// The names in the three folders.
+/// The names in the three folders that do not end in `.yml`: no other file takes the place of those that `sync` writes.
 pub(super) struct FoundNames([HashSet<String>; 3]);
 
 impl FoundNames {
@@ -17,7 +17,8 @@ impl FoundNames {
     pub(super) fn list(tree: &FileTree) -> Result<Self, TreeFault> {
         let mut found = Self(Default::default());
         for (folder, names) in InventoryFolder::ALL.into_iter().zip(&mut found.0) {
-            names.extend(tree.names(folder)?);
+            let others = tree.names(folder)?.into_iter();
+            names.extend(others.filter(|name| name.strip_suffix(".yml").is_none()));
         }
         Ok(found)
     }
@@ -25,7 +26,9 @@ impl FoundNames {
     /// Checks that Ansible reads this file, and no other one for the same machine or group.
     pub(super) fn check(&self, path: &FilePath) -> Result<(), Failure> {
         let FilePath { folder, stem } = path;
-        let Some(names) = self.0.get(*folder as usize) else {
+        let names = self.0.get(*folder as usize);
+        // Most folders hold nothing else, and there may be ten thousand files to check.
+        let Some(names) = names.filter(|names| !names.is_empty()) else {
             return Ok(());
         };
         for suffix in ["", ".yaml", ".json"] {

@@ -47,7 +47,7 @@ pub(super) fn route(args: &ChannelArgs) -> Result<Route, Failure> {
         return Err(failure.help("name the machine too: `-i MACHINE`"));
     }
     let context = RouteContext::look();
-    let own = Account::machine().filter(|_| context.in_machine && args.socket.is_none());
+    let own = Account::machine().filter(|_| args.socket.is_none());
     if let Some(own) = own.filter(|own| args.instance.as_deref() == Some(own.as_str())) {
         let failure = Failure::new(Exit::Usage, format!("`{own}` is this machine itself"));
         return Err(failure.help("leave out `-i` to use its own tools"));

@@ -185,12 +185,6 @@ impl UploadOptions {
     }
 }
 
-fn wrong_size(actual: u64) -> ToolError {
-    let message =
-        format!("`size` differs from the size of the content, {actual}; nothing was written");
-    BadArguments::from(message).into()
-}
-
 impl Upload {
     /// Begins an upload, if the file's name is free.
     pub(super) fn begin(settings: &Settings, piece: &UploadPiece) -> Result<Self, ToolError> {
@@ -266,7 +260,11 @@ impl Upload {
         let actual = hex(&self.digest.finalize());
         let mode = options.mode();
         if options.size.is_some_and(|announced| self.size != announced) {
-            return Err(wrong_size(self.size));
+            let actual = self.size;
+            let message = format!(
+                "`size` differs from the size of the content, {actual}; nothing was written"
+            );
+            return Err(BadArguments::from(message).into());
         }
         if let Some(announced) = options.sha256.filter(|announced| *announced != actual) {
             return Err(ToolError::Digest { actual, announced });
