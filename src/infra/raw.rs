@@ -263,7 +263,7 @@ impl<'a> Builder<'a, '_> {
     /// Returns the template (`{{ … }}`) at a point where YAML reads a map that has a map as its key.
     fn template(&self, at: At) -> Option<&'a str> {
         let text = self.text.get(usize::try_from(at.start).ok()?..)?;
-        // Asked for each value, of which there may be hundreds of thousands.
+        // Asked at the end of each map, of which there may be hundreds of thousands.
         let line = text.starts_with("{{").then(|| text.lines().next())??;
         line.get(..line.find("}}")? + "}}".len())
     }
@@ -271,15 +271,15 @@ impl<'a> Builder<'a, '_> {
     /// Adds a finished value to the list or map around it, or makes it the root.
     fn put(&mut self, value: Node<'a>) -> Result<(), Stopped> {
         let at = value.at;
-        let template = match self.frames.last() {
-            Some(ParserFrame::Map { at, .. }) => self.template(*at),
-            _ => None,
-        };
         match self.frames.last_mut() {
             None => self.root = Some(value),
             Some(ParserFrame::List { items, .. }) => items.push(value),
             Some(ParserFrame::Map {
-                entries, key, skip, ..
+                at: map,
+                entries,
+                key,
+                skip,
+                ..
             }) => {
                 if *skip {
                     *skip = false;
@@ -291,19 +291,19 @@ impl<'a> Builder<'a, '_> {
                     if matches!(value.kind, NodeKind::Unusable) {
                         return Ok(());
                     }
+                    let map = *map;
+                    let help = match self.template(map) {
+                        Some(template) => format!(
+                            "anklume does not expand templates: write the value itself, or, as text, {}",
+                            quote(&format!("\"{template}\""))
+                        ),
+                        None => {
+                            "write a name as the key, without `?`, `[` or `{` before it".to_owned()
+                        }
+                    };
                     self.findings
                         .error(Code::ComplexKey, at, "a key that is not plain text")
-                        .help(match template {
-                            Some(template) => {
-                                format!(
-                                    "anklume does not expand templates: write the value itself, or, as text, {}",
-                                    quote(&format!("\"{template}\""))
-                                )
-                            }
-                            None => {
-                                "write a name as the key, without `?`, `[` or `{` before it".to_owned()
-                            }
-                        });
+                        .help(help);
                 }
             }
         }
