@@ -10,9 +10,13 @@ use crate::host::log_timer::has_daemon;
 use crate::incus::EntryKind;
 use crate::incus::state::Instance;
 use crate::infra::Infra;
-use crate::plan::{Facts, ProfileDevice, Rotation, check_renamed, profile_devices, unrotated};
+use crate::plan::{
+    DesiredState, Facts, PermissionChange, ProfileDevice, Rotation, check_renamed,
+    permission_changes, profile_devices, unrotated,
+};
 use crate::session::machine_files::FilesError;
 use crate::session::{Session, each};
+use crate::survey::applied::Applied;
 use crate::survey::audit_checkpoint::{LogState, keep};
 use crate::survey::consumer::ask;
 use crate::survey::{providers, survey};
@@ -30,15 +34,28 @@ enum ListenFolder {
     Unknown(String),
 }
 
-/// Examines the chosen edges; returns their health, and notes on the host and all channels. `apply` is the command that
-/// fixes nearly everything. Fails if Incus does not answer or if this program's file cannot be read.
+/// The result of an examination.
+#[derive(Debug, Default)]
+pub(crate) struct Examination<'e> {
+    /// The health of the chosen edges.
+    pub(crate) healths: Vec<Health<'e>>,
+    /// Faults that belong to none of the declared edges.
+    pub(crate) others: Vec<Broken>,
+    /// The changes of who may call what that `apply` would bring about.
+    pub(crate) not_applied: Vec<PermissionChange>,
+    /// Notes on the host and all channels.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Examines the chosen edges. `apply` is the command that fixes nearly everything. Fails if Incus does not answer or if
+/// this program's file cannot be read.
 pub(crate) async fn examine<'e>(
     session: &Session,
     infra: &Infra,
     edges: &[Edge],
     chosen: &[&'e Edge],
     apply: &str,
-) -> anyhow::Result<(Vec<Health<'e>>, Vec<String>)> {
+) -> anyhow::Result<Examination<'e>> {
     let program = session.program()?;
     let (state, facts) = survey(session, infra, edges).await?;
     check_renamed(infra, &state)?;
@@ -47,6 +64,8 @@ pub(crate) async fn examine<'e>(
     for provider in providers(&asked, &state) {
         calls.insert(provider.id(), keep(session, provider).await);
     }
+    let declared = Applied::declared(infra, edges);
+    let applied = Applied::read(&infra.project);
     let examiner = Examiner {
         infra,
         edges,
@@ -54,19 +73,39 @@ pub(crate) async fn examine<'e>(
         facts: &facts,
         program: &program.digest,
         calls: &calls,
+        declared: &declared,
+        applied: applied.as_ref(),
         apply,
     };
     let healths = each(chosen, |edge| walk(session, &examiner, edge)).await;
-    let mut notes = host_notes(&facts, apply);
+    let mut notes = if edges.is_empty() {
+        Vec::new()
+    } else {
+        host_notes(&facts, apply)
+    };
     notes.extend(examiner.servers(chosen));
     let others = profile_devices(&state.profiles);
     let others = others.iter().filter(|one| !one.is_on(edges));
     notes.extend(others.map(ProfileDevice::what));
+    let wanted = DesiredState {
+        infra,
+        edges,
+        adopt: &[],
+        program: &program.digest,
+    };
+    let mut not_applied = permission_changes(wanted, &state, &facts);
+    not_applied.retain(|change| examiner.is_of(change, chosen) && !examiner.is_fault(change));
+    let others = examiner.strays();
     notes.extend(calls.into_values().filter_map(|log| match log {
         LogState::Lost { note, .. } | LogState::Unknown(note) => Some(note),
         LogState::Sound | LogState::Altered { .. } => None,
     }));
-    Ok((healths, notes))
+    Ok(Examination {
+        healths,
+        others,
+        not_applied,
+        notes,
+    })
 }
 
 /// Examines one edge: first from the host, then from the consumer, and finally for future faults.
@@ -80,6 +119,7 @@ async fn walk<'e>(session: &Session, examiner: &Examiner<'_>, edge: &'e Edge) ->
     let mut health = Health {
         edge,
         broken: seen.or_else(|| examiner.way(edge, &listens)),
+        is_pending: examiner.is_pending(edge),
         took: None,
         notes: examiner.notes(edge),
     };

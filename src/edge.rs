@@ -17,8 +17,9 @@ pub const HOST_FOLDER: &str = "/var/lib/anklume/mcp";
 pub const CONSUMER_FOLDER: &str = "/srv/anklume/mcp";
 /// Folder in a provider in which its server creates one socket for each of its consumers.
 pub const PROVIDER_FOLDER: &str = "/run/anklume/mcp";
-/// Prefix of an edge's device name, followed by [`HASH_DIGITS`] digits.
-pub const DEVICE_PREFIX: &str = "mcp-";
+/// Prefix of an edge's device name, followed by [`HASH_DIGITS`] digits. It has no `-`, which Incus 7 writes twice in file names: after
+/// an upgrade from Incus 6, it would not find the process of such a device.
+pub const DEVICE_PREFIX: &str = "mcp_";
 /// Number of hexadecimal digits in an edge's name.
 pub const HASH_DIGITS: usize = 16;
 /// Lowest host uid of a consumer: above the subuid ranges and the users in passwd.

@@ -20,7 +20,8 @@ use tokio::time::timeout;
 use crate::audit::LOG;
 use crate::audit::verify::Verifier;
 use crate::confinement::{self, AllowedCalls, InForce, ProcessLimits};
-use crate::machine_state::{Identity, Offered, SetupReport, summary};
+use crate::machine_state::{Identity, Offered, SetupReport};
+use crate::services::{ServiceOutline, Services};
 use crate::text::Foreign;
 
 /// The hidden subcommand that runs [`serve`].
@@ -48,7 +49,7 @@ enum TextKind {
     Identity,
     Report,
     Offered,
-    /// A services file, to be summarized.
+    /// A services file, to be outlined.
     Services,
     /// Without text: starts verifying a log that must contain the line with this hash.
     Log(Option<String>),
@@ -223,8 +224,11 @@ impl Reader {
         self.read(TextKind::Offered, text).await
     }
 
-    /// Summarizes a services file.
-    pub(crate) async fn services(&self, text: &[u8]) -> Result<Option<Foreign>, ForeignError> {
+    /// Outlines the services in a services file.
+    pub(crate) async fn services(
+        &self,
+        text: &[u8],
+    ) -> Result<Option<Vec<ServiceOutline>>, ForeignError> {
         self.read(TextKind::Services, text).await
     }
 
@@ -365,7 +369,7 @@ fn read(kind: TextKind, text: &[u8], log: &mut LogWalk) -> Option<Vec<u8>> {
         TextKind::Identity => serde_json::to_vec(&Identity::from_file(text)?),
         TextKind::Report => serde_json::to_vec(&serde_json::from_slice::<SetupReport>(text).ok()?),
         TextKind::Offered => serde_json::to_vec(&serde_json::from_slice::<Offered>(text).ok()?),
-        TextKind::Services => serde_json::to_vec(&summary(text)?),
+        TextKind::Services => serde_json::to_vec(&Services::from_file(text).ok()?.outline()),
         TextKind::Log(head) => {
             *log = LogWalk::new(head);
             Ok(Vec::new())

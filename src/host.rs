@@ -2,6 +2,7 @@
 
 pub(crate) mod folders;
 pub(crate) mod log_timer;
+pub(crate) mod proxies;
 pub(crate) mod proxy_logs;
 
 use std::fmt::Display;

@@ -5,7 +5,7 @@
 mod drift;
 mod unit;
 
-pub use drift::{Drift, DriftKind, FoundServices, ObservedMachine, Serving, differences, summary};
+pub use drift::{Drift, DriftKind, FoundServices, ObservedMachine, Serving, differences};
 pub use unit::{LOGS, PATH, RUNTIME, STOP_SECONDS, Unit, systemd_wanted, unit_paths, units};
 
 use serde::{Deserialize, Serialize};

@@ -14,15 +14,16 @@ mod image;
 mod machine;
 mod network;
 mod ownership;
+mod permissions;
 mod share;
 
-pub(crate) use action::{Action, ActionSummary, Verification};
+pub(crate) use action::{Action, ActionSummary, Revocation, Verification};
 pub(crate) use check::{in_use, unrotated};
 pub(crate) use destroy::{Deletions, Selection, destroy};
 pub(crate) use edges::{ProfileDevice, foreign_devices, profile_devices};
 pub(crate) use facts::{
-    BigLog, Facts, FolderState, HostFile, HostFolder, HostRoute, ImageError, Reach, RecreateReason,
-    RemoteImage, Role, Rotation, Schedule, TakenIds,
+    BigLog, Facts, FolderState, HostFile, HostFolder, HostRoute, ImageError, Proxy, ProxyEnd,
+    Reach, RecreateReason, RemoteImage, Role, Rotation, Schedule, TakenIds,
 };
 pub(crate) use image::remote_images;
 pub(crate) use machine::{has_inside, machine_spec, needs_program};
@@ -30,6 +31,7 @@ pub(crate) use ownership::{
     Ownership, finished, is_marked, is_rebuilt, machine_owner, mark_unverified, number, owner,
     unfinished,
 };
+pub(crate) use permissions::PermissionChange;
 pub(crate) use share::shared_sources;
 
 use std::collections::{BTreeSet, HashMap};
@@ -55,9 +57,11 @@ pub(crate) struct DesiredState<'a> {
 /// The actions, in order.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Plan {
+    /// The changes of who may call what, which the actions bring about.
+    pub(crate) permissions: Vec<PermissionChange>,
     /// Removal of undeclared channels; comes first, because a revocation should not wait.
     pub(crate) revoked: Vec<Action>,
-    /// Folders on the host.
+    /// Processes that Incus lost track of, and folders on the host.
     pub(crate) host: Vec<Action>,
     /// Projects, networks and profiles; then the machines in them.
     pub(crate) domains: Vec<DomainPlan>,
@@ -111,7 +115,7 @@ impl Plan {
     /// Returns the revocations, grouped by machine: Incus accepts only one edit of a machine at a time.
     pub(crate) fn revoked(&self) -> impl Iterator<Item = &[Action]> {
         let machine = |action: &Action| match action {
-            Action::Revoke { machine, .. } => Some(machine.clone()),
+            Action::Revoke(one) => Some(one.machine.clone()),
             _ => None,
         };
         self.revoked
@@ -133,6 +137,17 @@ pub(crate) fn check_renamed(infra: &Infra, state: &State) -> Result<(), Faults> 
     }
 }
 
+/// Returns the changes of who may call what that a plan would bring about.
+pub(crate) fn permission_changes(
+    wanted: DesiredState<'_>,
+    state: &State,
+    facts: &Facts,
+) -> Vec<PermissionChange> {
+    let inputs = PlanInputs::new(wanted, state, facts);
+    let (revoked, _) = edges::revocations(&inputs);
+    permissions::changes(&inputs, &revoked)
+}
+
 /// Compares an infra with Incus; returns the plan, or every obstacle to it.
 pub(crate) fn plan(wanted: DesiredState<'_>, state: &State, facts: &Facts) -> Result<Plan, Faults> {
     check_renamed(wanted.infra, state)?;
@@ -142,8 +157,9 @@ pub(crate) fn plan(wanted: DesiredState<'_>, state: &State, facts: &Facts) -> Re
     let (revoked, stolen) = edges::revocations(&inputs);
     let mut ends = edges::wanted(wanted.edges);
     let mut plan = Plan {
+        permissions: permissions::changes(&inputs, &revoked),
         revoked,
-        host: check::folders(&inputs),
+        host: check::host(&inputs),
         swept: edges::sweep(&inputs),
         upkeep: check::upkeep(&inputs),
         ..Plan::default()

@@ -53,6 +53,18 @@ pub struct Service {
     pub declared_at: Option<String>,
 }
 
+/// The consumers of a service, and a digest of everything else that it says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceOutline {
+    /// The name by which consumers call it.
+    pub name: ServiceName,
+    /// Its consumers.
+    pub consumers: Vec<MachineName>,
+    /// SHA-256 of its tool, fixed arguments and limits, in hexadecimal.
+    pub terms: String,
+}
+
 impl Service {
     /// Returns whether this machine is one of its consumers.
     #[must_use]
@@ -84,6 +96,24 @@ impl Services {
             memory: machine.mcp.memory,
             confinement: machine.mcp.confinement,
         }
+    }
+
+    /// Outlines each service.
+    #[must_use]
+    pub fn outline(&self) -> Vec<ServiceOutline> {
+        let outline = |service: &Service| {
+            let terms = Service {
+                consumers: Vec::new(),
+                ..service.clone()
+            };
+            ServiceOutline {
+                name: service.name.clone(),
+                consumers: service.consumers.clone(),
+                // Serialization of these types cannot fail.
+                terms: sha256(serde_json::to_vec(&terms).unwrap_or_default()),
+            }
+        };
+        self.services.iter().map(outline).collect()
     }
 
     /// Returns the service with that name.

@@ -1,7 +1,8 @@
 //! Reads everything before anything is judged or changed: Incus, the host, the machines, their channels and logs.
 //!
-//! Changes nothing except the stored log checkpoints. A machine's answer is only a claim.
+//! Changes nothing except what it stores on the host: log checkpoints and what was last applied. A machine's answer is only a claim.
 
+pub(crate) mod applied;
 pub(crate) mod audit_checkpoint;
 mod channels;
 mod checkpoint_store;
@@ -15,7 +16,9 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::edge::{Edge, PROVIDER_FOLDER};
-use crate::incus::state::{Instance, InstanceId};
+use crate::error::with_causes;
+use crate::foreign::ForeignError;
+use crate::incus::state::Instance;
 use crate::incus::{EntryKind, State};
 use crate::infra::{Infra, Machine};
 use crate::machine_state::{
@@ -25,17 +28,34 @@ use crate::machine_state::{
 use crate::mcp::listen::folder::SocketFolder;
 use crate::name::{DomainName, MachineName};
 use crate::plan::{Facts, has_inside};
-use crate::session::machine_files::MachineFiles;
+use crate::session::machine_files::{FilesError, MachineFiles};
 use crate::session::{Session, each};
 
 /// Timeout for reading one machine, which controls how fast its files are read.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(60);
+/// Pauses before each further attempt at a machine that Incus could not look into.
+const LOOK_PAUSES: [Duration; 3] = [
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+];
 /// Maximum size of a services file or a server status that is read, in bytes.
 const SERVICES_MAX: u64 = 16 * 1024 * 1024;
 /// Maximum size of other files that are read, in bytes.
 const FILE_MAX: u64 = 1024 * 1024;
 /// Maximum length of a server's confinement that is displayed, in characters.
 const CONFINEMENT_MAX: usize = 200;
+
+/// The reason why a machine's content is unknown.
+#[derive(Debug, thiserror::Error)]
+enum Unread {
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    #[error(transparent)]
+    Reader(#[from] ForeignError),
+    #[error("no answer within {} s", LOOK_TIMEOUT.as_secs())]
+    Slow,
+}
 
 /// Reads the state of Incus, the host and the machines.
 pub(crate) async fn survey(
@@ -44,8 +64,8 @@ pub(crate) async fn survey(
     edges: &[Edge],
 ) -> anyhow::Result<(State, Facts)> {
     let state = session.state(&infra.project).await?;
-    let mut facts = host::facts(infra, edges).await;
-    facts.inside = inside(session, infra, &state).await;
+    let mut facts = host::facts(infra, edges).await?;
+    inside(session, infra, &state, &mut facts).await;
     channels::look(session, infra, edges, &state, &mut facts).await;
     Ok((state, facts))
 }
@@ -70,11 +90,7 @@ pub(crate) fn providers<'s>(edges: &[Edge], state: &'s State) -> Vec<&'s Instanc
 }
 
 /// Reads every declared machine that exists and has, or had, the program.
-async fn inside(
-    session: &Session,
-    infra: &Infra,
-    state: &State,
-) -> BTreeMap<InstanceId, ObservedMachine> {
+async fn inside(session: &Session, infra: &Infra, state: &State, facts: &mut Facts) {
     let machines: Vec<(&Machine, &Instance)> = infra
         .machines()
         .filter_map(|(domain, one)| Some((one, instance(state, &domain.name, &one.name)?)))
@@ -85,35 +101,52 @@ async fn inside(
             uid: machine.mcp.uid,
             gid: machine.mcp.gid,
         };
-        let observed = timeout(LOOK_TIMEOUT, observe(session, instance, caller)).await;
-        Some((instance.id(), observed.ok()??))
+        let observed = timeout(LOOK_TIMEOUT, observe_patiently(session, instance, caller)).await;
+        (instance.id(), observed.unwrap_or(Err(Unread::Slow)))
     });
-    observed.await.into_iter().flatten().collect()
+    for (id, observed) in observed.await {
+        match observed {
+            Ok(observed) => drop(facts.inside.insert(id, observed)),
+            Err(why) => drop(facts.unread.insert(id, with_causes(&why))),
+        }
+    }
 }
 
-/// Reads the content of a machine; `None` if that fails.
+/// Reads the content of a machine; tries again if Incus fails, as it may while the host or the machine is starting.
+async fn observe_patiently(
+    session: &Session,
+    machine: &Instance,
+    caller: CallerUser,
+) -> Result<ObservedMachine, Unread> {
+    for pause in LOOK_PAUSES {
+        match observe(session, machine, caller).await {
+            Err(Unread::Files(FilesError::Incus(_))) => tokio::time::sleep(pause).await,
+            done => return done,
+        }
+    }
+    observe(session, machine, caller).await
+}
+
+/// Reads the content of a machine. Fails if any part of it is unknown, which is not the same as missing.
 async fn observe(
     session: &Session,
     machine: &Instance,
     caller: CallerUser,
-) -> Option<ObservedMachine> {
+) -> Result<ObservedMachine, Unread> {
     let mut files = session.files(machine).await;
     let mut found = ObservedMachine {
         runs: machine.is_running(),
-        // A machine whose program cannot be read is set up again, and the setup reports the reason.
-        program: files.program().await.ok()?,
+        program: files.program().await?,
         bad_permissions: bad_permissions(&mut files, caller).await?,
         link: text(&mut files, LINK, EntryKind::Link).await?,
         ..ObservedMachine::default()
     };
     if let Some(text) = text(&mut files, IDENTITY, EntryKind::File).await? {
-        let identity = session.reader.identity(text.as_bytes()).await;
-        found.identity = identity.unwrap_or_default();
+        found.identity = known(session.reader.identity(text.as_bytes()).await)?;
     }
-    let services = files.read(SERVICES, EntryKind::File, SERVICES_MAX).await;
-    if let Some(file) = services.ok()? {
-        let summary = session.reader.services(&file).await.unwrap_or_default();
-        found.services = Some(FoundServices::with(&file, summary));
+    if let Some(file) = read(&mut files, SERVICES, EntryKind::File, SERVICES_MAX).await? {
+        let services = known(session.reader.services(&file).await)?;
+        found.services = Some(FoundServices::with(&file, services));
     }
     let supervisor = found.identity.as_ref().and_then(|one| one.supervisor);
     for unit in supervisor.map(unit_paths).unwrap_or_default() {
@@ -122,24 +155,32 @@ async fn observe(
         }
     }
     if found.runs && found.services.is_some() {
-        // The server writes its status, so if that cannot be read, no server is working correctly.
-        let serving = serving(session, &mut files).await;
+        // The server writes its status, so if there is none, no server is working correctly.
+        let serving = serving(session, &mut files).await?;
         (found.serving, found.confinement) = serving.unwrap_or((Serving::Silent, None));
     }
-    Some(found)
+    Ok(found)
 }
 
-/// Finds permissions that keep the caller out of our files or let others change them; `None` if they cannot be read.
+/// Treats a text that ended its reader as a text of another type: the machine that wrote it is to blame.
+fn known<T>(read: Result<Option<T>, ForeignError>) -> Result<Option<T>, ForeignError> {
+    match read {
+        Err(ForeignError::Died) => Ok(None),
+        read => read,
+    }
+}
+
+/// Finds permissions that keep the caller out of our files or let others change them.
 async fn bad_permissions(
     files: &mut MachineFiles<'_>,
     caller: CallerUser,
-) -> Option<BTreeMap<String, Rights>> {
+) -> Result<BTreeMap<String, Rights>, FilesError> {
     let mut bad = BTreeMap::new();
     let above = ABOVE.into_iter().map(|path| (path, None));
     let ours = ours().map(|(path, mode)| (path, Some(mode)));
     for (path, mode) in above.chain(ours) {
         // A missing entry has no owner, and the mode of any other kind of entry does not matter.
-        let entry = files.look(path).await.ok()?;
+        let entry = files.look(path).await?;
         let entry = entry.filter(|entry| matches!(entry.kind, EntryKind::Folder | EntryKind::File));
         let Some(owner) = entry.and_then(|entry| entry.owner) else {
             continue;
@@ -153,27 +194,48 @@ async fn bad_permissions(
             bad.insert(path.to_owned(), rights);
         }
     }
-    Some(bad)
+    Ok(bad)
 }
 
-/// The text of a file; `None` if it cannot be read.
-async fn text(files: &mut MachineFiles<'_>, path: &str, kind: EntryKind) -> Option<Option<String>> {
+/// The content of a file; `None` if there is no such file, and nothing of a file that is longer than any of ours.
+async fn read(
+    files: &mut MachineFiles<'_>,
+    path: &str,
+    kind: EntryKind,
+    max: u64,
+) -> Result<Option<Vec<u8>>, FilesError> {
+    match files.read(path, kind, max).await {
+        Err(FilesError::TooLarge) => Ok(Some(Vec::new())),
+        read => read,
+    }
+}
+
+/// The text of a file; `None` if there is no such file.
+async fn text(
+    files: &mut MachineFiles<'_>,
+    path: &str,
+    kind: EntryKind,
+) -> Result<Option<String>, FilesError> {
     // The server's status repeats its services.
     let large = path.starts_with(PROVIDER_FOLDER);
     let max = if large { SERVICES_MAX } else { FILE_MAX };
-    let content = files.read(path, kind, max).await.ok()?;
+    let content = read(files, path, kind, max).await?;
     // A file that is not text is not one of ours.
-    Some(content.map(|bytes| String::from_utf8(bytes).unwrap_or_default()))
+    Ok(content.map(|bytes| String::from_utf8(bytes).unwrap_or_default()))
 }
 
-/// Reads the last status of the server, and its confinement.
+/// Reads the last status of the server, and its confinement; `None` if there is no status.
 async fn serving(
     session: &Session,
     files: &mut MachineFiles<'_>,
-) -> Option<(Serving, Option<String>)> {
+) -> Result<Option<(Serving, Option<String>)>, Unread> {
     let file = SocketFolder::status_file(PROVIDER_FOLDER.as_ref());
-    let text = text(files, &file.to_string_lossy(), EntryKind::File).await??;
-    let status = session.reader.status(text.as_bytes()).await.ok()??;
+    let Some(text) = text(files, &file.to_string_lossy(), EntryKind::File).await? else {
+        return Ok(None);
+    };
+    let Some(status) = known(session.reader.status(text.as_bytes()).await)? else {
+        return Ok(None);
+    };
     let confinement = status.confinement.map(|in_force| in_force.to_string());
     let serving = Serving::Policy {
         digest: status.digest,
@@ -181,5 +243,5 @@ async fn serving(
         unlogged: status.unlogged,
     };
     let cut = |text: String| text.chars().take(CONFINEMENT_MAX).collect();
-    Some((serving, confinement.map(cut)))
+    Ok(Some((serving, confinement.map(cut))))
 }

@@ -1,6 +1,7 @@
 //! Carries out actions: in order within a chain, several chains in parallel; no chain stops another.
 
 use std::io;
+use std::slice::from_ref;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -10,10 +11,10 @@ use serde_json::Value;
 use super::RunObserver;
 use super::outcome::{StepError, StepOutcome, StepStatus};
 use super::provision;
-use crate::host::{folders, log_timer, proxy_logs};
+use crate::host::{folders, log_timer, proxies, proxy_logs};
 use crate::incus::{ConfigMap, Edit, Incus, IncusError, Object, Power};
 use crate::infra::PROTECTION;
-use crate::plan::{Action, Role, finished, mark_unverified, unfinished};
+use crate::plan::{Action, Revocation, Role, finished, mark_unverified, unfinished};
 use crate::session::interrupt::LEFT;
 use crate::session::lock::Lock;
 use crate::session::{AT_ONCE, Session};
@@ -90,12 +91,14 @@ struct Executor<'s> {
 impl Executor<'_> {
     async fn act(&mut self, action: &Action) -> Result<(), StepError> {
         match action {
+            Action::EndProxy(proxy) => proxies::end(from_ref(proxy)).await,
             Action::Folder { path, mode, .. } => folders::make_folder(path, *mode)?,
             Action::Sweep { path } => folders::remove_socket(path)?,
             Action::Rotate(log) => proxy_logs::rotate(&log.path)?,
             Action::Schedule(schedule) => log_timer::set_up(schedule).await?,
             Action::Unschedule => log_timer::take_away().await?,
             Action::VerifyChannel(_) => return Err(StepError::TooEarly),
+            Action::Unread { why, .. } => return Err(StepError::Unread(why.clone())),
             Action::Create { object, body, .. } => {
                 self.change(object, async |incus| create(incus, object, body).await)
                     .await?;
@@ -139,26 +142,7 @@ impl Executor<'_> {
                 })
                 .await?;
             }
-            Action::Revoke {
-                machine,
-                device,
-                inside,
-                host,
-                ..
-            } => {
-                if let Some(path) = host {
-                    folders::remove_socket(path)?;
-                }
-                let edits = [set(device, None), mark_unverified(device, false)];
-                self.ask(async |incus| {
-                    // Deletes the files first: as long as the device exists, the next run can still find them.
-                    if let Some(path) = inside {
-                        provision::delete_socket(incus, machine, path).await?;
-                    }
-                    incus.edit(machine, &edits).await
-                })
-                .await?;
-            }
+            Action::Revoke(revocation) => self.revoke(revocation).await?,
             Action::Delete {
                 object,
                 running,
@@ -189,6 +173,37 @@ impl Executor<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Removes a channel's device and its sockets, and ends its process if Incus has lost track of it.
+    async fn revoke(&mut self, revocation: &Revocation) -> Result<(), StepError> {
+        let Revocation {
+            machine, device, ..
+        } = revocation;
+        if let Some(path) = &revocation.host {
+            folders::remove_socket(path)?;
+        }
+        let edits = [set(device, None), mark_unverified(device, false)];
+        self.ask(async |incus| {
+            // Deletes the files first: as long as the device exists, the next run can still find them.
+            if let Some(path) = &revocation.inside {
+                provision::delete_socket(incus, machine, path).await?;
+            }
+            let first = incus.first_process(machine).await;
+            incus.edit(machine, &edits).await?;
+            if let (Ok(first), Some(pair)) = (first, &revocation.pair) {
+                let [listen, connect] = &pair.addresses;
+                let mut left = proxies::list().unwrap_or_default();
+                left.retain(|one| {
+                    let ends = [&one.listen, &one.connect];
+                    ends.map(|end| &end.address) == [listen, connect]
+                        && ends.iter().any(|end| end.within == first)
+                });
+                proxies::end(&left).await;
+            }
+            Ok::<(), IncusError>(())
+        })
+        .await
     }
 
     /// Creates or deletes an object; for a network, marks the lock busy and retries.

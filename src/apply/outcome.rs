@@ -5,7 +5,7 @@ use std::io;
 use super::RunObserver;
 use crate::foreign::ForeignError;
 use crate::incus::{IncusError, Object};
-use crate::plan::{Action, ActionSummary};
+use crate::plan::{Action, ActionSummary, Revocation};
 use crate::session::incus_failure;
 use crate::text::Foreign;
 use crate::transport::{RemoteExecError, shell_line};
@@ -40,6 +40,9 @@ pub(super) enum StepError {
     /// A machine's server does not report the policy that was sent.
     #[error("its server does not report the policy that was sent")]
     OtherPolicy,
+    /// The content of a machine is unknown, for this reason.
+    #[error("its files cannot be read, so nothing in it was changed: {0}")]
+    Unread(String),
     /// A channel test was planned among the other actions.
     #[error("a channel is tested only after all other steps")]
     TooEarly,
@@ -92,9 +95,11 @@ fn subject(action: &Action) -> Option<&Object> {
         | Action::Delete { object, .. } => Some(object),
         Action::Start { machine, .. }
         | Action::Install { machine, .. }
+        | Action::Unread { machine, .. }
         | Action::Connect { machine, .. }
-        | Action::Revoke { machine, .. } => Some(machine),
-        Action::Folder { .. }
+        | Action::Revoke(Revocation { machine, .. }) => Some(machine),
+        Action::EndProxy(_)
+        | Action::Folder { .. }
         | Action::Sweep { .. }
         | Action::VerifyChannel(_)
         | Action::Rotate(_)
@@ -157,7 +162,7 @@ impl RunReport {
     }
 
     /// Returns whether any step for that machine did not succeed.
-    pub(super) fn has_failed(&self, machine: &Object) -> bool {
+    pub(crate) fn has_failed(&self, machine: &Object) -> bool {
         let mut outcomes = self.outcomes.iter();
         outcomes.any(|one| one.subject.as_ref() == Some(machine) && !one.is_done())
     }

@@ -10,17 +10,19 @@ use anyhow::Context as _;
 
 use super::output::{Output, paint_line};
 use super::{on_host_only, open_infra, or_closest};
-use crate::apply::outcome::RunReport;
+use crate::apply::outcome::{RunReport, StepOutcome};
 use crate::apply::{self, execute, survey_and_plan};
 use crate::cli::{ApplyArgs, DestroyArgs};
-use crate::edge::edges;
+use crate::edge::{Edge, End, edges};
 use crate::error::{Exit, Failure};
 use crate::host::log_timer::is_scheduled;
 use crate::incus::{Object, State};
+use crate::infra::Infra;
 use crate::plan::{self, Action, Deletions, Selection};
 use crate::session::{Session, block_on, lock};
+use crate::survey::applied::Applied;
 use crate::survey::{audit_checkpoint, providers};
-use report::{Progress, RESUMES, print, print_plan};
+use report::{Ended, Progress, RESUMES, print, print_permissions, print_plan};
 
 /// Message from `apply` if there are no actions.
 const NOTHING_TO_DO: &str = "nothing to do: Incus is as declared";
@@ -55,12 +57,29 @@ pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
         plan.notes.extend(notes.await);
         session.close_roots().await;
         output.notes(&plan.notes);
+        print_permissions(&plan.permissions, output);
         let progress = Progress::new(output, plan.actions().count());
         let steps = execute(&session, &plan, &progress);
         let report = run_steps(&session, &progress, steps).await?;
-        let writes = session.writes();
-        print(&report, NOTHING_TO_DO, &plan.notes, writes, output)
+        remember(&infra, &edges, &report);
+        let ended = Ended {
+            report: &report,
+            permissions: &plan.permissions,
+            notes: &plan.notes,
+            writes: session.writes(),
+        };
+        print(&ended, NOTHING_TO_DO, output)
     })
+}
+
+/// Stores what is in force now, so that `doctor` knows what was not applied yet.
+fn remember(infra: &Infra, edges: &[Edge], report: &RunReport) {
+    let has_failed =
+        |end: &End| report.has_failed(&Object::machine(end.domain.as_str(), end.machine.as_str()));
+    let is_whole = report.outcomes.iter().all(StepOutcome::is_done);
+    let declared = Applied::declared(infra, edges);
+    // Without it, `doctor` calls such a channel broken instead.
+    let _ = declared.store(&infra.project, edges, has_failed, is_whole);
 }
 
 /// Runs `anklume destroy`.
@@ -83,24 +102,37 @@ pub(crate) fn destroy(args: &DestroyArgs, output: &Output) -> anyhow::Result<Exi
         if deletions.actions().next().is_none() {
             plan::check_renamed(&infra, &state)?;
             refuse_unknown(selection, &infra.project, &state)?;
-            let report = RunReport::default();
-            return print(&report, NOTHING_TO_DELETE, &deletions.notes, 0, output);
+            let ended = Ended {
+                report: &RunReport::default(),
+                permissions: &[],
+                notes: &deletions.notes,
+                writes: 0,
+            };
+            return print(&ended, NOTHING_TO_DELETE, output);
         }
         // With `--yes`, each line is shown once its action is done; otherwise, all are shown before confirmation.
         if !args.yes {
+            print_permissions(&deletions.permissions, output);
             for line in deletions.actions().flat_map(Action::lines) {
                 output.stderr(&paint_line(&line));
             }
         }
         refuse_protected(&deletions, args.force)?;
-        if !args.yes {
+        if args.yes {
+            print_permissions(&deletions.permissions, output);
+        } else {
             confirm()?;
         }
         let progress = Progress::new(output, deletions.actions().count());
         let steps = apply::destroy(&session, &deletions, &progress);
         let report = run_steps(&session, &progress, steps).await?;
-        let writes = session.writes();
-        print(&report, NOTHING_TO_DELETE, &deletions.notes, writes, output)
+        let ended = Ended {
+            report: &report,
+            permissions: &deletions.permissions,
+            notes: &deletions.notes,
+            writes: session.writes(),
+        };
+        print(&ended, NOTHING_TO_DELETE, output)
     })
 }
 

@@ -10,10 +10,10 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::apply::open_session;
-use super::output::{Output, Tone, done_or_failed, paint};
+use super::output::{Output, Tone, done_or_failed, paint, paint_line};
 use super::{open_infra, or_closest};
 use crate::cli::DoctorArgs;
-use crate::doctor::{Broken, Health, examine};
+use crate::doctor::{Broken, Examination, Health, examine};
 use crate::edge::{Edge, edges};
 use crate::error::{Exit, Failure};
 use crate::infra::Infra;
@@ -25,13 +25,10 @@ pub(crate) fn run(args: &DoctorArgs, output: &Output) -> anyhow::Result<Exit> {
     let infra = open_infra(&args.infra, output)?.infra;
     let edges = edges(&infra)?;
     let chosen = chosen(&infra, &edges, &args.machines)?;
-    if chosen.is_empty() {
-        let machines = &args.machines;
-        return print(&[], &[], output, || match machines.as_slice() {
-            _ if output.quiet => String::new(),
-            [] => "no channels: no machine in this file offers a service to another\n".to_owned(),
-            _ => format!("no channels for {}\n", machines.join(", ")),
-        });
+    if chosen.is_empty() && !args.machines.is_empty() {
+        let machines = args.machines.join(", ");
+        let none = format!("no channels for {machines}\n");
+        return print(&Examination::default(), output, none);
     }
     let path = args.infra.infra.as_ref().map(|path| path.to_string_lossy());
     let mut apply = vec!["anklume", "apply"];
@@ -39,14 +36,25 @@ pub(crate) fn run(args: &DoctorArgs, output: &Output) -> anyhow::Result<Exit> {
         apply.extend(["--infra", path]);
     }
     let apply = shell_line(apply);
-    let (healths, notes) = block_on(async {
+    let examined = block_on(async {
         let session = open_session(output).await?;
         examine(&session, &infra, &edges, &chosen, &apply).await
-    })?;
+    });
+    let examined = match examined {
+        // Without Incus, a file without channels has none that could be left over.
+        Err(why) if chosen.is_empty() => Examination {
+            notes: vec![format!(
+                "whether channels of an earlier file are left is unknown: {why:#}"
+            )],
+            ..Examination::default()
+        },
+        examined => examined?,
+    };
     if !output.is_json() {
-        output.notes(&notes);
+        output.notes(&examined.notes);
     }
-    print(&healths, &notes, output, || text(&healths, output))
+    let text = text(&examined, &apply, output);
+    print(&examined, output, text)
 }
 
 /// Returns the edges of the named machines; without names, all edges.
@@ -75,30 +83,37 @@ struct ChannelEntry<'a> {
     consumer: &'a str,
     provider: &'a str,
     ok: bool,
+    /// True if what is declared for it was not applied yet.
+    pending: bool,
     /// Duration of the consumer's query; `None` if something is broken.
     milliseconds: Option<f64>,
     broken: Option<&'a Broken>,
     notes: &'a [String],
 }
 
-/// Prints the state of the channels; the exit code shows whether anything is broken.
-fn print(
-    healths: &[Health<'_>],
-    notes: &[String],
-    output: &Output,
-    text: impl FnOnce() -> String,
-) -> anyhow::Result<Exit> {
-    let ok = healths.iter().all(|health| health.broken.is_none());
+/// Prints the state of the channels; the exit code shows whether each of them works.
+fn print(examined: &Examination<'_>, output: &Output, text: String) -> anyhow::Result<Exit> {
+    let healths = &examined.healths;
+    let works = |health: &Health<'_>| health.broken.is_none();
+    let ok = healths.iter().all(works) && examined.others.is_empty();
     let edges = healths.iter().map(|health| ChannelEntry {
         consumer: health.edge.consumer.machine.as_str(),
         provider: health.edge.provider.machine.as_str(),
         ok: health.broken.is_none(),
+        pending: health.is_pending,
         milliseconds: milliseconds(health),
         broken: health.broken.as_ref(),
         notes: &health.notes,
     });
     let edges: Vec<ChannelEntry<'_>> = edges.collect();
-    output.answer_as(&json!({ "ok": ok, "edges": edges, "notes": notes }), text)?;
+    let answer = json!({
+        "ok": ok,
+        "edges": edges,
+        "others": examined.others,
+        "not_applied": examined.not_applied,
+        "notes": examined.notes,
+    });
+    output.answer_as(&answer, || text)?;
     Ok(done_or_failed(ok))
 }
 
@@ -108,7 +123,8 @@ fn milliseconds(health: &Health<'_>) -> Option<f64> {
     Some((took.as_secs_f64() * 10_000.0).round() / 10.0)
 }
 
-fn text(healths: &[Health<'_>], output: &Output) -> String {
+fn text(examined: &Examination<'_>, apply: &str, output: &Output) -> String {
+    let healths = examined.healths.as_slice();
     let names = healths.iter().map(|health| {
         let edge = health.edge;
         format!("{} → {}", edge.consumer.machine, edge.provider.machine)
@@ -127,6 +143,10 @@ fn text(healths: &[Health<'_>], output: &Output) -> String {
         let took = milliseconds(health).unwrap_or_default();
         // Writing to a `String` cannot fail.
         let _ = match &health.broken {
+            Some(Broken { detail, .. }) if health.is_pending => {
+                let word = paint(Tone::Changed, "pending");
+                writeln!(text, "{word} {name:width$}  not applied yet: {detail}")
+            }
             Some(Broken { detail, fix, .. }) => {
                 let word = paint(Tone::Bad, "broken");
                 writeln!(text, "{word}  {name:width$}  {detail}\n        fix: {fix}")
@@ -143,20 +163,39 @@ fn text(healths: &[Health<'_>], output: &Output) -> String {
             let _ = writeln!(text, "        note: {note}");
         }
     }
+    for Broken { detail, fix, .. } in &examined.others {
+        let word = paint(Tone::Bad, "broken");
+        let _ = writeln!(text, "{word}  {detail}\n        fix: {fix}");
+    }
+    if !examined.not_applied.is_empty() {
+        let _ = writeln!(text, "not applied yet; `{apply}` brings this about:");
+        for change in &examined.not_applied {
+            let _ = writeln!(text, "  {}", paint_line(&change.line));
+        }
+    }
     if output.quiet {
         return text;
     }
     for (note, channels) in channels_of.iter().filter(|(_, channels)| **channels > 1) {
         let _ = writeln!(text, "note: {note} ({channels} channels)");
     }
-    let broken = healths
+    let faulty = healths.iter().filter(|health| health.broken.is_some());
+    let (pending, broken): (Vec<_>, Vec<_>) = faulty.partition(|health| health.is_pending);
+    let broken = broken.len() + examined.others.len();
+    let ok = healths
         .iter()
-        .filter(|health| health.broken.is_some())
+        .filter(|health| health.broken.is_none())
         .count();
-    let ok = healths.len() - broken;
-    let _ = match (ok, broken) {
-        (ok, 0) => writeln!(text, "{ok} ok"),
-        (ok, broken) => writeln!(text, "{ok} ok, {broken} broken"),
-    };
+    if healths.is_empty() && broken == 0 {
+        text.push_str("no channels: no machine in this file offers a service to another\n");
+        return text;
+    }
+    let mut counts = format!("{ok} ok");
+    for (count, word) in [(pending.len(), "not applied yet"), (broken, "broken")] {
+        if count > 0 {
+            let _ = write!(counts, ", {count} {word}");
+        }
+    }
+    let _ = writeln!(text, "{counts}");
     text
 }

@@ -15,8 +15,10 @@ use crate::infra::{Device, Infra};
 use crate::machine_state::{DriftKind, Identity, LOGS, ObservedMachine, Serving, Supervisor};
 use crate::name::MachineName;
 use crate::plan::{
-    Facts, Ownership, RecreateReason, Role, foreign_devices, in_use, machine_owner, profile_devices,
+    Facts, Ownership, PermissionChange, RecreateReason, Role, foreign_devices, in_use,
+    machine_owner, profile_devices,
 };
+use crate::survey::applied::Applied;
 use crate::survey::audit_checkpoint::LogState;
 use crate::survey::consumer::ConsumerFailure;
 use crate::survey::instance;
@@ -71,6 +73,8 @@ pub(crate) struct Health<'e> {
     pub(crate) edge: &'e Edge,
     /// The first fault; `None` if the channel works.
     pub(crate) broken: Option<Broken>,
+    /// True if what is declared for this channel was not applied yet, which explains any fault.
+    pub(crate) is_pending: bool,
     /// Duration of the consumer's request.
     pub(crate) took: Option<Duration>,
     /// Problems that do not break the channel.
@@ -88,11 +92,68 @@ pub(super) struct Examiner<'a> {
     pub(super) program: &'a str,
     /// The providers' call logs, by project and machine.
     pub(super) calls: &'a BTreeMap<InstanceId, LogState>,
+    /// What the file declares.
+    pub(super) declared: &'a Applied,
+    /// What was last applied; `None` if that is unknown.
+    pub(super) applied: Option<&'a Applied>,
     /// The command that fixes nearly everything.
     pub(super) apply: &'a str,
 }
 
 impl Examiner<'_> {
+    /// Returns whether what is declared for a channel was not applied yet.
+    pub(super) fn is_pending(&self, edge: &Edge) -> bool {
+        let is_applied = |applied: &Applied| applied.has_edge(self.declared, edge);
+        !self.applied.is_some_and(is_applied) && (self.applied.is_some() || self.is_unmade(edge))
+    }
+
+    /// Returns whether neither machine has a device of the channel, so that no run can have made it.
+    fn is_unmade(&self, edge: &Edge) -> bool {
+        let has_device = |end: &End| {
+            let devices = self.instance(end).map(|one| &one.devices);
+            devices.is_some_and(|devices| devices.contains_key(&edge.device_name()))
+        };
+        !has_device(&edge.consumer) && !has_device(&edge.provider)
+    }
+
+    /// Returns whether the services of a provider differ from the declared ones only because they were not applied yet.
+    pub(super) fn awaits_services(&self, provider: &End) -> bool {
+        self.applied
+            .is_some_and(|applied| !applied.has_services(self.declared, provider))
+    }
+
+    /// Returns whether a change concerns a machine of the chosen channels.
+    pub(super) fn is_of(&self, change: &PermissionChange, chosen: &[&Edge]) -> bool {
+        let is_end = |name: &str| {
+            let mut ends = chosen
+                .iter()
+                .flat_map(|edge| [&edge.consumer, &edge.provider]);
+            ends.any(|end| end.machine.as_str() == name)
+        };
+        chosen.len() == self.edges.len() || is_end(&change.consumer) || is_end(&change.provider)
+    }
+
+    /// Returns whether a change would mend a fault: everything that it concerns was applied before.
+    pub(super) fn is_fault(&self, change: &PermissionChange) -> bool {
+        let mut edges = self.edges.iter().filter(|edge| {
+            let ends = [
+                edge.consumer.machine.as_str(),
+                edge.provider.machine.as_str(),
+            ];
+            ends == [&change.consumer, &change.provider]
+        });
+        edges.any(|edge| !self.is_pending(edge))
+    }
+
+    /// Returns the stray processes as faults.
+    pub(super) fn strays(&self) -> Vec<Broken> {
+        let strays = self.facts.strays.iter().map(|stray| {
+            let detail = format!("process {} on the host is {}", stray.process, stray.about());
+            self.by_apply(Cause::Process, detail)
+        });
+        strays.collect()
+    }
+
     /// Returns notes on a channel's problems that do not break it.
     pub(super) fn notes(&self, edge: &Edge) -> Vec<String> {
         let provider = &edge.provider;
@@ -297,8 +358,14 @@ impl Examiner<'_> {
 
     /// Compares the services that the consumer sees with the declared ones.
     pub(super) fn policy(&self, edge: &Edge, services: &BTreeSet<String>) -> Option<Broken> {
-        let policy = [DriftKind::Services, DriftKind::Server];
-        if let Some(broken) = self.inside(&edge.provider, &policy) {
+        let policy = [DriftKind::Server, DriftKind::Services];
+        // Services of other consumers may not be applied yet.
+        let policy = if self.awaits_services(&edge.provider) {
+            &policy[..1]
+        } else {
+            &policy[..]
+        };
+        if let Some(broken) = self.inside(&edge.provider, policy) {
             return Some(broken);
         }
         let (_, provider) = self.infra.machine(edge.provider.machine.as_str())?;
@@ -406,6 +473,11 @@ impl Examiner<'_> {
 
     pub(super) fn found(&self, end: &End) -> Option<&ObservedMachine> {
         self.facts.inside.get(&id(end))
+    }
+
+    /// The reason why the content of a machine is unknown.
+    pub(super) fn unread(&self, end: &End) -> Option<&String> {
+        self.facts.unread.get(&id(end))
     }
 
     fn identity(&self, end: &End) -> Option<&Identity> {

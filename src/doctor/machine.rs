@@ -6,7 +6,7 @@ use crate::machine_state::{
     ABOVE, Drift, DriftKind, ETC, MachineSpec, ObservedMachine, PROGRAM, PROGRAM_FOLDER, Serving,
     differences,
 };
-use crate::plan::{has_inside, machine_spec};
+use crate::plan::machine_spec;
 use crate::text::shown;
 
 /// Length of a displayed digest, in characters.
@@ -18,12 +18,15 @@ impl Examiner<'_> {
     /// Returns the first difference of these kinds in a machine, as a fault.
     pub(super) fn inside(&self, end: &End, kinds: &[DriftKind]) -> Option<Broken> {
         let machine = &end.machine;
+        if let Some(why) = self.unread(end) {
+            return Some(Broken {
+                what: Cause::Program,
+                detail: format!("the files of {machine} cannot be read: {why}"),
+                fix: incus_line("info", end, &["--show-log"]),
+            });
+        }
         let Some(found) = self.found(end) else {
-            let detail = if self.instance(end).is_some_and(has_inside) {
-                format!("the files of {machine} cannot be read")
-            } else {
-                format!("`{PROGRAM}` was never installed in {machine}")
-            };
+            let detail = format!("`{PROGRAM}` was never installed in {machine}");
             return Some(self.by_apply(Cause::Program, detail));
         };
         let (_, declared) = self.infra.machine(machine.as_str())?;
@@ -47,6 +50,7 @@ impl Examiner<'_> {
         }
         // A consumer that is missing from the policy in force has no socket in the provider.
         self.inside(provider, &[DriftKind::Services])
+            .filter(|_| !self.awaits_services(provider))
             .or_else(|| self.inside(provider, &[DriftKind::Server]))
     }
 }
@@ -162,7 +166,10 @@ mod tests {
             bad_permissions: std::collections::BTreeMap::new(),
             link: Some(PROGRAM.to_owned()),
             identity: Some(order.identity(Supervisor::Openrc)),
-            services: order.services.as_deref().map(FoundServices::of),
+            services: order
+                .services
+                .as_deref()
+                .map(|file| FoundServices::with(file.as_bytes(), None)),
             units: std::collections::BTreeMap::new(),
             serving,
             confinement: None,

@@ -78,7 +78,7 @@ fn the_devices_are_those_of_the_design() {
     let text = THREE.replace("work-dev: {}", "work-dev: {mcp: {uid: 1000, gid: 100}}");
     let edge = &edges(&read(&text)).unwrap()[0];
     let uid = edge.uid.to_string();
-    let name = format!("mcp-{}", edge.hash);
+    let name = format!("mcp_{}", edge.hash);
     let host = format!("unix:/var/lib/anklume/mcp/{}.sock", edge.hash);
     let provider = device(
         &name,

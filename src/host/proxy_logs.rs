@@ -174,7 +174,7 @@ mod tests {
 
     use super::*;
 
-    const LOG: &str = "proxy.mcp-0123456789abcdef.log";
+    const LOG: &str = "proxy.mcp_0123456789abcdef.log";
 
     /// Creates a log folder for one machine, with a log of this many bytes and a last line.
     fn logs(bytes: u64) -> (tempfile::TempDir, std::path::PathBuf) {

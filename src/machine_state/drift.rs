@@ -4,18 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{Identity, MachineSpec, PROGRAM, Rights, units};
 use crate::digest::sha256;
-use crate::name::MachineName;
-use crate::services::{Service, Services};
+use crate::services::ServiceOutline;
 use crate::text::Foreign;
-
-/// Maximum shown length of a summary of a machine's services, in characters.
-const SUMMARY_SHOWN: usize = 4096;
-/// Maximum number of services shown.
-const SERVICES_SHOWN: usize = 8;
-/// Maximum number of consumers shown for a service.
-const CONSUMERS_SHOWN: usize = 8;
-/// Length of a digest as shown, in characters.
-const DIGEST_SHOWN: usize = 12;
 
 /// The content found in a machine; empty if the machine does not exist yet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -45,24 +35,17 @@ pub struct ObservedMachine {
 pub struct FoundServices {
     /// SHA-256 of its bytes.
     pub sha256: String,
-    /// A summary of its services; the machine controls this text.
-    pub shown: Foreign,
+    /// Its services; `None` if it is not a valid services file.
+    pub services: Option<Vec<ServiceOutline>>,
 }
 
 impl FoundServices {
-    /// Describes a file that this program wrote.
+    /// Describes a file with these bytes and with its services as read by an unprivileged reader.
     #[must_use]
-    pub fn of(text: &str) -> Self {
-        let file = text.as_bytes();
-        Self::with(file, summary(file).map(Foreign::from))
-    }
-
-    /// Describes a file with these bytes and with its services as summarised by an unprivileged reader.
-    #[must_use]
-    pub fn with(bytes: &[u8], shown: Option<Foreign>) -> Self {
+    pub fn with(bytes: &[u8], services: Option<Vec<ServiceOutline>>) -> Self {
         Self {
             sha256: sha256(bytes),
-            shown: shown.unwrap_or_else(|| "(unreadable)".into()),
+            services,
         }
     }
 }
@@ -141,16 +124,11 @@ pub fn differences(spec: &MachineSpec, found: &ObservedMachine) -> Vec<Drift> {
         add(DriftKind::Rights, line);
     }
     if !has_services(spec, found) {
-        let new = spec.services.as_deref();
-        let new = new.and_then(|text| summary(text.as_bytes()));
-        let line = match (&found.services, new) {
-            (None, new) => format!("+ services of {machine}: {}", new.unwrap_or_default()),
-            (Some(_), None) => format!("- services of {machine}"),
-            (Some(old), Some(new)) => {
-                let old = old.shown.shown(SUMMARY_SHOWN);
-                format!("~ services of {machine}: {old} → {new}")
-            }
+        let sign = match (&found.services, &spec.services) {
+            (Some(_), None) => '-',
+            (old, _) => sign(old.is_some()),
         };
+        let line = format!("{sign} services file on {machine}");
         add(DriftKind::Services, line);
     }
     if let Some(line) = supervision(spec, found) {
@@ -170,31 +148,6 @@ const fn sign(exists: bool) -> char {
 fn has_services(spec: &MachineSpec, found: &ObservedMachine) -> bool {
     let wanted = spec.services.as_ref().map(sha256);
     wanted.as_ref() == found.services.as_ref().map(|file| &file.sha256)
-}
-
-/// Summarises a services file for a plan; returns `None` if it cannot be parsed.
-#[must_use]
-pub fn summary(file: &[u8]) -> Option<String> {
-    let services = Services::from_file(file).ok()?;
-    let one = |service: &Service| {
-        let consumers = service.consumers.iter().take(CONSUMERS_SHOWN);
-        let consumers: Vec<&str> = consumers.map(MachineName::as_str).collect();
-        let more = service.consumers.len().saturating_sub(CONSUMERS_SHOWN);
-        let consumers = match (consumers.is_empty(), more) {
-            (true, _) => "no consumer".to_owned(),
-            (false, 0) => consumers.join(", "),
-            (false, more) => format!("{} and {more} more", consumers.join(", ")),
-        };
-        format!("{} for {consumers}", service.name)
-    };
-    let shown = services.services.iter().take(SERVICES_SHOWN);
-    let mut shown: Vec<String> = shown.map(one).collect();
-    let more = services.services.len().saturating_sub(SERVICES_SHOWN);
-    if more > 0 {
-        shown.push(format!("and {more} more"));
-    }
-    let digest: String = services.digest().chars().take(DIGEST_SHOWN).collect();
-    Some(format!("{} ({digest})", shown.join("; ")))
 }
 
 /// Compares the supervisor's files, for the supervisor named in the machine's identity.
@@ -236,6 +189,7 @@ fn serving(spec: &MachineSpec, found: &ObservedMachine) -> Option<String> {
 mod tests {
     use super::*;
     use crate::machine_state::Supervisor;
+    use crate::services::Services;
 
     fn spec() -> MachineSpec {
         let services = serde_json::json!({
@@ -244,6 +198,10 @@ mod tests {
         });
         let services: Services = serde_json::from_value(services).unwrap();
         MachineSpec::new("p1", "signer".parse().unwrap(), None, Some(&services))
+    }
+
+    fn found_services(text: &str) -> FoundServices {
+        FoundServices::with(text.as_bytes(), None)
     }
 
     /// Returns the systemd files of a server that runs as this user.
@@ -263,7 +221,7 @@ mod tests {
             identity: Some(Identity {
                 ..spec.identity(Supervisor::Systemd)
             }),
-            services: spec.services.as_deref().map(FoundServices::of),
+            services: spec.services.as_deref().map(found_services),
             units: services
                 .as_ref()
                 .map(|_| files(spec.run_as.as_deref()))
@@ -320,17 +278,12 @@ mod tests {
 
     #[test]
     fn an_empty_machine_gets_everything() {
-        let services = spec().services().unwrap().unwrap();
-        let digest = services.digest();
         assert_eq!(
             lines(&spec(), &ObservedMachine::default()),
             [
-                "+ program on signer".to_owned(),
-                "+ name and link of the program on signer".to_owned(),
-                format!(
-                    "+ services of signer: sign for dev, web ({})",
-                    digest.split_at(12).0
-                ),
+                "+ program on signer",
+                "+ name and link of the program on signer",
+                "+ services file on signer",
             ]
         );
     }
@@ -410,7 +363,7 @@ mod tests {
             services: None,
             ..spec()
         };
-        let services = services.as_deref().map(FoundServices::of);
+        let services = services.as_deref().map(found_services);
         let found = ObservedMachine {
             services,
             ..done(&spec())
@@ -419,7 +372,7 @@ mod tests {
             lines(&withdrawn, &found),
             [
                 "~ name and link of the program on signer",
-                "- services of signer",
+                "- services file on signer",
                 "- supervision of the server on signer",
             ]
         );

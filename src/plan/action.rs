@@ -6,7 +6,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::difference::value;
-use super::facts::{BigLog, RecreateReason, Role, Schedule};
+use super::edges::DevicePair;
+use super::facts::{BigLog, Proxy, RecreateReason, Role, Schedule};
 use super::ownership;
 use crate::edge::Edge;
 use crate::incus::state::InstanceId;
@@ -18,8 +19,10 @@ use crate::text::shown;
 const SHOWN_MAX: usize = 60;
 /// The unit in which sizes are shown, in bytes.
 const MIB: u64 = 1024 * 1024;
-/// The verb of a step that changes nothing.
+/// The verb of a step that tries a call.
 const VERIFY: &str = "prove";
+/// The verb of a step that could not read a machine.
+const LOOK: &str = "read";
 
 /// One step.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,17 +73,12 @@ pub(crate) enum Action {
         /// The differences, as the plan shows them.
         lines: Vec<String>,
     },
+    /// Report that the content of a machine is unknown. This step always fails, so that nothing in the machine changes.
+    Unread { machine: Object, why: String },
     /// Remove the device of an edge that is undeclared or not on this machine, along with its sockets.
-    Revoke {
-        machine: Object,
-        device: String,
-        /// Its socket in the machine.
-        inside: Option<String>,
-        /// Its socket on the host, unless another device is entitled to it.
-        host: Option<String>,
-        /// The reason; `None` if the edge is no longer declared.
-        why: Option<&'static str>,
-    },
+    Revoke(Revocation),
+    /// End a process that carries the bytes of no device, or of one that another process already serves.
+    EndProxy(Proxy),
     /// Create a folder on the host, or set its owner and mode.
     Folder {
         path: String,
@@ -118,10 +116,45 @@ pub(crate) struct Verification {
     pub(crate) marked: bool,
 }
 
+/// The removal of a channel's device.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Revocation {
+    pub(crate) machine: Object,
+    pub(crate) device: String,
+    /// Its socket in the machine.
+    pub(crate) inside: Option<String>,
+    /// Its socket on the host, unless another device is entitled to it.
+    pub(crate) host: Option<String>,
+    /// The machines that it connected; `None` if its paths are not those of a channel.
+    pub(crate) pair: Option<DevicePair>,
+    /// The reason; `None` if the edge is no longer declared.
+    pub(super) why: Option<&'static str>,
+}
+
+impl Revocation {
+    fn line(&self) -> String {
+        let (device, machine) = (self.device.escape_debug(), self.machine.name());
+        let role = self.pair.as_ref().map(|pair| {
+            let (consumer, provider) = (&pair.consumer.name, &pair.provider);
+            if pair.is_consumers {
+                format!("consumer of {}", provider.escape_debug())
+            } else {
+                format!("provider for {}", consumer.escape_debug())
+            }
+        });
+        let about: Vec<&str> = role.as_deref().into_iter().chain(self.why).collect();
+        let about = match about.as_slice() {
+            [] => String::new(),
+            about => format!(" ({})", about.join(", ")),
+        };
+        format!("- device {device} on {}{about}", machine.escape_debug())
+    }
+}
+
 /// An action as reported to programs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct ActionSummary {
-    /// `create`, `change`, `remove`, or `prove`, which changes nothing.
+    /// `create`, `change`, `remove`, or one that changes nothing: `prove` or `read`.
     pub(crate) verb: &'static str,
     /// The kind of object: `machine`, `device`, …
     pub(crate) kind: &'static str,
@@ -141,7 +174,20 @@ impl ActionSummary {
 impl Action {
     /// Returns whether it runs even if an earlier action in its chain failed: revocations are mutually independent.
     pub(crate) const fn stands_alone(&self) -> bool {
-        matches!(self, Self::Revoke { .. })
+        matches!(self, Self::Revoke(_))
+    }
+
+    /// Returns the existing machine that the action changes or starts, except for its removal and for marks alone.
+    pub(super) fn machine(&self) -> Option<&Object> {
+        match self {
+            Self::Edit { object, edits } if !edits.iter().all(is_mark) => {
+                matches!(object, Object::Machine { .. }).then_some(object)
+            }
+            Self::Start { machine, .. }
+            | Self::Install { machine, .. }
+            | Self::Connect { machine, .. } => Some(machine),
+            _ => None,
+        }
     }
 
     /// Summarises the action for users and programs.
@@ -150,6 +196,7 @@ impl Action {
         let sign = lines.first().and_then(|line| line.chars().next());
         let verb = match (self, sign) {
             (Self::VerifyChannel(_), _) => VERIFY,
+            (Self::Unread { .. }, _) => LOOK,
             // A change, even if only a part of the object is created or removed.
             (Self::Edit { .. }, _) | (_, None | Some('~')) => "change",
             (_, Some('-')) => "remove",
@@ -169,10 +216,15 @@ impl Action {
             Self::Create { object, .. }
             | Self::Edit { object, .. }
             | Self::Delete { object, .. } => (object.kind(), object.name()),
-            Self::Start { machine, .. } => (machine.kind(), machine.name()),
+            Self::Start { machine, .. } | Self::Unread { machine, .. } => {
+                (machine.kind(), machine.name())
+            }
             Self::Install { machine, .. } => ("program", machine.name()),
-            Self::Connect { device, .. } | Self::Revoke { device, .. } => ("device", device),
+            Self::Connect { device, .. } | Self::Revoke(Revocation { device, .. }) => {
+                ("device", device)
+            }
             Self::VerifyChannel(call) => ("channel", &call.name),
+            Self::EndProxy(proxy) => ("process", &proxy.listen.address),
             Self::Folder { path, .. } => ("folder", path),
             Self::Sweep { path } => ("socket", path),
             Self::Rotate(log) => ("log", &log.path),
@@ -221,15 +273,12 @@ impl Action {
                 let (machine, other) = (machine.name(), &other.name);
                 format!("{sign} device {device} on {machine} ({role} {other}{why})")
             }
-            Self::Revoke {
-                machine,
-                device,
-                why,
-                ..
-            } => {
-                let (device, machine) = (device.escape_debug(), machine.name().escape_debug());
-                let why = why.map_or_else(String::new, |why| format!(" ({why})"));
-                format!("- device {device} on {machine}{why}")
+            Self::Unread { machine, why } => {
+                format!("! {machine}: its files cannot be read: {why}")
+            }
+            Self::Revoke(revocation) => revocation.line(),
+            Self::EndProxy(proxy) => {
+                format!("- process {} on the host: {}", proxy.process, proxy.about())
             }
             Self::Folder { path, mode, exists } => {
                 let path = path.escape_debug();
@@ -260,10 +309,14 @@ impl Action {
     }
 }
 
+/// Returns whether an edit only sets or removes one of anklume's own marks.
+fn is_mark(edit: &Edit) -> bool {
+    matches!(edit, Edit::Config { key, .. } if ownership::is_own(key))
+}
+
 /// Returns the lines of an edit; anklume's own marks are shown only if nothing else changes.
 fn edit_lines(object: &Object, edits: &[Edit]) -> Vec<String> {
-    let is_mark = |edit: &&Edit| matches!(edit, Edit::Config { key, .. } if ownership::is_own(key));
-    let (marks, rest): (Vec<&Edit>, Vec<&Edit>) = edits.iter().partition(is_mark);
+    let (marks, rest): (Vec<&Edit>, Vec<&Edit>) = edits.iter().partition(|edit| is_mark(edit));
     let lines = |edits: Vec<&Edit>| -> Vec<String> {
         let lines = edits.into_iter().map(|edit| lines_of(object, edit));
         lines.flatten().collect()

@@ -258,9 +258,10 @@ fn sources(inputs: &PlanInputs<'_>, machine: &Machine, faults: &mut Obstacles) {
     }
 }
 
-/// Plans the creation and repair of folders on the host.
-pub(super) fn folders(inputs: &PlanInputs<'_>) -> Vec<Action> {
-    let mut actions = Vec::new();
+/// Plans the end of stray processes, and the creation and repair of folders on the host.
+pub(super) fn host(inputs: &PlanInputs<'_>) -> Vec<Action> {
+    let strays = &inputs.facts.strays;
+    let mut actions: Vec<Action> = strays.iter().cloned().map(Action::EndProxy).collect();
     if !inputs.wanted.edges.is_empty() {
         let folders = inputs.facts.folders.iter();
         actions.extend(folders.map(|folder| Action::Folder {

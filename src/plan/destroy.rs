@@ -7,6 +7,7 @@ use super::difference::{DEFAULT_PROFILE, value};
 use super::domain::our_projects;
 use super::edges::{below, host_socket};
 use super::ownership::{self, Ownership, machine_owner, owner};
+use super::permissions::{self, PermissionChange};
 use crate::edge::HOST_FOLDER;
 use crate::incus::state::{IncusProfile, Instance, Project, Volume};
 use crate::incus::{ConfigMap, Object, State};
@@ -26,6 +27,8 @@ pub(crate) enum Selection<'a> {
 /// The deletions, in an order that Incus accepts.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Deletions {
+    /// The calls that are no longer possible.
+    pub(crate) permissions: Vec<PermissionChange>,
     /// Machines, independent of each other.
     pub(crate) machines: Vec<Action>,
     /// Their volumes.
@@ -63,6 +66,7 @@ pub(crate) fn destroy(
     let machines: Vec<&Instance> = instances
         .filter(|one| machine_owner(one, project) == Ownership::Ours && chosen(one))
         .collect();
+    deletions.permissions = permissions::of_deletion(state, &machines);
     deletions.machines = machines.iter().map(|one| delete_machine(one)).collect();
     let gone: BTreeSet<String> = machines.iter().map(|one| full_name(one)).collect();
     let with_domain = |domain: &str| match selection {

@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::difference::{device_keys, value};
 use super::facts::{RecreateReason, Role};
 use super::ownership::{self, Ownership, unverified};
-use super::{Action, MachineInputs, Plan, PlanInputs, Verification};
+use super::{Action, MachineInputs, Plan, PlanInputs, Revocation, Verification};
 use crate::diagnostic::quote;
-use crate::edge::{CONSUMER_FOLDER, DEVICE_PREFIX, Edge, End, HOST_FOLDER};
+use crate::edge::{CONSUMER_FOLDER, DEVICE_PREFIX, Edge, End, HOST_FOLDER, PROVIDER_FOLDER};
 use crate::incus::state::{IncusProfile, Instance, InstanceId};
 use crate::incus::{ConfigMap, Object};
 use crate::infra::Device;
@@ -54,11 +54,58 @@ pub(super) fn wanted(edges: &[Edge]) -> Ends<'_> {
     wanted
 }
 
+/// The machines that a channel's device connects, derived from its paths.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DevicePair {
+    pub(super) consumer: InstanceId,
+    /// Name of the provider.
+    pub(super) provider: String,
+    /// File name of the socket on the host.
+    pub(super) socket: String,
+    /// True for the consumer's end.
+    pub(super) is_consumers: bool,
+    /// True if the device's machine is not an end of the channel.
+    pub(super) is_foreign: bool,
+    /// The addresses at which the device listens and to which it connects, as in Incus.
+    pub(crate) addresses: [String; 2],
+}
+
+/// Returns the pairs of a machine's channel devices.
+pub(super) fn pairs(machine: &Instance) -> impl Iterator<Item = DevicePair> {
+    let devices = machine.devices.values();
+    devices.filter_map(|keys| pair(machine, keys, false))
+}
+
+fn pair(machine: &Instance, keys: &ConfigMap, is_foreign: bool) -> Option<DevicePair> {
+    let name = |key: &str, folder: &str| {
+        let path = path(value(keys, key))?;
+        let name = below(&path, folder)?.strip_suffix(".sock")?;
+        Some(name.to_owned())
+    };
+    let is_consumers = is_inside(keys);
+    let (consumer, provider) = if is_consumers {
+        (machine.id(), name("listen", CONSUMER_FOLDER)?)
+    } else {
+        let consumer = name("connect", PROVIDER_FOLDER)?;
+        (InstanceId::new("", &consumer), machine.name.clone())
+    };
+    Some(DevicePair {
+        consumer,
+        provider,
+        socket: host_socket(keys)?,
+        is_consumers,
+        is_foreign,
+        addresses: ["listen", "connect"].map(|key| value(keys, key).to_owned()),
+    })
+}
+
 /// A machine's device that uses a socket in anklume's folder but belongs to no edge of the machine.
 #[derive(Debug)]
 pub(crate) struct ForeignDevice<'a> {
     /// File name of the socket.
     pub(crate) socket: String,
+    /// True if the machine is an end of the channel, but the device has the name that an earlier version gave it.
+    pub(crate) is_renamed: bool,
     pub(crate) machine: &'a Instance,
     pub(crate) device: &'a str,
     keys: &'a ConfigMap,
@@ -82,8 +129,13 @@ fn foreign<'a>(machine: &'a Instance, wanted: &Ends<'_>) -> Vec<ForeignDevice<'a
     let devices = devices.filter(|(device, _)| !belongs(device));
     devices
         .filter_map(|(device, keys)| {
+            let socket = host_socket(keys)?;
+            let name = format!("{DEVICE_PREFIX}{}", socket.trim_end_matches(".sock"));
+            let end = here.and_then(|here| here.get(&name));
+            let is_renamed = end.is_some_and(|end| is_inside(&end.keys) == is_inside(keys));
             Some(ForeignDevice {
-                socket: host_socket(keys)?,
+                socket,
+                is_renamed,
                 machine,
                 device,
                 keys,
@@ -189,7 +241,7 @@ pub(super) fn revocations(inputs: &PlanInputs<'_>) -> (Vec<Action>, BTreeSet<Str
         let config = &one.machine.config;
         let of_us = ownership::owner(config, inputs.project()) == Ownership::Ours;
         let taken_over = ours.contains(&one.socket);
-        if taken_over && !is_inside(one.keys) {
+        if taken_over && !is_inside(one.keys) && !one.is_renamed {
             let hash = one.socket.strip_suffix(".sock").unwrap_or(&one.socket);
             stolen.insert(hash.to_owned());
         }
@@ -218,13 +270,18 @@ fn revoke(one: &ForeignDevice<'_>, taken_over: bool) -> Action {
     let listen = path(value(one.keys, "listen")).unwrap_or_default();
     let is_inside = is_inside(one.keys);
     let file = |folder: &str| below(&listen, folder).is_some_and(|name| !name.contains('/'));
-    Action::Revoke {
+    Action::Revoke(Revocation {
         machine: Object::machine(&one.machine.project, &one.machine.name),
         device: one.device.to_owned(),
         inside: (is_inside && file(CONSUMER_FOLDER)).then(|| listen.clone()),
         host: (!is_inside && !taken_over && file(HOST_FOLDER)).then(|| listen.clone()),
-        why: taken_over.then_some("not an end of that channel"),
-    }
+        pair: pair(one.machine, one.keys, taken_over && !one.is_renamed),
+        why: match (taken_over, one.is_renamed) {
+            (_, true) => Some("gets its new name"),
+            (true, false) => Some("not an end of that channel"),
+            (false, false) => None,
+        },
+    })
 }
 
 /// Plans the devices of a machine's edges that are missing or differ.
@@ -266,7 +323,7 @@ pub(super) fn verifications(inputs: &PlanInputs<'_>, plan: &Plan) -> Vec<Action>
     let mut touched = BTreeSet::new();
     let mut marks = BTreeSet::new();
     for action in plan.actions() {
-        if let Action::Install { machine, .. } | Action::Connect { machine, .. } = action {
+        if let Some(machine) = action.machine() {
             touched.insert((machine.project(), machine.name()));
         }
         if let Action::Connect {

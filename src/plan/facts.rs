@@ -29,8 +29,12 @@ pub(crate) struct Facts {
     pub(crate) root: bool,
     /// The content found inside machines.
     pub(crate) inside: BTreeMap<InstanceId, ObservedMachine>,
+    /// Machines whose content is unknown, with the reason; nothing in them may be changed because of that.
+    pub(crate) unread: BTreeMap<InstanceId, String>,
     /// Ends of edges whose device exists but does not work, by the edge's hash.
     pub(crate) broken: BTreeMap<(String, Role), RecreateReason>,
+    /// Processes that carry the bytes of no device, or of one that another process already serves.
+    pub(crate) strays: Vec<Proxy>,
     /// By hash, edges whose consumer is using all its permitted connections, so that no further call is possible.
     pub(crate) full: BTreeSet<String>,
     /// Edge logs that have grown beyond the limit.
@@ -123,6 +127,40 @@ pub(crate) enum RecreateReason {
     NoSocket,
     /// The file at its path is not a socket, or has the wrong owner or permissions.
     BadSocket,
+}
+
+/// A process on the host that carries the bytes of one end of a channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Proxy {
+    /// Its number.
+    pub(crate) process: i32,
+    /// Time of its start, in clock ticks since the computer started (proc(5)).
+    pub(crate) started: u64,
+    pub(crate) uid: u32,
+    /// False if it is stopped or a zombie.
+    pub(crate) runs: bool,
+    pub(crate) listen: ProxyEnd,
+    pub(crate) connect: ProxyEnd,
+}
+
+impl Proxy {
+    /// Describes a stray process.
+    pub(crate) fn about(&self) -> String {
+        let [from, to] = [&self.listen, &self.connect].map(|end| {
+            let path = end.address.strip_prefix("unix:").unwrap_or(&end.address);
+            path.escape_debug().to_string()
+        });
+        format!("a proxy of Incus from `{from}` to `{to}` that no device needs")
+    }
+}
+
+/// One end of a proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ProxyEnd {
+    /// Number of a process in whose mount namespace the address is.
+    pub(crate) within: u32,
+    /// Such as `unix:/run/x.sock`.
+    pub(crate) address: String,
 }
 
 /// A log that has grown beyond the limit.

@@ -7,7 +7,6 @@ use super::destroy::delete_machine;
 use super::destroy::destroy_command;
 use super::difference::{Desired, config_map, edit, edits, or_default, profiles_edit};
 use super::domain::{devices_json, gives_root, is_declared_root, is_root, root_disk};
-use super::facts::Facts;
 use super::ownership::{self, Ownership, machine_owner, may_touch_of_machine};
 use super::{Action, MachineInputs, Obstacles, PlanCode, difference, edges, image};
 use crate::diagnostic::quote;
@@ -56,7 +55,7 @@ pub(super) fn make(one: MachineInputs<'_>, faults: &mut Obstacles) -> Vec<Action
         );
         return actions;
     }
-    if is_half_made(current, &owner, one.plan.facts) {
+    if is_half_made(one) {
         // Nothing from the deleted machine carries over to the new one.
         let new = MachineInputs {
             current: None,
@@ -87,11 +86,13 @@ pub(super) fn make(one: MachineInputs<'_>, faults: &mut Obstacles) -> Vec<Action
 ///
 /// Only root's runs wait for each other: without the lock, another run may be creating it right now. An adopted machine
 /// or a copy is not this run's to delete.
-fn is_half_made(current: &Instance, owner: &Ownership, facts: &Facts) -> bool {
-    facts.root
-        && *owner == Ownership::Ours
-        && ownership::is_half_made(&current.config)
-        && current.status == "Stopped"
+fn is_half_made(one: MachineInputs<'_>) -> bool {
+    one.current.is_some_and(|current| {
+        one.plan.facts.root
+            && machine_owner(current, one.plan.project()) == Ownership::Ours
+            && ownership::is_half_made(&current.config)
+            && current.status == "Stopped"
+    })
 }
 
 fn start(machine: Object, from: &str, power: Power, listens: bool) -> Action {
@@ -321,10 +322,19 @@ pub(super) fn install(one: MachineInputs<'_>) -> Option<Action> {
     if !needs_inside(one) && !one.current.is_some_and(has_inside) {
         return None;
     }
+    let id = InstanceId::new(one.project(), one.name());
+    let is_made_again = is_half_made(one);
+    let unread = one.plan.facts.unread.get(&id);
+    if let Some(why) = unread.filter(|_| !is_made_again) {
+        return Some(Action::Unread {
+            machine: one.object(),
+            why: why.clone(),
+        });
+    }
     let spec = machine_spec(one.plan.wanted.program, one.machine);
     let nothing = ObservedMachine::default();
-    let id = InstanceId::new(one.project(), one.name());
-    let found = one.plan.facts.inside.get(&id).unwrap_or(&nothing);
+    let found = one.plan.facts.inside.get(&id);
+    let found = found.filter(|_| !is_made_again).unwrap_or(&nothing);
     let differences = differences(&spec, found);
     if differences.is_empty() {
         return None;

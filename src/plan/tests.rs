@@ -5,6 +5,7 @@ mod destroy;
 mod inside;
 mod memory;
 mod obstacles;
+mod permissions;
 mod share;
 mod upkeep;
 
@@ -155,10 +156,7 @@ fn from_nothing_all_is_made_in_the_order_in_which_it_can_be() {
             "~ machine dev status: stopped → running",
             "+ program on signer",
             "+ name and link of the program on signer",
-            &format!(
-                "+ services of signer: sign for dev ({})",
-                inside::digest("signer")
-            ),
+            "+ services file on signer",
             "+ program on dev",
             "+ name and link of the program on dev",
             &format!("+ device {device} on signer (provider for dev)"),
@@ -274,8 +272,8 @@ fn a_change_of_the_file_is_what_is_planned_and_nothing_else() {
     let edge = edges(&infra).unwrap().remove(0);
     let device = edge.device_name();
     let gone = [
-        format!("- device {device} on signer"),
-        format!("- device {device} on dev"),
+        format!("- device {device} on signer (provider for dev)"),
+        format!("- device {device} on dev (consumer of signer)"),
     ];
     let cases = [
         (
@@ -394,7 +392,7 @@ fn the_channels_of_one_machine_go_one_after_the_other() {
     let chains: Vec<(&str, usize)> = plan
         .revoked()
         .map(|chain| match &chain[0] {
-            Action::Revoke { machine, .. } => (machine.name(), chain.len()),
+            Action::Revoke(one) => (one.machine.name(), chain.len()),
             other => panic!("{other:?}"),
         })
         .collect();
@@ -471,7 +469,7 @@ fn a_copy_is_not_ours_and_its_channel_goes() {
     assert_eq!(
         lines(&plan),
         [
-            format!("- device {device} on copy (not an end of that channel)"),
+            format!("- device {device} on copy (provider for dev, not an end of that channel)"),
             format!("~ device {device} on signer (provider for dev, recreated)"),
         ]
     );
@@ -482,7 +480,7 @@ fn a_copy_is_not_ours_and_its_channel_goes() {
     assert_eq!(codes(&declared, &state, &facts(), &[]), ["not-ours"]);
     let plan = planned(&declared, &state, &facts(), &["copy"]).unwrap();
     assert!(
-        lines(&plan)[0].starts_with("- device mcp-"),
+        lines(&plan)[0].starts_with("- device mcp_"),
         "{:#?}",
         lines(&plan)
     );

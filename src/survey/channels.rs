@@ -7,14 +7,13 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::time::Duration;
 
-use rustix::process::Pid;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::instance;
 use crate::dir::RIGHTS;
-use crate::edge::{Edge, End, HOST_FOLDER};
-use crate::host::{command_line, namespace, processes};
+use crate::edge::{Edge, End};
+use crate::host::proxies;
 use crate::incus::state::{Instance, InstanceId};
 use crate::incus::{FileOwner, State};
 use crate::infra::Infra;
@@ -22,15 +21,13 @@ use crate::limits::CONNECTIONS;
 use crate::machine_state::Serving;
 use crate::mcp::client::{Client, ClientError, Timeouts};
 use crate::mcp::server::OVERLOADED;
-use crate::plan::{Facts, RecreateReason, Role};
+use crate::plan::{Facts, Proxy, RecreateReason, Role};
 use crate::session::{Session, each};
 
 /// Timeout for a provider's server.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Mode of an edge's sockets, on the host and in the consumer.
 const SOCKET_MODE: u32 = 0o600;
-/// Maximum number of bytes read from a process's arguments; a proxy's take up a fraction of that.
-const ARGUMENTS_MAX: u64 = 64 * 1024;
 /// Maximum length of a server's message that root reads, in bytes.
 const ANSWER_MAX: usize = 64 * 1024;
 
@@ -65,10 +62,15 @@ pub(super) async fn look(
     state: &State,
     facts: &mut Facts,
 ) {
+    let proxies = proxies::list();
+    facts.strays = proxies
+        .as_deref()
+        .map(|all| strays(all, &state.instances, proxies::own_start()))
+        .unwrap_or_default();
     let prober = &Prober {
         session,
         infra,
-        proxies: proxies(),
+        proxies: proxies.as_deref(),
     };
     let machine = |edge: &Edge, end: &End| {
         // A missing device is created anyway.
@@ -116,6 +118,32 @@ pub(super) async fn look(
     }
 }
 
+/// Returns the proxies beyond one for each device, the oldest first, and those of a device that does not exist. Those
+/// that started since this process began may belong to a device that another run has just created.
+fn strays(proxies: &[Proxy], instances: &[Instance], began: u64) -> Vec<Proxy> {
+    let started = instances.iter().filter(|one| one.status != "Stopped");
+    let devices = started.flat_map(|one| one.devices.values());
+    let mut wanted: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    for keys in devices {
+        if let (Some(listen), Some(connect)) = (keys.get("listen"), keys.get("connect")) {
+            *wanted.entry((listen, connect)).or_default() += 1;
+        }
+    }
+    let mut newest_first: Vec<&Proxy> = proxies.iter().collect();
+    newest_first.sort_by_key(|proxy| std::cmp::Reverse(proxy.started));
+    let mut strays = Vec::new();
+    for proxy in newest_first {
+        let addresses = (&*proxy.listen.address, &*proxy.connect.address);
+        match wanted.get_mut(&addresses) {
+            Some(left) if *left > 0 => *left -= 1,
+            _ if proxy.started < began => strays.push(proxy.clone()),
+            _ => {}
+        }
+    }
+    strays.reverse();
+    strays
+}
+
 /// Returns whether the server of these channels hangs: it is silent on an uncrowded channel, or on all of them.
 fn hangs(own: &[ProbeResult]) -> bool {
     own.contains(&ProbeResult::Silence) || own.contains(&ProbeResult::Crowd) && !lives(own)
@@ -130,7 +158,7 @@ struct Prober<'a> {
     session: &'a Session,
     infra: &'a Infra,
     /// `None` if they could not be listed.
-    proxies: Option<Vec<Proxy>>,
+    proxies: Option<&'a [Proxy]>,
 }
 
 impl Prober<'_> {
@@ -198,11 +226,16 @@ impl Prober<'_> {
             // Runs as the machine's root, which may have any user ID on the host.
             Role::Provider => (edge.provider_socket(), None),
         };
-        let sockets = [edge.host_socket(), inside].map(|path| format!("unix:{path}"));
-        let first = first.to_string();
-        proxies.iter().any(|proxy| {
-            let has = |needed: &String| proxy.args.iter().any(|arg| arg == needed.as_bytes());
-            uid.is_none_or(|uid| uid == proxy.uid) && sockets.iter().all(has) && has(&first)
+        let [on_host, inside] = [edge.host_socket(), inside].map(|path| format!("unix:{path}"));
+        proxies.iter().filter(|proxy| proxy.runs).any(|proxy| {
+            let (ours, theirs) = match role {
+                Role::Consumer => (&proxy.connect, &proxy.listen),
+                Role::Provider => (&proxy.listen, &proxy.connect),
+            };
+            uid.is_none_or(|uid| uid == proxy.uid)
+                && ours.address == on_host
+                && theirs.address == inside
+                && theirs.within == first
         })
     }
 }
@@ -268,43 +301,6 @@ fn connections_in(table: &[u8], socket: &str) -> usize {
     lines.count()
 }
 
-/// A process on the host that carries channel bytes.
-struct Proxy {
-    uid: u32,
-    args: Vec<Vec<u8>>,
-}
-
-/// Lists these processes; `None` if that is not possible.
-fn proxies() -> Option<Vec<Proxy>> {
-    // Users other than root may not see them (`hidepid` in proc(5)).
-    if !rustix::process::geteuid().is_root() {
-        return None;
-    }
-    let own = namespace(std::process::id());
-    let socket = format!("unix:{HOST_FOLDER}/");
-    let proxy = |process| {
-        // Checked first, because a machine can give its processes any arguments and can make reading them hang.
-        if namespace(process) != own {
-            return None;
-        }
-        let args = command_line(process, ARGUMENTS_MAX).ok()?;
-        let args = args.split(|byte| *byte == 0).map(<[u8]>::to_vec);
-        let args: Vec<Vec<u8>> = args.collect();
-        let carries = args.iter().any(|arg| arg.starts_with(socket.as_bytes()));
-        let uid = fs::metadata(format!("/proc/{process}")).ok()?.uid();
-        (carries && runs(process)).then_some(Proxy { uid, args })
-    };
-    Some(processes().ok()?.filter_map(proxy).collect())
-}
-
-/// Returns whether a process is neither stopped nor a zombie (proc(5): the state follows the parenthesised name).
-fn runs(process: Pid) -> bool {
-    let stat = fs::read(format!("/proc/{process}/stat")).unwrap_or_default();
-    let mut rest = stat.rsplit(|byte| *byte == b')');
-    let state = rest.next().and_then(|rest| rest.get(1));
-    state.is_some_and(|state| !b"TtZXx".contains(state))
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
@@ -355,6 +351,51 @@ mod tests {
         let other = refused(r#"{"code":-32603,"message":"no"}"#);
         assert_eq!(answered(&other).await, ProbeResult::Silence);
         assert_eq!(answered("").await, ProbeResult::Silence);
+    }
+
+    #[test]
+    fn a_proxy_is_a_stray_if_no_device_needs_it_or_a_newer_one_serves() {
+        use crate::plan::ProxyEnd;
+        let proxy = |process: i32, started, listen: &str, connect: &str| Proxy {
+            process,
+            started,
+            uid: 0,
+            runs: true,
+            listen: ProxyEnd {
+                within: 1,
+                address: listen.to_owned(),
+            },
+            connect: ProxyEnd {
+                within: 2,
+                address: connect.to_owned(),
+            },
+        };
+        let machine = |name: &str, status: &str| {
+            let keys = [("listen", "unix:/a"), ("connect", "unix:/b")];
+            let keys = keys.map(|(key, value)| (key.to_owned(), value.to_owned()));
+            Instance {
+                name: name.to_owned(),
+                status: status.to_owned(),
+                devices: [("d".to_owned(), keys.into_iter().collect())].into(),
+                ..Instance::default()
+            }
+        };
+        let proxies = [
+            proxy(1, 30, "unix:/a", "unix:/b"),
+            proxy(2, 10, "unix:/a", "unix:/b"),
+            proxy(3, 20, "unix:/a", "unix:/c"),
+            proxy(4, 90, "unix:/a", "unix:/c"),
+        ];
+        let found = |instances: &[Instance]| {
+            let found = strays(&proxies, instances, 50);
+            let found = found.iter().map(|one| one.process);
+            found.collect::<Vec<_>>()
+        };
+        assert_eq!(found(&[machine("dev", "Running")]), [2, 3]);
+        assert_eq!(found(&[machine("dev", "Stopped")]), [2, 3, 1]);
+        // A copy has the same addresses.
+        let both = [machine("dev", "Running"), machine("copy", "Frozen")];
+        assert_eq!(found(&both), [3]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::process::Stdio;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use serde::Deserialize;
 use tokio::time::timeout;
 
@@ -25,44 +26,46 @@ use crate::transport;
 const TIMEOUT: Duration = Duration::from_secs(30);
 const FOLDER_MODE: u32 = 0o711;
 
-pub(super) async fn facts(infra: &Infra, edges: &[Edge]) -> Facts {
-    let mut ids = ids_of_files();
+pub(super) async fn facts(infra: &Infra, edges: &[Edge]) -> anyhow::Result<Facts> {
+    let mut ids = ids_of_files()?;
     ids.extend(ids_of_directories(edges).await);
-    Facts {
+    Ok(Facts {
         ids,
-        sockets: sockets(),
+        sockets: sockets().with_context(|| format!("cannot list `{HOST_FOLDER}`"))?,
         missing: missing(infra),
         shares: shares::reaches(infra),
         nested: shares::nested_paths(infra),
         folders: FOLDERS.into_iter().filter_map(folder).collect(),
-        routes: text("/proc/net/route").lines().filter_map(route).collect(),
+        routes: text("/proc/net/route")?.lines().filter_map(route).collect(),
         logs: proxy_logs::big(edges),
         rotation: log_timer::look(),
         root: rustix::process::geteuid().is_root(),
         ..Facts::default()
+    })
+}
+
+/// The text of a small system file; empty if there is none.
+fn text(path: &str) -> anyhow::Result<String> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(why) => Err(why).with_context(|| format!("cannot read `{path}`")),
     }
 }
 
-/// The text of a small system file; empty if it cannot be read.
-fn text(path: &str) -> String {
-    fs::read(path)
-        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-        .unwrap_or_default()
-}
-
-fn ids_of_files() -> Vec<TakenIds> {
+fn ids_of_files() -> anyhow::Result<Vec<TakenIds>> {
     let files = [
         ("/etc/passwd", false),
         ("/etc/group", false),
         ("/etc/subuid", true),
         ("/etc/subgid", true),
     ];
-    let read = |(path, is_range)| {
-        let text = text(path);
-        let ids = text.lines().filter_map(|line| ids(line, path, is_range));
-        ids.collect::<Vec<_>>()
-    };
-    files.into_iter().flat_map(read).collect()
+    let mut all = Vec::new();
+    for (path, is_range) in files {
+        let text = text(path)?;
+        all.extend(text.lines().filter_map(|line| ids(line, path, is_range)));
+    }
+    Ok(all)
 }
 
 /// Parses a line of passwd or group, with an ID as its third field; or of subuid or subgid, with a range as its second
@@ -100,14 +103,25 @@ async fn ids_of_directories(edges: &[Edge]) -> Vec<TakenIds> {
     taken
 }
 
-fn sockets() -> Vec<String> {
-    let entries = fs::read_dir(HOST_FOLDER).into_iter().flatten();
-    let mut names: Vec<String> = entries
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| is_socket_name(name))
-        .collect();
+/// Lists the edges' sockets; none if there is no folder, or if this user may not list it.
+fn sockets() -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(HOST_FOLDER) {
+        Ok(entries) => entries,
+        Err(why) => {
+            use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
+            return match why.kind() {
+                NotFound | NotADirectory | PermissionDenied => Ok(Vec::new()),
+                _ => Err(why),
+            };
+        }
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name().into_string().ok();
+        names.extend(name.filter(|name| is_socket_name(name)));
+    }
     names.sort_unstable();
-    names
+    Ok(names)
 }
 
 fn is_socket_name(name: &str) -> bool {
@@ -133,12 +147,13 @@ fn missing(infra: &Infra) -> BTreeSet<String> {
 /// Returns the fault of one of anklume's folders.
 fn folder(path: &str) -> Option<HostFolder> {
     let state = match fs::symlink_metadata(path) {
-        Err(_) => FolderState::Missing,
+        Err(why) if why.kind() == io::ErrorKind::NotFound => FolderState::Missing,
         Ok(is) if !is.is_dir() => FolderState::NoFolder,
         Ok(is) if (is.uid(), is.gid(), is.mode() & RIGHTS) == (0, 0, FOLDER_MODE) => {
             return None;
         }
-        Ok(_) => FolderState::Loose,
+        // Whether it exists is unknown: setting its owner and mode reports the reason.
+        Ok(_) | Err(_) => FolderState::Loose,
     };
     let path = path.to_owned();
     Some(HostFolder { path, state })

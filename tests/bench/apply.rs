@@ -174,8 +174,8 @@ fn script(machines: usize, program: &str, infra: &str) -> String {
         let host = format!("unix:/var/lib/anklume/mcp/bench{machine}.sock");
         let _ = write!(
             text,
-            "incus -q config device add {provider} mcp-{machine} proxy --project bench{} bind=host listen={host} connect=unix:/run/anklume/mcp/{consumer}.sock uid={uid} gid={uid} mode=0600
-             incus -q config device add {consumer} mcp-{machine} proxy --project bench{} bind=instance listen=unix:/srv/anklume/mcp/{provider}.sock connect={host} uid=0 gid=0 mode=0600 security.uid={uid} security.gid={uid}
+            "incus -q config device add {provider} mcp_{machine} proxy --project bench{} bind=host listen={host} connect=unix:/run/anklume/mcp/{consumer}.sock uid={uid} gid={uid} mode=0600
+             incus -q config device add {consumer} mcp_{machine} proxy --project bench{} bind=instance listen=unix:/srv/anklume/mcp/{provider}.sock connect={host} uid=0 gid=0 mode=0600 security.uid={uid} security.gid={uid}
              incus exec {consumer} --project bench{} -T -- /opt/anklume/anklume mcp list --socket /srv/anklume/mcp/{provider}.sock >/dev/null 2>&1 || :\n",
             projects[0], projects[1], projects[1]
         );

@@ -149,7 +149,7 @@ impl Patient {
 
     /// The socket on the host.
     pub(crate) fn host_socket(&self) -> String {
-        let hash = self.device.strip_prefix("mcp-").unwrap();
+        let hash = self.device.strip_prefix("mcp_").unwrap();
         format!("/var/lib/anklume/mcp/{hash}.sock")
     }
 

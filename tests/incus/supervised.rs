@@ -157,7 +157,7 @@ fn lives(init: Init, file: &str) {
     let device = world.edge_devices(0, &world.machine(0, "signer")).concat();
     let socket = format!(
         "/var/lib/anklume/mcp/{}.sock",
-        device.strip_prefix("mcp-").unwrap()
+        device.strip_prefix("mcp_").unwrap()
     );
     std::fs::remove_file(&socket).unwrap();
     assert!(!signs(&world));

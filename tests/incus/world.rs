@@ -201,7 +201,7 @@ impl World {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let mut names: Vec<String> = text
             .lines()
-            .filter(|line| line.starts_with("mcp-"))
+            .filter(|line| line.starts_with("mcp_"))
             .map(str::to_owned)
             .collect();
         names.sort_unstable();

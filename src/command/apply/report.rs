@@ -11,7 +11,7 @@ use crate::apply::RunObserver;
 use crate::apply::outcome::{RunReport, StepOutcome, StepStatus};
 use crate::command::output::{Output, paint_line};
 use crate::error::Exit;
-use crate::plan::{Action, ActionSummary, Plan};
+use crate::plan::{Action, ActionSummary, PermissionChange, Plan};
 
 /// Advice if some actions were not carried out.
 pub(super) const RESUMES: &str = "run the command again: it resumes where it stopped";
@@ -122,42 +122,66 @@ impl<'a> ActionEntry<'a> {
     }
 }
 
+/// A change of who may call what, as reported to programs.
+#[derive(Debug, Serialize)]
+struct PermissionEntry<'a> {
+    #[serde(flatten)]
+    change: &'a PermissionChange,
+    /// False if a step for one of the machines at its ends was not done.
+    in_force: bool,
+}
+
+/// A run that has ended.
+pub(super) struct Ended<'a> {
+    pub(super) report: &'a RunReport,
+    pub(super) permissions: &'a [PermissionChange],
+    pub(super) notes: &'a [String],
+    /// Number of requests to Incus that may have changed something.
+    pub(super) writes: u64,
+}
+
+impl Ended<'_> {
+    fn permissions(&self) -> impl Iterator<Item = PermissionEntry<'_>> {
+        let report = self.report;
+        self.permissions.iter().map(|change| PermissionEntry {
+            change,
+            in_force: !change.ends.iter().any(|end| report.has_failed(end)),
+        })
+    }
+}
+
 /// Prints the result of a run, or `nothing` if it had no steps; returns the exit code.
-///
-/// `writes` is the number of requests to Incus that may have changed something.
-pub(super) fn print(
-    report: &RunReport,
-    nothing: &str,
-    notes: &[String],
-    writes: u64,
-    output: &Output,
-) -> anyhow::Result<Exit> {
+pub(super) fn print(ended: &Ended<'_>, nothing: &str, output: &Output) -> anyhow::Result<Exit> {
+    let report = ended.report;
     let outcomes = &report.outcomes;
-    let count = |is: fn(&StepOutcome) -> bool| outcomes.iter().filter(|one| is(one)).count();
+    let number = |is: fn(&StepOutcome) -> bool| outcomes.iter().filter(|one| is(one)).count();
     let done = outcomes.iter().filter(|one| one.is_done());
-    let changed = done.map(|one| changes(&one.summary)).sum();
-    let failed = count(|one| matches!(one.status, StepStatus::Failed(_)));
-    let skipped = count(|one| matches!(one.status, StepStatus::Skipped(_)));
+    let changed: usize = done.map(|one| changes(&one.summary)).sum();
+    let in_force = ended.permissions().filter(|one| one.in_force).count();
+    let count = count_text(changed + in_force);
+    let failed = number(|one| matches!(one.status, StepStatus::Failed(_)));
+    let skipped = number(|one| matches!(one.status, StepStatus::Skipped(_)));
     let entries: Vec<ActionEntry<'_>> = outcomes.iter().map(ActionEntry::of).collect();
     let answer = json!({
         "changed": changed,
         "failed": failed,
         "skipped": skipped,
-        "writes": writes,
+        "writes": ended.writes,
+        "permissions": ended.permissions().collect::<Vec<_>>(),
         "actions": entries,
-        "notes": notes,
+        "notes": ended.notes,
     });
     let answered = output.answer_as(&answer, || match outcomes.as_slice() {
         _ if output.quiet => String::new(),
         [] => format!("{nothing}\n"),
-        _ if report.stopped && skipped > 0 => format!("stopped after {}\n", count_text(changed)),
-        _ => format!("done: {}\n", count_text(changed)),
+        _ if report.stopped && skipped > 0 => format!("stopped after {count}\n"),
+        _ => format!("done: {count}\n"),
     });
     let all = outcomes.len();
     if report.stopped && skipped > 0 {
         // Writing the answer fails if the terminal is closed; the failures are printed anyway.
         if failed > 0 {
-            print_failures(report, failed, 0, output);
+            print_failures(ended, failed, 0, output);
         }
         let message = format!("stopped: {skipped} of {all} steps were not started");
         output.failure(&message, Some(RESUMES));
@@ -167,7 +191,7 @@ pub(super) fn print(
     if failed + skipped == 0 {
         return Ok(Exit::Done);
     }
-    print_failures(report, failed, skipped, output);
+    print_failures(ended, failed, skipped, output);
     output.stderr("  fix this, then run the command again: it resumes where it stopped");
     Ok(Exit::Failed)
 }
@@ -185,7 +209,8 @@ fn count_text(count: usize) -> String {
     }
 }
 
-fn print_failures(report: &RunReport, failed: usize, skipped: usize, output: &Output) {
+fn print_failures(ended: &Ended<'_>, failed: usize, skipped: usize, output: &Output) {
+    let report = ended.report;
     let all = report.outcomes.len();
     let skipped = match skipped {
         0 => String::new(),
@@ -200,6 +225,16 @@ fn print_failures(report: &RunReport, failed: usize, skipped: usize, output: &Ou
             }
         }
     }
+    for one in ended.permissions().filter(|one| !one.in_force) {
+        output.stderr(&format!("  perhaps not yet: {}", one.change.line));
+    }
+}
+
+/// Shows the changes of who may call what, before the steps that bring them about.
+pub(super) fn print_permissions(permissions: &[PermissionChange], output: &Output) {
+    for change in permissions {
+        output.say(&paint_line(&change.line));
+    }
 }
 
 /// Prints a plan that is not carried out, or `nothing` if it has no actions.
@@ -208,15 +243,18 @@ pub(super) fn print_plan(plan: &Plan, nothing: &str, output: &Output) -> anyhow:
     if !output.is_json() {
         output.notes(&plan.notes);
     }
-    let answer = json!({ "actions": actions, "notes": plan.notes });
-    let lines = actions.iter().flat_map(|action| &action.lines);
+    let answer =
+        json!({ "permissions": plan.permissions, "actions": actions, "notes": plan.notes });
+    let permissions = plan.permissions.iter().map(|change| &change.line);
+    let lines = permissions.chain(actions.iter().flat_map(|action| &action.lines));
     let lines: Vec<String> = lines.map(|line| paint_line(line) + "\n").collect();
     output.answer_as(&answer, || match lines.as_slice() {
         [] => format!("{nothing}\n"),
         lines => lines.concat(),
     })?;
     if !lines.is_empty() && !output.is_json() {
-        let changes = actions.iter().map(changes).sum();
+        let changes: usize = actions.iter().map(changes).sum();
+        let changes = changes + plan.permissions.len();
         output.say(&format!("{}; nothing was changed", count_text(changes)));
     }
     Ok(())

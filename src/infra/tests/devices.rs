@@ -58,7 +58,7 @@ const CASES: &[Case] = &[
         config: {security.privileged: false}
         profiles: [priv]
         devices:
-          mcp-0123456789abcdef: {type: none}
+          mcp_0123456789abcdef: {type: none}
           root: {type: disk, path: /, pool: default}
           a: {type: disk, path: /srv, source: /data}
           b: {type: disk, path: /opt/anklume/x, pool: default, source: vol}
@@ -79,7 +79,7 @@ const CASES: &[Case] = &[
                 "source-in-shared-folder 6:49 /x",
                 "disk-over-anklume 6:59 /opt",
                 "privileged-end 10:18 security.privileged",
-                "reserved-device-name 17:11 mcp-0123456789abcdef",
+                "reserved-device-name 17:11 mcp_0123456789abcdef",
                 "disk-over-anklume 19:33 /srv",
                 "source-in-shared-folder 19:47 /data",
                 "disk-over-anklume 20:33 /opt/anklume/x",
@@ -102,10 +102,10 @@ const CASES: &[Case] = &[
         ),
         (
             "domains:
-  a: {subnet_id: 0, machines: {m: {devices: {mcp-0123456789abcdef: {type: none}, mcp-0123: {type: none}}}}}
+  a: {subnet_id: 0, machines: {m: {devices: {mcp_0123456789abcdef: {type: none}, mcp_0123: {type: none}}}}}
   b: {subnet_id: 1, enabled: false, machines: {n: {config: {security.privileged: true}, devices: {d: {type: disk, source: /, path: /x}}}}}",
             &[
-                "warning reserved-device-name 2:46 mcp-0123456789abcdef",
+                "warning reserved-device-name 2:46 mcp_0123456789abcdef",
             ],
         ),
         (

@@ -166,7 +166,7 @@ impl Host {
             findings
                 .add(self.severity, Code::ReservedDeviceName, placed.at, message)
                 .help(
-                    "`mcp-` followed by 16 hexadecimal digits is reserved for anklume: choose another name",
+                    "`mcp_` followed by 16 hexadecimal digits is reserved for anklume: choose another name",
                 );
         }
         if placed.is("proxy") {
@@ -292,7 +292,7 @@ fn check_inside(placed: &PlacedDevice, machine: &MachineDraft, findings: &mut Fi
 }
 
 fn is_channel_name(name: &str) -> bool {
-    let digits = name.strip_prefix("mcp-").unwrap_or_default();
+    let digits = name.strip_prefix("mcp_").unwrap_or_default();
     digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 

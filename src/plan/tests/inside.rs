@@ -1,6 +1,7 @@
 //! Tests the content of machines, and channels that exist but do not work.
 
 use super::*;
+use crate::edge::DEVICE_PREFIX;
 use crate::incus::state::InstanceId;
 use crate::infra::Machine;
 use crate::machine_state::{
@@ -9,24 +10,18 @@ use crate::machine_state::{
 use crate::plan::{RecreateReason, Role, mark_unverified, needs_program};
 use crate::services::Services;
 
-/// Returns the first 12 characters of the digest of a machine's services.
-pub(super) fn digest(machine: &str) -> String {
-    let infra = infra(INFRA);
-    let (_, machine) = infra.machine(machine).unwrap();
-    let digest = Services::of(machine).digest();
-    digest.split_at(12).0.to_owned()
-}
-
 /// Returns a machine with the expected content.
 pub(super) fn done(machine: &Machine, runs: bool) -> ObservedMachine {
     let services = (!machine.services.is_empty()).then(|| Services::of(machine));
     let run_as = machine.mcp.run_as.clone();
     let order = MachineSpec::new(PROGRAM, machine.name.clone(), run_as, services.as_ref());
-    let serving = services.map_or(Serving::Unknown, |services| Serving::Policy {
-        digest: services.digest().into(),
-        refused: None,
-        unlogged: None,
-    });
+    let serving = services
+        .as_ref()
+        .map_or(Serving::Unknown, |services| Serving::Policy {
+            digest: services.digest().into(),
+            refused: None,
+            unlogged: None,
+        });
     ObservedMachine {
         runs,
         program: Some(PROGRAM.to_owned()),
@@ -35,7 +30,10 @@ pub(super) fn done(machine: &Machine, runs: bool) -> ObservedMachine {
         identity: Some(Identity {
             ..order.identity(Supervisor::Nobody)
         }),
-        services: order.services.as_deref().map(FoundServices::of),
+        services: order.services.as_deref().map(|file| {
+            let outline = services.as_ref().map(Services::outline);
+            FoundServices::with(file.as_bytes(), outline)
+        }),
         units: std::collections::BTreeMap::new(),
         serving: if runs { serving } else { Serving::Unknown },
         confinement: None,
@@ -71,6 +69,28 @@ fn what_is_gone_from_a_machine_comes_back() {
 }
 
 #[test]
+fn what_could_not_be_read_is_neither_missing_nor_changed() {
+    let mut state = applied(INFRA);
+    let changed = INFRA.replace("limits.memory: 1GiB", "limits.memory: 2GiB");
+    let unread = |state: &State| {
+        let mut facts = facts();
+        let id = InstanceId::new("work", "dev");
+        facts.unread.insert(id, "no answer".to_owned());
+        lines(&planned(&changed, state, &facts, &[]).unwrap())
+    };
+    let cannot = "! machine dev: its files cannot be read: no answer";
+    let memory = "~ machine dev limits.memory: 1GiB → 2GiB";
+    assert_eq!(unread(&state), [memory, cannot]);
+    // Its channel waits too: whether the program is there is unknown.
+    let dev = memory::instance(&mut state, &Object::machine("work", "dev"));
+    dev.devices
+        .retain(|name, _| !name.starts_with(DEVICE_PREFIX));
+    let lines = unread(&state);
+    assert_eq!(lines[..2], [memory, cannot]);
+    assert!(lines[2].starts_with("+ device"), "{lines:#?}");
+}
+
+#[test]
 fn the_program_is_needed_where_it_is_or_must_be_and_nowhere_else() {
     let alone = INFRA.replace(
         "services: [{name: sign, tool: gpg_sign, consumers: [dev]}]",
@@ -91,7 +111,7 @@ fn the_program_is_needed_where_it_is_or_must_be_and_nowhere_else() {
 #[test]
 fn a_broken_channel_is_made_again_and_the_plan_says_why() {
     let device = edges(&infra(INFRA)).unwrap()[0].device_name();
-    let hash = device.strip_prefix("mcp-").unwrap().to_owned();
+    let hash = device.strip_prefix("mcp_").unwrap().to_owned();
     let mut facts = facts();
     facts
         .broken
@@ -171,7 +191,7 @@ fn a_machine_that_serves_no_longer_is_withdrawn_from() {
     let plan = planned(&without, &state, &facts, &[]).unwrap();
     let lines = lines(&plan);
     assert!(
-        lines.contains(&"- services of signer".to_owned()),
+        lines.contains(&"- services file on signer".to_owned()),
         "{lines:#?}"
     );
     // Nothing is installed in a machine that was never part of a channel.

@@ -36,12 +36,12 @@ pub(super) fn carry(state: &mut State, plan: &Plan) {
                 let mark = mark_unverified(&call.edge.device_name(), false);
                 edit(state, &consumer, &[mark]);
             }
-            Action::Revoke {
-                machine, device, ..
-            } => {
-                instance(state, &machine).devices.remove(&device);
+            Action::Revoke(one) => {
+                instance(state, &one.machine).devices.remove(&one.device);
             }
             Action::Install { .. }
+            | Action::Unread { .. }
+            | Action::EndProxy(_)
             | Action::Folder { .. }
             | Action::Sweep { .. }
             | Action::Rotate(_)

@@ -246,7 +246,8 @@ fn an_address_or_a_name_of_a_machine_that_is_no_longer_declared_is_said() {
     let plan = planned(&elsewhere, &state, &facts(), &[]).unwrap();
     let shown = lines(&plan);
     assert!(
-        shown[0].ends_with("on signer") && shown[1].ends_with("on dev"),
+        shown[0].ends_with("on signer (provider for dev)")
+            && shown[1].ends_with("on dev (consumer of signer)"),
         "{shown:#?}"
     );
     assert!(

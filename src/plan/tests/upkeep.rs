@@ -34,14 +34,14 @@ fn a_big_log_is_rotated_and_the_scheduler_is_set_up() {
     );
     let big = Facts {
         logs: vec![BigLog {
-            path: "/var/log/incus/work_dev/proxy.mcp-1.log".to_owned(),
+            path: "/var/log/incus/work_dev/proxy.mcp_1.log".to_owned(),
             bytes: 13 * 1024 * 1024 + 1,
         }],
         ..facts()
     };
     assert_eq!(
         of(&big),
-        ["~ log /var/log/incus/work_dev/proxy.mcp-1.log on the host: 13 MiB → rotated"]
+        ["~ log /var/log/incus/work_dev/proxy.mcp_1.log on the host: 13 MiB → rotated"]
     );
 }
 

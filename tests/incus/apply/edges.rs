@@ -72,7 +72,7 @@ fn are_as_declared(world: &World, count: usize) {
 fn socket(device: &str) -> String {
     format!(
         "/var/lib/anklume/mcp/{}.sock",
-        device.strip_prefix("mcp-").unwrap()
+        device.strip_prefix("mcp_").unwrap()
     )
 }
 
@@ -153,15 +153,23 @@ fn a_copy_loses_the_channel_and_the_original_gets_its_socket_back() {
     assert_eq!(devices().len(), 4);
     let plan = world.plan();
     let lost = format!(
-        "- device {device} on {} (not an end of that channel)",
-        world.machine(0, "copy")
+        "- device {device} on {} (provider for {}, not an end of that channel)",
+        world.machine(0, "copy"),
+        world.machine(1, "dev")
     );
     let again = format!(
         "~ device {device} on {} (provider for {}, recreated)",
         world.machine(0, "signer"),
         world.machine(1, "dev")
     );
-    assert!(plan.contains(&lost) && plan.contains(&again), "{plan:?}");
+    let revoked = format!(
+        "- {} may no longer call {}",
+        world.machine(1, "copy"),
+        world.machine(0, "signer")
+    );
+    for line in [&lost, &again, &revoked] {
+        assert!(plan.contains(line), "{line}: {plan:#?}");
+    }
     world.apply();
     are_as_declared(&world, 2);
     assert!(carries(&world));

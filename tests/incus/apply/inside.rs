@@ -247,12 +247,12 @@ fn a_new_service_changes_the_policy_and_nothing_else() {
         "services:\n          - {name: paste, tool: clipboard_get, consumers: [{b}-dev]}\n",
     ));
     let plan = world.plan();
-    let signer = world.machine(0, "signer");
-    assert_eq!(plan.len(), 1, "{plan:#?}");
-    assert!(
-        plan[0].starts_with(&format!("~ services of {signer}: sign for ")),
-        "{plan:#?}"
-    );
+    let (signer, dev) = (world.machine(0, "signer"), world.machine(1, "dev"));
+    let expected = [
+        format!("+ {dev} may call {signer}/paste"),
+        format!("~ services file on {signer}"),
+    ];
+    assert_eq!(plan, expected);
     world.apply();
     let after = server(&world);
     assert_eq!(before["pid"], after["pid"]);
@@ -295,7 +295,7 @@ fn a_renamed_machine_leaves_nothing_behind() {
     let host = |device: &str| {
         format!(
             "/var/lib/anklume/mcp/{}.sock",
-            device.strip_prefix("mcp-").unwrap()
+            device.strip_prefix("mcp_").unwrap()
         )
     };
     assert!(!std::path::Path::new(&host(&old[0])).exists());
@@ -317,7 +317,7 @@ fn a_proxy_of_a_consumer_has_no_rights_and_nobody_else_can_use_it() {
     let hash = world.edge_devices(0, &signer).concat();
     let host = format!(
         "/var/lib/anklume/mcp/{}.sock",
-        hash.strip_prefix("mcp-").unwrap()
+        hash.strip_prefix("mcp_").unwrap()
     );
     let consumer = format!("unix:/srv/anklume/mcp/{signer}.sock");
     let mut found = 0;

@@ -86,6 +86,60 @@ fn no_file_of_a_container_that_runs_is_asked_of_incus() {
 }
 
 #[test]
+fn a_machine_that_cannot_be_read_is_read_again_and_then_left_alone() {
+    /// Number of attempts to read a machine.
+    const ATTEMPTS: usize = 4;
+    let mut world = World::new(SEED);
+    world.apply();
+    let (signer, dev) = (world.machine(0, "signer"), world.machine(1, "dev"));
+    // A stopped machine is read through Incus, which fails this many times, as it does while a host is starting.
+    assert!(
+        world
+            .incus(0, &["stop", "--force", &signer])
+            .status
+            .success()
+    );
+    let failing = |times: usize| {
+        let (count, machine) = (AtomicUsize::new(0), signer.clone());
+        Recorder::new(move |_, line| {
+            let of_signer = line.contains(&format!("/instances/{machine}/files?"));
+            if of_signer && count.fetch_add(1, Ordering::SeqCst) < times {
+                let body = r#"{"type":"error","error_code":500,"error":"Instance is starting"}"#;
+                return Fate::Answer(500, body.to_owned());
+            }
+            Fate::Pass
+        })
+    };
+    world.declare(&SEED.replace("name: sign,", "name: other,"));
+    let (status, plan, _) =
+        files_asked_for(&world, &["apply", "--dry-run"], &failing(ATTEMPTS - 1));
+    assert_eq!(status, 0);
+    assert!(
+        plan.contains("services") && !plan.contains("program"),
+        "{plan}"
+    );
+    let recorder = failing(usize::MAX);
+    let (status, said, asked) = files_asked_for(&world, &["apply"], &recorder);
+    assert_eq!((status, asked.len()), (1, ATTEMPTS), "{said}");
+    let writes = recorder.writes();
+    let into = |one: &&String| one.contains("/files?") || one.contains("/exec");
+    assert_eq!(writes.iter().find(into), None, "{writes:#?}");
+    let cannot = "its files cannot be read: ";
+    assert!(
+        world
+            .exec(0, "signer", "grep -q '\"sign\"' /etc/anklume/services.json")
+            .0
+    );
+    let (_, said, _) = files_asked_for(&world, &["doctor", &dev], &failing(usize::MAX));
+    assert!(
+        !said.contains(cannot),
+        "a running machine is read from the host: {said}"
+    );
+    world.apply();
+    world.is_settled();
+}
+
+#[test]
 fn a_dry_run_and_doctor_wait_for_no_other_run_and_apply_does() {
     let world = World::new(SEED);
     world.apply();

@@ -260,7 +260,7 @@ fn destroy_asks_refuses_what_is_not_ephemeral_and_leaves_what_is_not_ours() {
 
     let ran = world.run(&["destroy", "--machine", &dev, "--yes"]);
     assert_eq!(ran.status, 0, "{}", ran.stderr);
-    assert_eq!(ran.stdout, "done: 2 changes\n");
+    assert_eq!(ran.stdout, "done: 3 changes\n");
     assert!(!world.incus(1, &["info", &dev]).status.success());
     world.apply();
 

@@ -14,7 +14,9 @@ fn what_there_is_to_say_without_a_channel_is_said() {
     let ran = world.run(&["doctor"]);
     assert_eq!(ran.status, 1, "{ran:?}");
     let expected = format!(
-        "broken  {dev} → {signer}  {dev} is not in Incus (project {project})\n        fix: anklume apply\n0 ok, 1 broken\n",
+        "pending {dev} → {signer}  not applied yet: {dev} is not in Incus (project {project})\n\
+         not applied yet; `anklume apply` brings this about:\n  + {dev} may call {signer}/push\n  \
+         + {dev} may call {signer}/sign\n0 ok, 1 not applied yet\n",
         dev = world.machine(1, "dev"),
         signer = world.machine(0, "signer"),
         project = world.domains[1]
@@ -44,11 +46,94 @@ fn what_there_is_to_say_without_a_channel_is_said() {
     let answer: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(
         answer,
-        serde_json::json!({"ok": true, "edges": [], "notes": []})
+        serde_json::json!({"ok": true, "edges": [], "others": [], "not_applied": [], "notes": []})
     );
     let dev = world.machine(1, "dev");
     let ran = world.run(&["doctor", &dev]);
     assert_eq!(ran.stdout, format!("no channels for {dev}\n"));
+}
+
+#[test]
+fn what_was_edited_and_not_applied_yet_is_not_called_broken() {
+    let mut patient = Patient::new();
+    let (dev, signer) = (patient.dev(), patient.signer());
+    let doctor = |patient: &Patient| {
+        let ran = patient.world.run(&["doctor"]);
+        // The time differs from run to run.
+        let lines = ran.stdout.lines().filter(|line| !line.contains("note: "));
+        let lines = lines.map(|line| {
+            let timed = line
+                .strip_prefix("ok ")
+                .map(|_| line.rsplitn(3, ' ').last().unwrap());
+            timed.unwrap_or(line).trim_end().to_owned()
+        });
+        (ran.status, lines.collect::<Vec<_>>())
+    };
+    let works = format!("ok      {dev} → {signer}");
+    let pending = "not applied yet; `anklume apply` brings this about:".to_owned();
+    assert_eq!(
+        doctor(&patient),
+        (0, vec![works.clone(), "1 ok".to_owned()])
+    );
+    // A service is granted to another machine, and the limits of a third service change: the old channel works.
+    let more = PAIR
+        .replace(
+            "      {b}-dev: {ip",
+            "      {b}-web: {}\n      {b}-dev: {ip",
+        )
+        .replace(
+            "file_accept, consumers: [",
+            "file_accept, consumers: [{b}-web, ",
+        );
+    patient.world.declare(&more);
+    let web = patient.world.machine(1, "web");
+    let project = &patient.world.domains[1];
+    assert_eq!(
+        doctor(&patient),
+        (
+            1,
+            vec![
+                works.clone(),
+                format!(
+                    "pending {web} → {signer}  not applied yet: {web} is not in Incus (project {project})"
+                ),
+                pending.clone(),
+                format!("  + {web} may call {signer}/push"),
+                "1 ok, 1 not applied yet".to_owned(),
+            ]
+        )
+    );
+    // A revocation that was not applied is named, although nothing is broken.
+    patient
+        .world
+        .declare(&PAIR.replace("gpg_sign, consumers: [{b}-dev]", "gpg_sign"));
+    let (status, lines) = doctor(&patient);
+    assert_eq!(status, 1, "{lines:#?}");
+    let revoked = format!("  - {dev} may no longer call {signer}/sign");
+    assert!(
+        lines[0].starts_with("pending ") && lines.contains(&revoked),
+        "{lines:#?}"
+    );
+    patient.world.declare(&PAIR.replace("[{b}-dev]", "[]"));
+    let (status, lines) = doctor(&patient);
+    let expected = [
+        pending,
+        format!("  - {dev} may no longer call {signer}/push"),
+        revoked,
+        "no channels: no machine in this file offers a service to another".to_owned(),
+    ];
+    assert_eq!((status, lines.as_slice()), (0, &expected[..]));
+    patient.world.apply();
+    assert_eq!(doctor(&patient).1, expected[3..]);
+    // What was applied and differs afterwards is broken.
+    patient.world.declare(PAIR);
+    patient.world.apply();
+    let signing = "sed -i s/sign/sigh/ /etc/anklume/services.json";
+    patient.exec(0, "signer", signing);
+    let (status, lines) = doctor(&patient);
+    assert_eq!(status, 1);
+    assert!(lines[0].starts_with("broken  "), "{lines:#?}");
+    patient.is_mended();
 }
 
 #[test]

@@ -38,6 +38,57 @@ fn a_device_that_was_removed_or_changed_is_named_and_comes_back(patient: &Patien
 }
 
 #[test]
+fn a_process_that_incus_lost_track_of_is_named_and_ended() {
+    let mut patient = Patient::new();
+    let (project, dev) = (patient.world.domains[1].clone(), patient.dev());
+    let number = format!(
+        "/var/lib/incus/devices/{project}_{dev}/proxy.{}",
+        patient.device
+    );
+    let lose_track = || std::fs::remove_file(&number).unwrap();
+    let strays = |patient: &Patient| {
+        let (status, answer) = patient.examined();
+        (status, answer["others"].as_array().unwrap().clone())
+    };
+    let named = |patient: &Patient, process: i32| {
+        let (status, others) = strays(patient);
+        assert_eq!((status, others.len()), (1, 1), "{others:#?}");
+        let detail = others[0]["detail"].as_str().unwrap();
+        let expected =
+            format!("process {process} on the host is a proxy of Incus from `/srv/anklume/mcp/");
+        assert!(detail.starts_with(&expected), "{detail}");
+    };
+    // As after an upgrade of Incus that names its file in another way: the restart of a machine adds a second process.
+    let first = patient.proxy(false);
+    lose_track();
+    let device = patient.device.clone();
+    let copy = "/tmp/device";
+    let keys = patient
+        .world
+        .incus(1, &["config", "device", "get", &dev, &device, "connect"]);
+    assert!(keys.status.success(), "{copy}");
+    patient.incus(1, &["config", "device", "set", &dev, &device, "mode=0666"]);
+    patient.incus(1, &["config", "device", "set", &dev, &device, "mode=0600"]);
+    named(&patient, first);
+    let plan = patient.world.plan();
+    assert!(
+        plan[0].starts_with(&format!("- process {first} on the host: ")),
+        "{plan:#?}"
+    );
+    patient.is_mended();
+    assert!(!Path::new(&format!("/proc/{first}/exe")).exists());
+    // Incus does not end the process of a revoked channel: `apply` does.
+    let second = patient.proxy(false);
+    lose_track();
+    patient
+        .world
+        .declare(&super::PAIR.replace("[{b}-dev]", "[]"));
+    patient.world.apply();
+    assert!(!Path::new(&format!("/proc/{second}/exe")).exists());
+    assert_eq!(strays(&patient), (0, Vec::new()));
+}
+
+#[test]
 fn copies_and_sockets_are_looked_at() {
     let patient = Patient::new();
     a_socket_that_is_gone_or_not_the_channels_alone_is_made_again(&patient);

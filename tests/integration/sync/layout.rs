@@ -53,7 +53,7 @@ instance_ephemeral: false
 instance_os_image: images:debian/13
 instance_ip: \"10.100.0.10\"
 instance_devices:
-  mcp-f258b0bc2b0a11fc:
+  mcp_f258b0bc2b0a11fc:
     type: proxy
     bind: host
     listen: unix:/var/lib/anklume/mcp/f258b0bc2b0a11fc.sock
@@ -61,7 +61,7 @@ instance_devices:
     uid: \"2032189247\"
     gid: \"2032189247\"
     mode: \"0600\"
-  mcp-93730a049637a599:
+  mcp_93730a049637a599:
     type: proxy
     bind: host
     listen: unix:/var/lib/anklume/mcp/93730a049637a599.sock
@@ -92,7 +92,7 @@ instance_ephemeral: false
 instance_os_image: images:debian/13
 instance_ip: \"10.100.1.10\"
 instance_devices:
-  mcp-f258b0bc2b0a11fc:
+  mcp_f258b0bc2b0a11fc:
     type: proxy
     bind: instance
     listen: unix:/srv/anklume/mcp/vault-signer.sock
@@ -227,7 +227,7 @@ instance_devices:
     type: proxy
     listen: tcp:0.0.0.0:80
     connect: tcp:127.0.0.1:80
-  mcp-ae670ca546ae9400:
+  mcp_ae670ca546ae9400:
     type: proxy
     bind: host
     listen: unix:/var/lib/anklume/mcp/ae670ca546ae9400.sock

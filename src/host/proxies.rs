@@ -1,0 +1,126 @@
+//! Lists and ends the processes on the host that carry the bytes of channels. Incus starts one for each device, and may
+//! lose track of it: an upgrade of Incus in place names the file that holds its number in another way.
+
+use std::fmt::Display;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::task::spawn_blocking;
+
+use super::{GRACEFUL, command_line, end_all, namespace, processes};
+use crate::edge::HOST_FOLDER;
+use crate::plan::{Proxy, ProxyEnd};
+
+/// Maximum number of bytes read from a process's arguments; a proxy's take up a fraction of that.
+const ARGUMENTS_MAX: u64 = 64 * 1024;
+/// The subcommand of Incus that these processes run.
+const FORKPROXY: &str = "forkproxy";
+
+/// Lists these processes; `None` if this user may not see them (`hidepid` in proc(5)), or if that is not possible.
+pub(crate) fn list() -> Option<Vec<Proxy>> {
+    if !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    let own = namespace(std::process::id());
+    // Checked first, because a machine can give its processes any arguments and can make reading them hang.
+    let is_ours = |process: &Pid| namespace(process) == own;
+    Some(
+        processes()
+            .ok()?
+            .filter(is_ours)
+            .filter_map(proxy)
+            .collect(),
+    )
+}
+
+fn proxy(process: Pid) -> Option<Proxy> {
+    let args = command_line(process, ARGUMENTS_MAX).ok()?;
+    let (listen, connect) = ends(&args)?;
+    let (state, started) = stat(process)?;
+    Some(Proxy {
+        process: process.as_raw_nonzero().get(),
+        started,
+        uid: fs::metadata(format!("/proc/{process}")).ok()?.uid(),
+        runs: !"TtZXx".contains(state),
+        listen,
+        connect,
+    })
+}
+
+/// Returns a process's state and the time of its start, which follow the parenthesised name as fields 3 and 22 (proc(5)).
+fn stat(process: impl Display) -> Option<(char, u64)> {
+    let stat = fs::read(format!("/proc/{process}/stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat);
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.nth(18)?.parse().ok()?))
+}
+
+/// Returns the time at which this process started, in the unit of [`Proxy::started`].
+pub(crate) fn own_start() -> u64 {
+    stat("self").map_or(0, |(_, started)| started)
+}
+
+/// Parses `incusd forkproxy -- PID FD ADDRESS PID FD ADDRESS …`; `None` if neither address is in anklume's folder.
+fn ends(args: &[u8]) -> Option<(ProxyEnd, ProxyEnd)> {
+    let args = String::from_utf8_lossy(args);
+    let mut args = args.split('\0').skip(1);
+    if args.next() != Some(FORKPROXY) || args.next() != Some("--") {
+        return None;
+    }
+    let mut end = || {
+        let within = args.next()?.parse().ok()?;
+        let address = args.nth(1)?.to_owned();
+        Some(ProxyEnd { within, address })
+    };
+    let (listen, connect) = (end()?, end()?);
+    let folder = format!("unix:{HOST_FOLDER}/");
+    let carries = [&listen, &connect].map(|end| end.address.starts_with(&folder));
+    carries.contains(&true).then_some((listen, connect))
+}
+
+/// Ends these processes, if they are still the same ones.
+pub(crate) async fn end(proxies: &[Proxy]) {
+    let handles = proxies.iter().filter_map(|one| {
+        // Opened before the comparison, so that the handle refers to the compared process.
+        let process = Pid::from_raw(one.process)?;
+        let handle = pidfd_open(process, PidfdFlags::empty()).ok()?;
+        let now = proxy(process)?;
+        (now.started == one.started).then_some(handle)
+    });
+    let handles: Vec<_> = handles.collect();
+    if !handles.is_empty() {
+        let _ = spawn_blocking(move || end_all(handles, GRACEFUL)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_of_incus_name_both_ends() {
+        let line = |text: &str| text.replace(' ', "\0").into_bytes();
+        let args = "/usr/libexec/incus/incusd forkproxy -- 942 3 unix:/srv/anklume/mcp/a.sock 630 4 unix:/var/lib/anklume/mcp/e8.sock 0 0 0600 5 5 ";
+        let (listen, connect) = ends(&line(args)).unwrap();
+        assert_eq!(
+            (listen.within, listen.address.as_str()),
+            (942, "unix:/srv/anklume/mcp/a.sock")
+        );
+        assert_eq!(
+            (connect.within, connect.address.as_str()),
+            (630, "unix:/var/lib/anklume/mcp/e8.sock")
+        );
+        for other in [
+            "",
+            "incusd forkproxy",
+            "incusd forkproxy -- x 3 unix:/var/lib/anklume/mcp/e8.sock 1 4 unix:/a",
+            "incusd forkproxy -- 1 3 unix:/var/lib/other/e8.sock 1 4 unix:/a",
+            "vi forkproxy unix:/var/lib/anklume/mcp/e8.sock",
+        ] {
+            assert_eq!(ends(&line(other)), None, "{other}");
+        }
+    }
+}

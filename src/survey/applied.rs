@@ -1,0 +1,131 @@
+//! Stores, on the host, digests of the channels and services that `apply` last brought about, so that `doctor` can tell a
+//! declaration that was not applied yet from a fault.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use rustix::fs::OFlags;
+use serde::{Deserialize, Serialize};
+
+use crate::digest::sha256;
+use crate::dir::{BENEATH, Dir, READ};
+use crate::edge::{Edge, End};
+use crate::infra::Infra;
+use crate::services::Services;
+
+/// The folder of the file.
+const FOLDER: &str = "/var/lib/anklume";
+/// The file: infrastructures by name.
+const FILE: &str = "applied.json";
+/// Permissions of the file: it shows who may call whom.
+const FILE_MODE: u32 = 0o600;
+
+/// The digests of one infrastructure.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Applied {
+    /// By the edge's hash: what concerns this edge alone.
+    edges: BTreeMap<String, String>,
+    /// By `DOMAIN/MACHINE`: all services of a provider.
+    providers: BTreeMap<String, String>,
+}
+
+impl Applied {
+    /// Returns the digests of what a file declares.
+    pub(crate) fn declared(infra: &Infra, edges: &[Edge]) -> Self {
+        let mut declared = Self::default();
+        for edge in edges {
+            let Some((_, provider)) = infra.machine(edge.provider.machine.as_str()) else {
+                continue;
+            };
+            let services = Services::of(provider);
+            let own = services.of_consumer(&edge.consumer.machine);
+            let parts = (
+                own.digest(),
+                provider.mcp.run_as.as_deref(),
+                edge.provider_device().keys,
+                edge.consumer_device().keys,
+            );
+            // Plain data, which always serializes.
+            let digest = sha256(serde_json::to_vec(&parts).unwrap_or_default());
+            declared.edges.insert(edge.hash.clone(), digest);
+            let name = name(&edge.provider);
+            declared.providers.insert(name, services.digest());
+        }
+        declared
+    }
+
+    /// Reads what was last applied of this infrastructure; `None` if that is unknown.
+    pub(crate) fn read(project: &str) -> Option<Self> {
+        all().ok()?.remove(project)
+    }
+
+    /// Stores what is now in force: all that is declared, except for the ends for which `has_failed` returns true.
+    pub(crate) fn store(
+        self,
+        project: &str,
+        edges: &[Edge],
+        has_failed: impl Fn(&End) -> bool,
+        is_whole: bool,
+    ) -> io::Result<()> {
+        let mut all = match all() {
+            Err(why) if why.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
+            all => all?,
+        };
+        let before = all.get(project).cloned().unwrap_or_default();
+        let mut now = self;
+        for edge in edges {
+            let (hash, provider) = (&edge.hash, name(&edge.provider));
+            if has_failed(&edge.provider) {
+                keep(&mut now.providers, &before.providers, &provider);
+            }
+            if has_failed(&edge.provider) || has_failed(&edge.consumer) {
+                keep(&mut now.edges, &before.edges, hash);
+            }
+        }
+        if !is_whole {
+            // A revocation may be among the steps that failed.
+            let old = before.edges.clone();
+            now.edges = old.into_iter().chain(now.edges).collect();
+        }
+        if now == before {
+            return Ok(());
+        }
+        all.insert(project.to_owned(), now);
+        let folder = Dir::open(Path::new(FOLDER), READ | OFlags::NOFOLLOW, BENEATH)?;
+        let temporary = format!(".{FILE}.{}", std::process::id());
+        folder.replace(FILE, &temporary, FILE_MODE, |file| {
+            Ok(serde_json::to_writer(file, &all)?)
+        })
+    }
+
+    /// Returns whether a channel is in force as declared in `self`.
+    pub(crate) fn has_edge(&self, declared: &Self, edge: &Edge) -> bool {
+        self.edges.get(&edge.hash) == declared.edges.get(&edge.hash)
+    }
+
+    /// Returns whether a provider's services are in force as declared in `self`.
+    pub(crate) fn has_services(&self, declared: &Self, provider: &End) -> bool {
+        let name = name(provider);
+        self.providers.get(&name) == declared.providers.get(&name)
+    }
+}
+
+/// Sets an entry back to its earlier value.
+fn keep(now: &mut BTreeMap<String, String>, before: &BTreeMap<String, String>, key: &str) {
+    match before.get(key) {
+        Some(value) => now.insert(key.to_owned(), value.clone()),
+        None => now.remove(key),
+    };
+}
+
+fn name(end: &End) -> String {
+    format!("{}/{}", end.domain, end.machine)
+}
+
+fn all() -> io::Result<BTreeMap<String, Applied>> {
+    Ok(serde_json::from_slice(&fs::read(
+        Path::new(FOLDER).join(FILE),
+    )?)?)
+}
