@@ -6,6 +6,7 @@ mod field;
 mod findings;
 mod network;
 mod open;
+pub(crate) mod policy;
 mod raw;
 mod validate;
 
@@ -91,6 +92,8 @@ pub struct Infra {
     pub domains: Vec<Domain>,
     /// `network_policies` as written, plus any policy that `ai_access_policy: exclusive` adds.
     pub network_policies: Vec<Value>,
+    /// Those of them that `apply` brings into force.
+    pub policies: Vec<policy::NetworkPolicy>,
     /// Keys whose value is written as an empty list or map. Ansible reads them, unlike absent keys.
     pub written_empty: Vec<&'static str>,
     /// Keys that anklume reads, checks and writes for Ansible but does not apply itself; each is listed once.
@@ -237,6 +240,9 @@ pub struct Device {
     /// Keys (including `type`) and values, in order.
     pub keys: Vec<(String, String)>,
 }
+
+/// Name of a machine's network device on its domain's bridge.
+pub(crate) const NIC: &str = "eth0";
 
 /// Host folders to which machines can write without a device.
 pub(crate) const MACHINES_OWN: [&str; 5] = [

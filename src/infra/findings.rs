@@ -307,6 +307,8 @@ codes! {
         DuplicateMount = "duplicate-mount",
         ContainerInUntrustedDomain = "container-in-untrusted-domain",
         DisabledDomain = "disabled-domain",
+        PolicyAddress = "policy-address",
+        PolicyWithoutEffect = "policy-without-effect",
         AiAccess = "ai-access",
         FirewallMode = "firewall-mode",
         SeveralGpus = "several-gpus",

@@ -195,12 +195,14 @@ fn infra(roots: &[(FileRole, Node<'_>)], project: &str, findings: &mut Findings)
     volumes::share(sections.top, &settings, &names, &mut drafts, findings);
     endpoints::check(&drafts, findings);
     policies::check_gpus(&settings, &drafts, findings);
-    let network_policies = policies::read(&sections.policies, &settings, &names, findings);
+    let (network_policies, policies) =
+        policies::read(&sections.policies, &settings, &names, &drafts, findings);
     let infra = Infra {
         project,
         global: settings.global,
         domains: drafts.into_iter().map(DomainDraft::build).collect(),
         network_policies,
+        policies,
         written_empty: sections.written_empty,
         unapplied: findings.take_unapplied(),
         index: HashMap::new(),

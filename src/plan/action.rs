@@ -1,6 +1,7 @@
 //! One step of a plan, and its lines: `+` means created, `~` changed, `-` removed.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -17,6 +18,8 @@ use crate::text::shown;
 
 /// Maximum length of a key's value in a plan, in characters.
 const SHOWN_MAX: usize = 60;
+/// Maximum length of a rule in a plan, in characters: a rule may name many subnets.
+const RULE_SHOWN_MAX: usize = 100;
 /// The unit in which sizes are shown, in bytes.
 const MIB: u64 = 1024 * 1024;
 /// The verb of a step that tries a call.
@@ -338,7 +341,17 @@ fn lines_of(object: &Object, edit: &Edit) -> Vec<String> {
             direction,
             old,
             new,
-        } => change(direction.as_str(), &rules_text(old), &rules_text(new)),
+        } => {
+            let side = |sign: char, rules: &[ConfigMap], others: &[ConfigMap]| {
+                let rules = rules.iter().filter(|rule| !others.contains(rule));
+                let line = |rule| {
+                    let rule = shown(&rule_text(rule), RULE_SHOWN_MAX);
+                    format!("{sign} {object} {}: {rule}", direction.as_str())
+                };
+                rules.map(line).collect::<Vec<_>>()
+            };
+            return [side('-', old, new), side('+', new, old)].concat();
+        }
     };
     vec![format!("~ {object} {line}")]
 }
@@ -378,10 +391,17 @@ fn change(key: &str, old: &str, new: &str) -> String {
     format!("{}: {old} → {new}", key.escape_debug())
 }
 
-fn rules_text(rules: &[ConfigMap]) -> String {
-    let text = rules.iter().map(|rule| {
-        let subject = [value(rule, "source"), value(rule, "destination")].concat();
-        format!("{} {subject}", value(rule, "action"))
-    });
-    text.collect::<Vec<String>>().join("; ")
+/// Describes a rule, such as `allow 10.100.1.10 to 10.100.2.10, tcp 443`.
+fn rule_text(rule: &ConfigMap) -> String {
+    let ends = [value(rule, "source"), value(rule, "destination")];
+    let ends: Vec<&str> = ends.into_iter().filter(|end| !end.is_empty()).collect();
+    let mut text = format!("{} {}", value(rule, "action"), ends.join(" to "));
+    let protocol = value(rule, "protocol");
+    if !protocol.is_empty() {
+        let more = ["destination_port", "icmp_type"].map(|key| value(rule, key));
+        let more = more.iter().filter(|more| !more.is_empty());
+        let words: Vec<&str> = std::iter::once(protocol).chain(more.copied()).collect();
+        let _ = write!(text, ", {}", words.join(" "));
+    }
+    text
 }

@@ -12,10 +12,8 @@ use super::{Action, MachineInputs, Obstacles, PlanCode, PlanInputs};
 use crate::diagnostic::quote;
 use crate::incus::state::Instance;
 use crate::incus::{ConfigMap, Devices, Edit};
-use crate::infra::{Domain, Infra, Machine};
+use crate::infra::{Domain, Infra, Machine, NIC};
 
-/// The name of the network device; the device overrides one of that name in a profile.
-pub(super) const NIC: &str = "eth0";
 /// The key of a network device's fixed address.
 const ADDRESS: &str = "ipv4.address";
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::address::{NIC, devices_then, nic};
+use super::address::{devices_then, nic};
 use super::destroy::delete_machine;
 use super::destroy::destroy_command;
 use super::difference::{Desired, config_map, edit, edits, or_default, profiles_edit};
@@ -13,7 +13,7 @@ use crate::diagnostic::quote;
 use crate::edge::Edge;
 use crate::incus::state::{Instance, InstanceId};
 use crate::incus::{ConfigMap, Devices, Object, Power, State, as_object};
-use crate::infra::{Domain, Infra, Machine, MachineType};
+use crate::infra::{Domain, Infra, Machine, MachineType, NIC};
 use crate::machine_state::{
     CallerUser, DriftKind, MachineSpec, ObservedMachine, Serving, differences,
 };

@@ -1,17 +1,22 @@
-//! A domain's network and the access list that isolates it.
+//! A domain's network and its access list, which isolates it and lets through what `network_policies` permit.
+//!
+//! Incus checks rules that reject before rules that allow. A permitted destination is therefore cut out of the rule that
+//! rejects the other domains; the access list of the destination decides about sources, protocols and ports.
 
 use std::collections::BTreeSet;
+use std::fmt::{self, Display, Formatter};
 use std::net::Ipv4Addr;
 
 use serde_json::{Value, json};
 
-use super::difference::{Desired, config_map, create, edit, edits};
+use super::difference::{Desired, create, edit, edits};
 use super::ownership::{self, Ownership, may_touch, owner};
 use super::{Action, Obstacles, PlanCode, PlanInputs};
 use crate::diagnostic::quote;
 use crate::incus::state::{Acl, IncusNetwork};
 use crate::incus::{ConfigMap, Devices, Direction, Edit, Object, as_object};
 use crate::infra::Domain;
+use crate::infra::policy::{NetworkEnd, NetworkPolicy};
 
 /// Prefix of the descriptions of anklume's rules; other rules are left alone.
 const OUR_RULE: &str = "anklume: ";
@@ -19,13 +24,18 @@ const OUR_RULE: &str = "anklume: ";
 const ROUTE_MIN: u8 = 16;
 /// Prefix length of a domain's subnet, in bits.
 const PREFIX: u8 = 24;
+/// First and last octets of the addresses that machines may have.
+const HOSTS: (u8, u8) = (1, 253);
+/// ICMP type of an echo request.
+const PING: &str = "8";
 
 fn subnet(domain: &Domain) -> String {
     format!("{}/{PREFIX}", domain.network.subnet)
 }
 
-/// The subnets of all other domains: those in the file, including disabled ones, and those that are still in Incus.
-fn other_subnets(inputs: &PlanInputs<'_>, domain: &Domain) -> String {
+/// The addresses of all other domains to which nothing may be sent, in Incus's form. Counts the domains in the file,
+/// including disabled ones, and those that are still in Incus.
+fn closed_addresses(inputs: &PlanInputs<'_>, domain: &Domain, open: &[AddressRange]) -> String {
     let declared = inputs.wanted.infra.domains.iter();
     let declared = declared
         .filter(|other| other.name != domain.name)
@@ -37,8 +47,89 @@ fn other_subnets(inputs: &PlanInputs<'_>, domain: &Domain) -> String {
     let left = left.filter_map(|network| Some(parse_subnet(network)?.0));
     let mut subnets: BTreeSet<Ipv4Addr> = declared.chain(left).collect();
     subnets.remove(&domain.network.subnet);
-    let subnets = subnets.iter().map(|subnet| format!("{subnet}/{PREFIX}"));
-    subnets.collect::<Vec<String>>().join(",")
+    let closed = subnets.into_iter().flat_map(|subnet| without(subnet, open));
+    let closed: Vec<String> = closed.map(|range| range.to_string()).collect();
+    closed.join(",")
+}
+
+/// Addresses from the first to the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct AddressRange(Ipv4Addr, Ipv4Addr);
+
+impl AddressRange {
+    /// The addresses of an end of a policy: of a domain, those that machines may have, without that of the host.
+    fn of(inputs: &PlanInputs<'_>, end: &NetworkEnd) -> Option<Self> {
+        if let Some((_, address)) = end.machine {
+            return Some(Self(address, address));
+        }
+        let mut domains = inputs.wanted.infra.enabled();
+        let subnet = domains
+            .find(|domain| domain.name == end.domain)?
+            .network
+            .subnet;
+        let [a, b, c, _] = subnet.octets();
+        Some(Self(
+            Ipv4Addr::new(a, b, c, HOSTS.0),
+            Ipv4Addr::new(a, b, c, HOSTS.1),
+        ))
+    }
+}
+
+impl Display for AddressRange {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self(first, last) = self;
+        let [.., host] = first.octets();
+        match u32::from(*last) - u32::from(*first) {
+            0 => write!(f, "{first}"),
+            255 if host == 0 => write!(f, "{first}/{PREFIX}"),
+            _ => write!(f, "{first}-{last}"),
+        }
+    }
+}
+
+/// Returns the parts of a subnet outside of these ranges.
+fn without(subnet: Ipv4Addr, open: &[AddressRange]) -> Vec<AddressRange> {
+    let first = u32::from(subnet);
+    let last = first | u32::from(u8::MAX);
+    let mut next = first;
+    let mut parts = Vec::new();
+    let mut add = |from: u32, to: u32| {
+        if from <= to {
+            parts.push(AddressRange(from.into(), to.into()));
+        }
+    };
+    let mut open: Vec<(u32, u32)> = open
+        .iter()
+        .map(|range| (u32::from(range.0), u32::from(range.1)))
+        .filter(|(from, to)| *from >= first && *to <= last)
+        .collect();
+    open.sort_unstable();
+    for (from, to) in open {
+        if from > next {
+            add(next, from - 1);
+        }
+        next = next.max(to.saturating_add(1));
+    }
+    add(next, last);
+    parts
+}
+
+/// A permitted direction of a policy.
+struct Flow<'a> {
+    from: &'a NetworkEnd,
+    to: &'a NetworkEnd,
+    policy: &'a NetworkPolicy,
+}
+
+/// Returns the permitted directions of all policies.
+fn flows<'a>(inputs: &PlanInputs<'a>) -> Vec<Flow<'a>> {
+    let policies = inputs.wanted.infra.policies.iter();
+    let flows = policies.flat_map(|policy| {
+        let flow = |from, to| Flow { from, to, policy };
+        let back = policy.bidirectional.then(|| flow(&policy.to, &policy.from));
+        [Some(flow(&policy.from, &policy.to)), back]
+    });
+    flows.flatten().collect()
 }
 
 /// The first address of a managed network, and its prefix length.
@@ -56,26 +147,63 @@ fn first_address(address: Ipv4Addr, prefix: u8) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(address) & mask)
 }
 
-/// The rules that isolate a domain, by direction.
+/// The rules of a domain, by direction.
 ///
-/// Incoming traffic is accepted only from the domain itself, including the host's address in it; the network's default
-/// rejects the rest. Outgoing traffic may go anywhere except other domains and their gateways, which are on the host,
-/// where their own defaults are not consulted.
+/// Incoming traffic is accepted from the domain itself, including the host's address in it, and as policies permit; the
+/// network's default rejects the rest. Outgoing traffic may go anywhere except other domains and their gateways, which are
+/// on the host, where their own defaults are not consulted.
 fn rules(inputs: &PlanInputs<'_>, domain: &Domain) -> [(Direction, Vec<ConfigMap>); 2] {
-    let rule = |action: &str, side: &str, subject: &str, about: &str| {
-        config_map([
+    let rule = |action: &str, about: &str, keys: &[(&str, &str)]| {
+        let own = [
             ("action", action),
-            (side, subject),
             ("state", "enabled"),
             ("description", &format!("{OUR_RULE}{about}")),
-        ])
+        ];
+        let all = own.iter().chain(keys);
+        let all = all.map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        all.collect::<ConfigMap>()
     };
-    let others = other_subnets(inputs, domain);
-    let egress =
-        (!others.is_empty()).then(|| rule("reject", "destination", &others, "the other domains"));
-    let ingress = rule("allow", "source", &subnet(domain), "this domain");
+    let (mut open, mut ingress) = (BTreeSet::new(), Vec::new());
+    ingress.push(rule("allow", "this domain", &[("source", &subnet(domain))]));
+    for Flow { from, to, policy } in flows(inputs) {
+        let ends = AddressRange::of(inputs, from).zip(AddressRange::of(inputs, to));
+        let Some((source, destination)) = ends else {
+            continue;
+        };
+        if from.domain == domain.name {
+            open.insert(destination);
+        }
+        if to.domain != domain.name {
+            continue;
+        }
+        let about = format!("{} may reach {}", from.name(), to.name());
+        let (source, destination) = (source.to_string(), destination.to_string());
+        let ends = [("source", &*source), ("destination", &destination)];
+        let ports = policy.ports.iter().flatten();
+        let ports: Vec<String> = ports.map(u16::to_string).collect();
+        let ports = ports.join(",");
+        for protocol in &policy.protocols {
+            let mut keys = ends.to_vec();
+            keys.push(("protocol", protocol.as_str()));
+            if policy.ports.is_some() {
+                keys.push(("destination_port", &ports));
+            }
+            ingress.push(rule("allow", &about, &keys));
+        }
+        if policy.ports.is_none() {
+            let ping = [("protocol", "icmp4"), ("icmp_type", PING)];
+            ingress.push(rule("allow", &about, &[&ends[..], &ping].concat()));
+        }
+    }
+    // Two policies may say the same.
+    let mut seen = BTreeSet::new();
+    ingress.retain(|rule| seen.insert(rule.clone()));
+    let open: Vec<AddressRange> = open.into_iter().collect();
+    let closed = closed_addresses(inputs, domain, &open);
+    let egress = (!closed.is_empty())
+        .then(|| rule("reject", "the other domains", &[("destination", &closed)]));
     [
-        (Direction::Ingress, vec![ingress]),
+        (Direction::Ingress, ingress),
         (Direction::Egress, egress.into_iter().collect()),
     ]
 }
@@ -226,5 +354,37 @@ fn overlaps(inputs: &PlanInputs<'_>, domain: &Domain, exists: bool, faults: &mut
             ),
             "choose another `subnet_id`, or another `base_subnet` for all domains",
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_open_is_cut_out_of_a_subnet() {
+        let range = |from: u8, to: u8| {
+            AddressRange(Ipv4Addr::new(10, 1, 2, from), Ipv4Addr::new(10, 1, 2, to))
+        };
+        let cut = |open: &[AddressRange]| {
+            let parts = without(Ipv4Addr::new(10, 1, 2, 0), open);
+            let parts: Vec<String> = parts.iter().map(AddressRange::to_string).collect();
+            parts.join(",")
+        };
+        assert_eq!(cut(&[]), "10.1.2.0/24");
+        let elsewhere = AddressRange(Ipv4Addr::new(10, 1, 3, 1), Ipv4Addr::new(10, 1, 3, 1));
+        assert_eq!(cut(&[elsewhere]), "10.1.2.0/24");
+        assert_eq!(cut(&[range(5, 5)]), "10.1.2.0-10.1.2.4,10.1.2.6-10.1.2.255");
+        assert_eq!(cut(&[range(1, 1)]), "10.1.2.0,10.1.2.2-10.1.2.255");
+        assert_eq!(cut(&[range(1, 253)]), "10.1.2.0,10.1.2.254-10.1.2.255");
+        assert_eq!(
+            cut(&[range(7, 7), range(5, 5), range(6, 6)]),
+            "10.1.2.0-10.1.2.4,10.1.2.8-10.1.2.255"
+        );
+        assert_eq!(
+            cut(&[range(5, 5), range(1, 253)]),
+            "10.1.2.0,10.1.2.254-10.1.2.255"
+        );
+        assert_eq!(cut(&[range(0, 255)]), "");
     }
 }

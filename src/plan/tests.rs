@@ -414,7 +414,7 @@ fn a_new_domain_is_closed_in_the_lists_of_the_others() {
         .replace("consumers: [dev]", "consumers: []");
     let state = applied(&one);
     let plan = planned(INFRA, &state, &facts(), &[]).unwrap();
-    let closed = "~ acl net-vault egress: (none) → reject 10.100.1.0/24".to_owned();
+    let closed = "+ acl net-vault egress: reject 10.100.1.0/24".to_owned();
     assert!(lines(&plan).contains(&closed), "{:#?}", lines(&plan));
     // A domain that is no longer in the file, but still in Incus, stays closed too.
     let state = applied(INFRA);

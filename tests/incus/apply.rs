@@ -10,5 +10,6 @@ mod interrupted;
 mod isolation;
 mod looks;
 mod plan;
+mod policies;
 mod terminal;
 mod together;

@@ -147,7 +147,7 @@ fn a_folder_reads_as_one_file() {
         ),
         (
             "infra/policies.yml",
-            "network_policies: [{from: work, to: vault}]\n",
+            "network_policies: [{from: work, to: vault, ports: all}]\n",
         ),
         ("infra/.hidden", "x"),
         ("infra/domains/10-vault.yml~", "x"),

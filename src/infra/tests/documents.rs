@@ -64,8 +64,9 @@ domains:
         storage_volumes: {v: {q9: 1}}
         services: [{q9: 1, name: s, tool: gpg_sign, limits: {q9: 1}}]
         mcp: {q9: 1}
+  e: {subnet_id: 5}
 shared_volumes: {v: {q9: 1, consumers: {m: ro}}}
-network_policies: [{q9: 1, from: d, to: d}]
+network_policies: [{q9: 1, from: d, to: e, ports: all}]
 ";
 
 #[test]

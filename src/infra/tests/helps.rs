@@ -794,6 +794,17 @@ network_policies: [{from: a, to: b}]
 ", "enable the domain, or remove the policy: until then, it has no effect", "domains: {a: {subnet_id: 0}, b: {subnet_id: 1, enabled: true}}
 network_policies: [{from: a, to: b}]
 "),
+    (File, Code::PolicyAddress, "domains: {a: {subnet_id: 0, machines: {m: {}}}, b: {subnet_id: 1}}
+network_policies: [{from: m, to: b, ports: all}]
+", "give the machine an `ip`: a policy lets through what one address sends to another", "domains: {a: {subnet_id: 0, machines: {m: {ip: 10.100.0.1}}}, b: {subnet_id: 1}}
+network_policies: [{from: m, to: b, ports: all}]
+"),
+    (File, Code::PolicyWithoutEffect, "domains: {a: {subnet_id: 0}, b: {subnet_id: 1}}
+network_policies: [{from: a, to: b}]
+", "add `ports:` with a list of numbers, or `ports: all`", "domains: {a: {subnet_id: 0}, b: {subnet_id: 1}}
+network_policies: [{from: a, to: b, ports: all}]
+"),
+    (Top, Code::PolicyWithoutEffect, "network_policies: [{from: work, to: host, ports: all}]", "remove it, or keep it for Ansible", ""),
     (Top, Code::AiAccess, "global: {ai_access_policy: exclusive, ai_access_default: work}", "declare the domain, or write `ai_access_policy: open`", "global: {ai_access_policy: open}"),
     (File, Code::AiAccess, "global: {ai_access_policy: exclusive}
 domains: {work: {subnet_id: 0}, ai-tools: {subnet_id: 1}}

@@ -196,7 +196,6 @@ fn the_example_says_what_anklume_does_not_apply() {
         "ai_provider",
         "ai_sanitize",
         "file_portal",
-        "network_policies",
         "propagate",
     ];
     assert_eq!(keys, expected);

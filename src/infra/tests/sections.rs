@@ -218,7 +218,7 @@ domains: {a: {subnet_id: 0}}",
         (
             "global: {ai_access_policy: exclusive, ai_access_default: ai-tools}
 domains: {ai-tools: {subnet_id: 0}, x: {subnet_id: 1}}
-network_policies: [{from: x, to: ai-tools}, {from: host, to: ai-tools}]",
+network_policies: [{from: x, to: ai-tools, ports: all}, {from: x, to: ai-tools, ports: [1]}]",
             &[
                 "ai-access 1:28 exclusive",
                 "ai-access 1:58 ai-tools",

@@ -1,7 +1,8 @@
 //! Checks `network_policies` and the `global` keys that concern all domains: AI access, firewall machine, GPUs.
 //!
-//! Policies are checked here and passed to Ansible, which applies them.
+//! Policies are also passed to Ansible as written.
 
+use std::net::Ipv4Addr;
 use std::num::NonZero;
 
 use serde_json::{Value, json};
@@ -10,10 +11,11 @@ use super::global::GlobalSettings;
 use super::{DomainDraft, MachineDraft, Names};
 use crate::diagnostic::quote;
 use crate::infra::field::{self, Fields, Text};
-use crate::infra::findings::{Code, Findings};
+use crate::infra::findings::{At, Code, Findings};
 use crate::infra::network::{self, FIREWALL};
+use crate::infra::policy::{NetworkEnd, NetworkPolicy, Protocol};
 use crate::infra::raw::{Node, NodeKind, Reading};
-use crate::infra::{Machine, MachineType, McpUsers};
+use crate::infra::{Machine, MachineType, McpUsers, NIC};
 use crate::name::MachineName;
 
 const KEYS: [&str; 6] = [
@@ -31,99 +33,228 @@ const AI_DOMAIN: &str = "ai-tools";
 const FIREWALL_DOMAIN: &str = "anklume";
 const FIREWALL_NAMES: [&str; 2] = ["anklume-firewall", "sys-firewall"];
 
-/// Returns the policies as written, plus any policy that exclusive AI access adds.
+/// Returns the policies as written, plus any policy that exclusive AI access adds, and those of them with an effect.
 pub(super) fn read(
     policies: &[&Node<'_>],
     settings: &GlobalSettings,
     names: &Names<'_>,
+    drafts: &[DomainDraft],
     findings: &mut Findings,
-) -> Vec<Value> {
-    if let Some(first) = policies.first() {
-        findings.unapplied("network_policies", first.at);
-    }
-    let mut written = Vec::new();
+) -> (Vec<Value>, Vec<NetworkPolicy>) {
+    let (mut written, mut effective) = (Vec::new(), Vec::new());
     let mut to_ai = 0;
     for node in policies {
         let Some(fields) = Fields::of_item(node, "a policy", findings) else {
             continue;
         };
         fields.known("a policy", &KEYS, findings);
-        for key in ["from", "to"] {
-            end(fields, key, names, findings);
-        }
-        ports(fields, findings);
-        fields.choice("protocol", &["tcp", "udp"], findings);
-        fields.flag("bidirectional", findings);
+        let [from, to] = ["from", "to"].map(|key| end(fields, key, names, drafts, findings));
+        let ports = ports(fields, findings);
+        let protocol = fields.choice("protocol", &["tcp", "udp"], findings);
+        let bidirectional = fields.flag("bidirectional", findings);
         let policy = field::json(node);
         if policy.get("to").is_some_and(|to| to == AI_DOMAIN) {
             to_ai += 1;
         }
         written.push(policy);
+        let (Some(from), Some(to), Some(ports)) = (from, to, ports) else {
+            continue;
+        };
+        let protocols = Protocol::ALL.into_iter();
+        let protocols = protocols.filter(|one| protocol.is_none_or(|it| it == one.as_str()));
+        let protocols = protocols.collect();
+        let bidirectional = bidirectional.unwrap_or_default();
+        if let Some(policy) = effect(fields.at, [from, to], ports, findings) {
+            effective.push(NetworkPolicy {
+                protocols,
+                bidirectional,
+                ..policy
+            });
+        }
     }
-    written.extend(ai_access(settings, to_ai, names, findings));
-    written
+    if let Some((policy, effect)) = ai_access(settings, to_ai, names, drafts, findings) {
+        written.push(policy);
+        effective.extend(effect);
+    }
+    (written, effective)
 }
 
-fn end(fields: Fields<'_, '_>, key: &str, names: &Names<'_>, findings: &mut Findings) {
+/// An end of a policy.
+enum PolicyEnd {
+    Host,
+    /// Of an enabled domain.
+    Known(NetworkEnd),
+    /// Of a disabled domain.
+    Disabled,
+}
+
+/// Returns a policy's effect; warns if it has none.
+fn effect(
+    at: At,
+    ends: [PolicyEnd; 2],
+    ports: PolicyPorts,
+    findings: &mut Findings,
+) -> Option<NetworkPolicy> {
+    let mut warn = |message: &str, help: &str| {
+        let warning = findings.warning(Code::PolicyWithoutEffect, at, message);
+        warning.help(help);
+    };
+    let ports = match ports {
+        PolicyPorts::All => None,
+        PolicyPorts::Some(ports) => Some(ports),
+        PolicyPorts::None => {
+            let help = "add `ports:` with a list of numbers, or `ports: all`";
+            warn("this policy names no ports, so it changes nothing", help);
+            return None;
+        }
+    };
+    let (from, to) = match ends {
+        [PolicyEnd::Known(from), PolicyEnd::Known(to)] => (from, to),
+        [PolicyEnd::Disabled, _] | [_, PolicyEnd::Disabled] => return None,
+        [PolicyEnd::Host, _] | [_, PolicyEnd::Host] => {
+            let message =
+                "this policy changes nothing: `apply` leaves the host's own traffic alone";
+            warn(message, "remove it, or keep it for Ansible");
+            return None;
+        }
+    };
+    if from.domain == to.domain {
+        let message =
+            "this policy changes nothing: the machines of a domain reach each other anyway";
+        warn(message, "remove it, or keep it for Ansible");
+        return None;
+    }
+    Some(NetworkPolicy {
+        from,
+        to,
+        ports,
+        protocols: Vec::new(),
+        bidirectional: false,
+    })
+}
+
+fn end(
+    fields: Fields<'_, '_>,
+    key: &str,
+    names: &Names<'_>,
+    drafts: &[DomainDraft],
+    findings: &mut Findings,
+) -> Option<PolicyEnd> {
     const HELP: &str = "name a domain, a machine, or `host`";
     if fields.entry(key).is_none() {
         let help = format!("add `{key}:` with the name of a domain or a machine, or `host`");
         findings.missing(fields.at, "the policy", key, help);
     }
-    let Some(Text { text, at }) = fields.text(key, findings) else {
-        return;
-    };
+    let Text { text, at } = fields.text(key, findings)?;
     if text == "host" {
-        return;
+        return Some(PolicyEnd::Host);
     }
     let domain = names.domains.get_key_value(text).map(|(name, _)| *name);
     let home = || names.machines.get(text).map(|home| home.domain);
-    let Some(domain) = domain.or_else(home) else {
+    let Some(home) = domain.or_else(home) else {
         names.unknown(text, at, HELP, findings);
-        return;
+        return None;
     };
-    if names.is_disabled(domain) {
-        let message = format!("domain {} is disabled", quote(domain));
+    if names.is_disabled(home) {
+        let message = format!("domain {} is disabled", quote(home));
         findings
             .warning(Code::DisabledDomain, at, message)
             .help("enable the domain, or remove the policy: until then, it has no effect");
+        return Some(PolicyEnd::Disabled);
+    }
+    // A domain or machine with a fault of its own has no draft.
+    let mut all = drafts.iter();
+    let draft = all.find(|draft| draft.domain.name.as_str() == home)?;
+    let name = draft.domain.name.clone();
+    if domain.is_some() {
+        return Some(PolicyEnd::Known(NetworkEnd {
+            domain: name,
+            machine: None,
+        }));
+    }
+    let mut machines = draft.machines.iter();
+    let machine = machines.find(|draft| draft.machine.name.as_str() == text)?;
+    let Some(address) = address(machine) else {
+        let message = format!("{} has no fixed address", quote(text));
+        findings.error(Code::PolicyAddress, at, message).help(
+            "give the machine an `ip`: a policy lets through what one address sends to another",
+        );
+        return None;
+    };
+    Some(PolicyEnd::Known(NetworkEnd {
+        domain: name,
+        machine: Some((machine.machine.name.clone(), address)),
+    }))
+}
+
+/// Returns the fixed address of a machine: that of its own network device, if it declares one.
+fn address(draft: &MachineDraft) -> Option<Ipv4Addr> {
+    let mut own = draft.devices.iter();
+    match own.find(|one| one.device.name == NIC) {
+        Some(own) => own.get("ipv4.address")?.0.parse().ok(),
+        None => draft.machine.ip,
     }
 }
 
-fn ports(fields: Fields<'_, '_>, findings: &mut Findings) {
-    let Some(entry) = fields.filled("ports", findings) else {
-        return;
-    };
+/// The ports of a policy.
+enum PolicyPorts {
+    All,
+    Some(Vec<u16>),
+    None,
+}
+
+/// Reads the ports of a policy; `None` if they are faulty.
+fn ports(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<PolicyPorts> {
+    if fields.entry("ports").is_none() {
+        return Some(PolicyPorts::None);
+    }
+    let entry = fields.filled("ports", findings)?;
     let items = match &entry.value.kind {
         NodeKind::Scalar(scalar) if scalar.reading() == Reading::Text && scalar.text == "all" => {
-            return;
+            return Some(PolicyPorts::All);
         }
         NodeKind::List(items) => items,
         _ => {
             field::wrong_entry(entry, "a list", findings);
-            return;
+            return None;
         }
     };
-    for item in items {
-        let is_port = matches!(&item.kind, NodeKind::Scalar(scalar)
-            if scalar.reading() == Reading::Integer && scalar.text.parse::<NonZero<u16>>().is_ok());
-        if !is_port {
-            findings
-                .error(Code::InvalidValue, item.at, "this is not a port")
-                .help(
-                    "write numbers from 1 to 65535, one by one and without quotes, or `ports: all`",
-                );
-        }
-    }
+    let ports: Vec<Option<u16>> = items
+        .iter()
+        .map(|item| {
+            let port = match &item.kind {
+                NodeKind::Scalar(scalar) if scalar.reading() == Reading::Integer => {
+                    scalar.text.parse::<NonZero<u16>>().ok()
+                }
+                _ => None,
+            };
+            if port.is_none() {
+                findings
+                    .error(Code::InvalidValue, item.at, "this is not a port")
+                    .help(
+                        "write numbers from 1 to 65535, one by one and without quotes, or `ports: all`",
+                    );
+            }
+            port.map(NonZero::get)
+        })
+        .collect();
+    let ports: Vec<u16> = ports.into_iter().collect::<Option<_>>()?;
+    Some(if ports.is_empty() {
+        PolicyPorts::None
+    } else {
+        PolicyPorts::Some(ports)
+    })
 }
 
-/// Checks the requirements of `ai_access_policy: exclusive`; returns the policy to add if none leads to the AI domain.
+/// Checks the requirements of `ai_access_policy: exclusive`; returns the policy to add if none leads to the AI domain,
+/// as written and as its effect.
 fn ai_access(
     settings: &GlobalSettings,
     to_ai: usize,
     names: &Names<'_>,
+    drafts: &[DomainDraft],
     findings: &mut Findings,
-) -> Option<Value> {
+) -> Option<(Value, Option<NetworkPolicy>)> {
     let at = settings.ai_exclusive?;
     if !names.domains.contains_key(AI_DOMAIN) {
         let message = format!("exclusive AI access needs a domain `{AI_DOMAIN}`");
@@ -156,15 +287,33 @@ fn ai_access(
             .help("name another domain that is declared, or write `ai_access_policy: open`");
         return None;
     }
-    (to_ai == 0).then(|| {
-        json!({
-            "description": format!("AI access: {default} -> {AI_DOMAIN} (auto-created)"),
-            "from": default,
-            "to": AI_DOMAIN,
-            "ports": "all",
-            "bidirectional": true,
+    if to_ai > 0 {
+        return None;
+    }
+    let policy = json!({
+        "description": format!("AI access: {default} -> {AI_DOMAIN} (auto-created)"),
+        "from": default,
+        "to": AI_DOMAIN,
+        "ports": "all",
+        "bidirectional": true,
+    });
+    let end = |name: &str| {
+        let mut enabled = drafts.iter().map(|draft| &draft.domain);
+        let domain = enabled.find(|domain| domain.enabled && domain.name.as_str() == name)?;
+        Some(NetworkEnd {
+            domain: domain.name.clone(),
+            machine: None,
         })
-    })
+    };
+    let ends = end(default).zip(end(AI_DOMAIN));
+    let effect = ends.map(|(from, to)| NetworkPolicy {
+        from,
+        to,
+        ports: None,
+        protocols: Protocol::ALL.to_vec(),
+        bidirectional: true,
+    });
+    Some((policy, effect))
 }
 
 /// Adds the machine of `firewall_mode: vm` to the domain `anklume`, unless one of its names is declared.

@@ -429,7 +429,7 @@ fn a_new_domain_is_closed_to_the_old_ones() {
     let mut world = World::new("domains: {{a}: {subnet_id: 1, machines: {}}}\n");
     world.apply();
     world.declare(INFRA.replace("{a}-two: {}", "").as_str());
-    let closes = world.filled("~ acl net-{a} egress: (none) → reject {base}.2.0/24");
+    let closes = world.filled("+ acl net-{a} egress: reject {base}.2.0/24");
     assert!(world.plan().contains(&closes), "{:?}", world.plan());
     world.apply();
     world.is_settled();

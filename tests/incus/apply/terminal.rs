@@ -53,7 +53,7 @@ fn a_bar_shows_how_far_apply_is_and_destroy_deletes_when_it_is_told_yes_and_only
     let (status, shown) = on_a_terminal(&world, &["apply"], None);
     assert_eq!(status, 0, "{shown}");
     assert!(shown.contains("░") && shown.contains(" 20/21 "), "{shown}");
-    assert!(shown.ends_with("done: 23 changes\r\n"), "{shown}");
+    assert!(shown.ends_with("done: 24 changes\r\n"), "{shown}");
     // In a pipe, there is no bar.
     let ran = world.run(&["apply"]);
     assert_eq!(

@@ -144,7 +144,7 @@ domains:
         snapshots_expiry: 30d
       aside: {mcp: {uid: 1000, gid: 100}}
 network_policies:
-  - {from: work, to: host, ports: [22], protocol: tcp}
+  - {from: work, to: empty, ports: [22], protocol: tcp}
 ";
 
 /// The files for [`EVERYTHING`].
@@ -161,7 +161,7 @@ incus_all_images:
   - images:alpine/3.20
 network_policies:
   - from: work
-    to: host
+    to: empty
     ports:
       - 22
     protocol: tcp
