@@ -5,14 +5,15 @@ mod machine;
 
 use std::collections::BTreeMap;
 
+use crate::diagnostic::Faults;
 use crate::edge::{CONSUMER_FOLDER, Edge};
 use crate::host::log_timer::has_daemon;
 use crate::incus::EntryKind;
 use crate::incus::state::Instance;
 use crate::infra::Infra;
 use crate::plan::{
-    DesiredState, Facts, PermissionChange, ProfileDevice, Rotation, check_renamed,
-    permission_changes, profile_devices, unrotated,
+    DesiredState, Facts, NO_IMAGE, PermissionChange, Plan, ProfileDevice, Rotation, awaits_restart,
+    check_renamed, permission_changes, plan, profile_devices, unrotated,
 };
 use crate::session::machine_files::FilesError;
 use crate::session::{Session, each};
@@ -20,8 +21,8 @@ use crate::survey::applied::Applied;
 use crate::survey::audit_checkpoint::{LogState, keep};
 use crate::survey::consumer::ask;
 use crate::survey::{providers, survey};
-use diagnose::Examiner;
 pub(crate) use diagnose::{Broken, Health};
+use diagnose::{Cause, Examiner};
 
 /// The folder in which a consumer's devices listen.
 #[derive(Debug, PartialEq, Eq)]
@@ -43,6 +44,8 @@ pub(crate) struct Examination<'e> {
     pub(crate) others: Vec<Broken>,
     /// The changes of who may call what that `apply` would bring about.
     pub(crate) not_applied: Vec<PermissionChange>,
+    /// The other changes of the file that were not applied yet, as lines of a plan.
+    pub(crate) not_applied_lines: Vec<String>,
     /// Notes on the host and all channels.
     pub(crate) notes: Vec<String>,
 }
@@ -84,6 +87,7 @@ pub(crate) async fn examine<'e>(
         host_notes(&facts, apply)
     };
     notes.extend(examiner.servers(chosen));
+    notes.extend(examiner.ends(chosen).filter_map(awaits_restart));
     let others = profile_devices(&state.profiles);
     let others = others.iter().filter(|one| !one.is_on(edges));
     notes.extend(others.map(ProfileDevice::what));
@@ -95,7 +99,8 @@ pub(crate) async fn examine<'e>(
     };
     let mut not_applied = permission_changes(wanted, &state, &facts);
     not_applied.retain(|change| examiner.is_of(change, chosen) && !examiner.is_fault(change));
-    let others = examiner.strays();
+    let (found, not_applied_lines) = drift(&examiner, plan(wanted, &state, &facts));
+    let others = examiner.strays().into_iter().chain(found).collect();
     notes.extend(calls.into_values().filter_map(|log| match log {
         LogState::Lost { note, .. } | LogState::Unknown(note) => Some(note),
         LogState::Sound | LogState::Altered { .. } => None,
@@ -104,8 +109,37 @@ pub(crate) async fn examine<'e>(
         healths,
         others,
         not_applied,
+        not_applied_lines,
         notes,
     })
+}
+
+/// Returns what differs from the file, as faults if the file was applied and as lines if it was not, and what would keep
+/// `apply` from bringing it about.
+fn drift(examiner: &Examiner<'_>, plan: Result<Plan, Faults>) -> (Vec<Broken>, Vec<String>) {
+    let plan = match plan {
+        Ok(plan) => plan,
+        Err(Faults(obstacles)) => {
+            // Images were not looked for.
+            let obstacles = obstacles.into_iter().filter(|one| one.code != NO_IMAGE);
+            let obstacles = obstacles.map(|one| Broken {
+                what: Cause::Obstacle,
+                detail: format!("`{}` would refuse: {}", examiner.apply, one.message),
+                fix: one.help.unwrap_or_default(),
+            });
+            return (obstacles.collect(), Vec::new());
+        }
+    };
+    let lines = plan.drift();
+    let is_applied = |applied: &Applied| applied.has_all(examiner.declared);
+    if !examiner.applied.is_some_and(is_applied) {
+        return (Vec::new(), lines);
+    }
+    let broken = lines.into_iter().map(|line| {
+        let detail = format!("Incus differs from infra.yml: {line}");
+        examiner.by_apply(Cause::Drift, detail)
+    });
+    (broken.collect(), Vec::new())
 }
 
 /// Examines one edge: first from the host, then from the consumer, and finally for future faults.

@@ -1,5 +1,6 @@
-//! Changes the host itself: folders, processes, proxy logs and the timer that rotates them.
+//! Changes the host itself: bridges, folders, processes, proxy logs and the timer that rotates them.
 
+pub(crate) mod bridges;
 pub(crate) mod folders;
 pub(crate) mod log_timer;
 pub(crate) mod proxies;
@@ -58,6 +59,27 @@ pub(crate) fn command_line(process: Pid, max: u64) -> io::Result<Vec<u8>> {
 /// Returns a process's PID namespace, which is that of its machine.
 pub(crate) fn namespace(process: impl Display) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{process}/ns/pid")).ok()
+}
+
+/// Returns a process's state and the time of its start, which follow the parenthesised name as fields 3 and 22 (proc(5)).
+fn stat(process: impl Display) -> Option<(char, u64)> {
+    let stat = fs::read(format!("/proc/{process}/stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat);
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.nth(18)?.parse().ok()?))
+}
+
+/// Returns the time since a process started.
+pub(crate) fn age(process: u32) -> Option<Duration> {
+    /// Clock ticks in a second, as shown by the kernel on every architecture with this program's ABI (proc(5)).
+    const TICKS: u64 = 100;
+    let (_, started) = stat(process)?;
+    let uptime = fs::read("/proc/uptime").ok()?;
+    let uptime = String::from_utf8_lossy(&uptime);
+    let seconds: u64 = uptime.split(['.', ' ']).next()?.parse().ok()?;
+    Some(Duration::from_secs(seconds.checked_sub(started / TICKS)?))
 }
 
 /// Terminates every server in the machine with this first process, so that a new one can be started.

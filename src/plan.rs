@@ -18,7 +18,7 @@ mod permissions;
 mod share;
 
 pub(crate) use action::{Action, ActionSummary, Revocation, Verification};
-pub(crate) use check::{in_use, unrotated};
+pub(crate) use check::{awaits_restart, in_use, runs_privileged, unrotated};
 pub(crate) use destroy::{Deletions, Selection, destroy};
 pub(crate) use edges::{ProfileDevice, foreign_devices, profile_devices};
 pub(crate) use facts::{
@@ -27,6 +27,7 @@ pub(crate) use facts::{
 };
 pub(crate) use image::remote_images;
 pub(crate) use machine::{has_inside, machine_spec, needs_program};
+pub(crate) use network::EXPIRY;
 pub(crate) use ownership::{
     Ownership, finished, is_marked, is_rebuilt, machine_owner, mark_unverified, number, owner,
     unfinished,
@@ -122,6 +123,16 @@ impl Plan {
             .chunk_by(move |one, next| machine(one) == machine(next))
     }
 
+    /// Returns the lines of what differs in the domains and their machines, apart from what is inside machines, channels,
+    /// missing machines and those that do not run.
+    pub(crate) fn drift(&self) -> Vec<String> {
+        let bases = self.domains.iter().flat_map(|domain| &domain.base);
+        let machines = self.domains.iter().flat_map(|domain| &domain.machines);
+        let machines = machines.flat_map(|machine| &machine.make);
+        let machines = machines.filter(|action| matches!(action, Action::Edit { .. }));
+        bases.chain(machines).flat_map(Action::lines).collect()
+    }
+
     /// Returns whether the plan has no action.
     pub(crate) fn is_empty(&self) -> bool {
         self.actions().next().is_none()
@@ -165,10 +176,9 @@ pub(crate) fn plan(wanted: DesiredState<'_>, state: &State, facts: &Facts) -> Re
         ..Plan::default()
     };
     for domain in wanted.infra.enabled() {
-        let mut base = domain::base(&inputs, domain, &mut faults);
+        let base = domain::base(&inputs, domain, &mut faults);
         let machines = domain.machines.iter();
         let machines = machines.map(|machine| inputs.machine(domain, machine));
-        base.extend(machines.clone().filter_map(address::free));
         let machines = machines.map(|one| MachinePlan {
             name: one.name().to_owned(),
             make: machine::make(one, &mut faults),
@@ -299,10 +309,15 @@ codes! {
         /// anklume's own folders cannot be created.
         HostFolder = "host-folder",
         UidInUse = "uid-in-use",
+        /// The host does not let machines use a user or group ID of `raw.idmap`.
+        IdMap = "id-map",
         /// A proxy uses a channel's path; also a code of `infra`.
         ProxyIntoChannels = "proxy-into-channels",
     }
 }
+
+/// The code of an image that does not exist.
+pub(crate) const NO_IMAGE: &str = PlanCode::NoImage.as_str();
 
 /// The obstacles found so far.
 #[derive(Debug, Default)]

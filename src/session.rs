@@ -81,6 +81,8 @@ pub(crate) struct Session {
     pub(crate) interrupt: Interrupt,
     /// Version and socket of Incus.
     pub(crate) about: String,
+    /// Number of the daemon's process.
+    pub(crate) daemon: u32,
 }
 
 impl Session {
@@ -99,6 +101,7 @@ impl Session {
         let server = async { session.incus().await?.server().await };
         let server = server.await.map_err(|why| incus_failure(&why))?;
         usable(&server)?;
+        session.daemon = server.environment.pid;
         session.about = format!(
             "Incus {} on `{}`",
             server.environment.server_version.escape_debug(),

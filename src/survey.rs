@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use crate::edge::{Edge, PROVIDER_FOLDER};
 use crate::error::with_causes;
 use crate::foreign::ForeignError;
+use crate::host::age;
 use crate::incus::state::Instance;
 use crate::incus::{EntryKind, State};
 use crate::infra::{Infra, Machine};
@@ -31,6 +32,8 @@ use crate::plan::{Facts, has_inside};
 use crate::session::machine_files::{FilesError, MachineFiles};
 use crate::session::{Session, each};
 
+/// Time after its start within which Incus may still be starting its machines.
+const STARTING_MAX: Duration = Duration::from_secs(300);
 /// Timeout for reading one machine, which controls how fast its files are read.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pauses before each further attempt at a machine that Incus could not look into.
@@ -65,6 +68,7 @@ pub(crate) async fn survey(
 ) -> anyhow::Result<(State, Facts)> {
     let state = session.state(&infra.project).await?;
     let mut facts = host::facts(infra, edges).await?;
+    facts.incus_age = age(session.daemon).filter(|age| *age < STARTING_MAX);
     inside(session, infra, &state, &mut facts).await;
     channels::look(session, infra, edges, &state, &mut facts).await;
     Ok((state, facts))

@@ -11,10 +11,10 @@ use serde_json::Value;
 use super::RunObserver;
 use super::outcome::{StepError, StepOutcome, StepStatus};
 use super::provision;
-use crate::host::{folders, log_timer, proxies, proxy_logs};
+use crate::host::{bridges, folders, log_timer, proxies, proxy_logs};
 use crate::incus::{ConfigMap, Edit, Incus, IncusError, Object, Power};
 use crate::infra::PROTECTION;
-use crate::plan::{Action, Revocation, Role, finished, mark_unverified, unfinished};
+use crate::plan::{Action, EXPIRY, Revocation, Role, finished, mark_unverified, unfinished};
 use crate::session::interrupt::LEFT;
 use crate::session::lock::Lock;
 use crate::session::{AT_ONCE, Session};
@@ -22,6 +22,8 @@ use crate::session::{AT_ONCE, Session};
 /// Number of retries for a network: while Incus creates or deletes one, it inspects every interface on the host, and
 /// fails if a stopping machine removes its own interface in the meantime.
 const NETWORK_TRIES: usize = 3;
+/// Two values of the time for which an address is leased; the first is Incus's default.
+const EXPIRIES: [&str; 2] = ["1h", "2h"];
 /// Pause between tries.
 const NETWORK_PAUSE: Duration = Duration::from_millis(500);
 
@@ -91,6 +93,12 @@ struct Executor<'s> {
 impl Executor<'_> {
     async fn act(&mut self, action: &Action) -> Result<(), StepError> {
         match action {
+            Action::RestoreBridge {
+                network,
+                expiry,
+                ports,
+            } => self.restore_bridge(network, expiry.as_ref(), ports).await?,
+            Action::RemoveBridge(name) => bridges::remove(name).await?,
             Action::EndProxy(proxy) => proxies::end(from_ref(proxy)).await,
             Action::Folder { path, mode, .. } => folders::make_folder(path, *mode)?,
             Action::Sweep { path } => folders::remove_socket(path)?,
@@ -103,7 +111,7 @@ impl Executor<'_> {
                 self.change(object, async |incus| create(incus, object, body).await)
                     .await?;
             }
-            Action::Edit { object, edits } => {
+            Action::Edit { object, edits, .. } => {
                 self.ask(async |incus| incus.edit(object, edits).await)
                     .await?;
             }
@@ -171,6 +179,37 @@ impl Executor<'_> {
                 })
                 .await?;
             }
+        }
+        Ok(())
+    }
+
+    /// Makes Incus set up a network's bridge, and connects the interfaces of running machines to it.
+    async fn restore_bridge(
+        &mut self,
+        network: &Object,
+        expiry: Option<&String>,
+        ports: &[(String, String)],
+    ) -> Result<(), StepError> {
+        // Incus does nothing unless a key changes, so this one is changed and set back.
+        let [first, second] = EXPIRIES;
+        let other = if expiry.is_some_and(|it| it == first) {
+            second
+        } else {
+            first
+        };
+        for value in [Some(other.to_owned()), expiry.cloned()] {
+            let edit = Edit::Config {
+                key: EXPIRY.to_owned(),
+                old: None,
+                new: value,
+            };
+            self.change(network, async |incus| {
+                incus.edit(network, std::slice::from_ref(&edit)).await
+            })
+            .await?;
+        }
+        for (_, port) in ports {
+            bridges::attach(port, network.name()).await?;
         }
         Ok(())
     }

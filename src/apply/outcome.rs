@@ -92,13 +92,17 @@ fn subject(action: &Action) -> Option<&Object> {
     match action {
         Action::Create { object, .. }
         | Action::Edit { object, .. }
-        | Action::Delete { object, .. } => Some(object),
+        | Action::Delete { object, .. }
+        | Action::RestoreBridge {
+            network: object, ..
+        } => Some(object),
         Action::Start { machine, .. }
         | Action::Install { machine, .. }
         | Action::Unread { machine, .. }
         | Action::Connect { machine, .. }
         | Action::Revoke(Revocation { machine, .. }) => Some(machine),
         Action::EndProxy(_)
+        | Action::RemoveBridge(_)
         | Action::Folder { .. }
         | Action::Sweep { .. }
         | Action::VerifyChannel(_)

@@ -111,6 +111,7 @@ fn print(examined: &Examination<'_>, output: &Output, text: String) -> anyhow::R
         "edges": edges,
         "others": examined.others,
         "not_applied": examined.not_applied,
+        "not_applied_lines": examined.not_applied_lines,
         "notes": examined.notes,
     });
     output.answer_as(&answer, || text)?;
@@ -167,10 +168,12 @@ fn text(examined: &Examination<'_>, apply: &str, output: &Output) -> String {
         let word = paint(Tone::Bad, "broken");
         let _ = writeln!(text, "{word}  {detail}\n        fix: {fix}");
     }
-    if !examined.not_applied.is_empty() {
+    let changes = examined.not_applied.iter().map(|change| &change.line);
+    let changes: Vec<&String> = changes.chain(&examined.not_applied_lines).collect();
+    if !changes.is_empty() {
         let _ = writeln!(text, "not applied yet; `{apply}` brings this about:");
-        for change in &examined.not_applied {
-            let _ = writeln!(text, "  {}", paint_line(&change.line));
+        for line in changes {
+            let _ = writeln!(text, "  {}", paint_line(line));
         }
     }
     if output.quiet {

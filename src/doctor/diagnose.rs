@@ -11,12 +11,12 @@ use crate::edge::{CONSUMER_FOLDER, Edge, End};
 use crate::host::proxy_logs::{LIMIT, path};
 use crate::incus::State;
 use crate::incus::state::{Instance, InstanceId};
-use crate::infra::{Device, Infra};
+use crate::infra::{Device, Infra, is_true};
 use crate::machine_state::{DriftKind, Identity, LOGS, ObservedMachine, Serving, Supervisor};
 use crate::name::MachineName;
 use crate::plan::{
     Facts, Ownership, PermissionChange, RecreateReason, Role, foreign_devices, in_use,
-    machine_owner, profile_devices,
+    machine_owner, profile_devices, runs_privileged,
 };
 use crate::survey::applied::Applied;
 use crate::survey::audit_checkpoint::LogState;
@@ -57,6 +57,10 @@ pub(crate) enum Cause {
     Log,
     /// The provider's call log was altered.
     Audit,
+    /// A domain or a machine in Incus differs from the file.
+    Drift,
+    /// Something would keep `apply` from running.
+    Obstacle,
 }
 
 /// A fault, and the command that fixes it.
@@ -145,6 +149,16 @@ impl Examiner<'_> {
         edges.any(|edge| !self.is_pending(edge))
     }
 
+    /// Returns the machines at the ends of these channels, each once.
+    pub(super) fn ends(&self, edges: &[&Edge]) -> impl Iterator<Item = &Instance> {
+        let ends = edges
+            .iter()
+            .flat_map(|edge| [&edge.consumer, &edge.provider]);
+        let ids: BTreeSet<InstanceId> = ends.map(id).collect();
+        let instances = self.state.instances.iter();
+        instances.filter(move |instance| ids.contains(&instance.id()))
+    }
+
     /// Returns the stray processes as faults.
     pub(super) fn strays(&self) -> Vec<Broken> {
         let strays = self.facts.strays.iter().map(|stray| {
@@ -229,11 +243,30 @@ impl Examiner<'_> {
         };
         if let Some(fault) = fault {
             let detail = format!("{name} {fault}");
-            let fix = format!("{} --adopt {name}", self.apply);
+            let fix = match machine_owner(instance, &self.infra.project) {
+                // It cannot be adopted.
+                Ownership::Other(_) => incus_line("info", end, &[]),
+                _ => format!("{} --adopt {name}", self.apply),
+            };
+            return Some(Broken { what, detail, fix });
+        }
+        if runs_privileged(instance) {
+            let detail = format!("{name} runs privileged, so its root is the root of this host");
+            let fix = format!("{}; {}", self.apply, incus_line("restart", end, &[]));
             return Some(Broken { what, detail, fix });
         }
         if instance.is_running() {
             return None;
+        }
+        if let Some(age) = self.facts.incus_age.filter(|_| is_to_start(instance)) {
+            let age = age.as_secs();
+            return Some(Broken {
+                what,
+                detail: format!(
+                    "{name} is not running yet: Incus started {age} s ago and may still be starting its machines"
+                ),
+                fix: "anklume doctor".to_owned(),
+            });
         }
         let status = instance.status.to_lowercase();
         let detail = format!("{name} is {}", status.escape_debug());
@@ -252,7 +285,7 @@ impl Examiner<'_> {
             .or_else(|| self.device(&edge.consumer, &edge.consumer_device()))
             .or_else(|| self.device(&edge.provider, &edge.provider_device()))
             .or_else(|| self.copy(edge))
-            .or_else(|| self.ends(edge))
+            .or_else(|| self.devices(edge))
             .or_else(|| self.inside(&edge.provider, &program))
             .or_else(|| self.inside(&edge.consumer, &program))
             .or_else(|| self.silence(&edge.provider))
@@ -325,7 +358,7 @@ impl Examiner<'_> {
     }
 
     /// Finds faults in the devices at both ends: first in their processes, then in their sockets.
-    fn ends(&self, edge: &Edge) -> Option<Broken> {
+    fn devices(&self, edge: &Edge) -> Option<Broken> {
         let (consumer, provider) = (&edge.consumer.machine, &edge.provider.machine);
         let inside = format!("`{}` in {consumer}", edge.consumer_socket());
         let on_host = format!("`{}` on the host", edge.host_socket());
@@ -486,6 +519,16 @@ impl Examiner<'_> {
 
     fn supervisor(&self, end: &End) -> Option<Supervisor> {
         self.identity(end)?.supervisor
+    }
+}
+
+/// Returns whether Incus starts a machine by itself after its own start.
+fn is_to_start(instance: &Instance) -> bool {
+    let key = |key: &str| instance.expanded_config.get(key).map(String::as_str);
+    let power = instance.config.get("volatile.last_state.power");
+    match key("boot.autostart") {
+        Some(value) => is_true(value),
+        None => power.is_some_and(|power| power == "RUNNING"),
     }
 }
 

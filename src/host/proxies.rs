@@ -1,14 +1,13 @@
 //! Lists and ends the processes on the host that carry the bytes of channels. Incus starts one for each device, and may
 //! lose track of it: an upgrade of Incus in place names the file that holds its number in another way.
 
-use std::fmt::Display;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::task::spawn_blocking;
 
-use super::{GRACEFUL, command_line, end_all, namespace, processes};
+use super::{GRACEFUL, command_line, end_all, namespace, processes, stat};
 use crate::edge::HOST_FOLDER;
 use crate::plan::{Proxy, ProxyEnd};
 
@@ -46,16 +45,6 @@ fn proxy(process: Pid) -> Option<Proxy> {
         listen,
         connect,
     })
-}
-
-/// Returns a process's state and the time of its start, which follow the parenthesised name as fields 3 and 22 (proc(5)).
-fn stat(process: impl Display) -> Option<(char, u64)> {
-    let stat = fs::read(format!("/proc/{process}/stat")).ok()?;
-    let stat = String::from_utf8_lossy(&stat);
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields.split_ascii_whitespace();
-    let state = fields.next()?.chars().next()?;
-    Some((state, fields.nth(18)?.parse().ok()?))
 }
 
 /// Returns the time at which this process started, in the unit of [`Proxy::started`].

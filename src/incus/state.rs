@@ -56,6 +56,9 @@ pub(crate) struct Environment {
     pub(crate) server_version: String,
     /// True if this daemon is a member of a cluster.
     pub(crate) server_clustered: bool,
+    /// Number of its process, as the daemon itself sees it.
+    #[serde(rename = "server_pid")]
+    pub(crate) pid: u32,
 }
 
 /// A project.
@@ -81,6 +84,9 @@ pub(crate) struct IncusNetwork {
     /// True if Incus manages it.
     #[serde(default)]
     pub(crate) managed: bool,
+    /// `Created`, or `Pending` or `Errored` if its creation did not finish.
+    #[serde(default)]
+    pub(crate) status: String,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) config: ConfigMap,
     /// URLs of the objects that use it.
@@ -153,6 +159,9 @@ pub(crate) struct Instance {
     pub(crate) config: ConfigMap,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) devices: Devices,
+    /// Its own configuration and that of its profiles.
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) expanded_config: ConfigMap,
     /// Its own devices and those of its profiles.
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) expanded_devices: Devices,

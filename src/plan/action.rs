@@ -39,7 +39,22 @@ pub(crate) enum Action {
         about: String,
     },
     /// Change an object.
-    Edit { object: Object, edits: Vec<Edit> },
+    Edit {
+        object: Object,
+        edits: Vec<Edit>,
+        /// True for a machine that is running, in which some changes take effect only after a restart.
+        runs: bool,
+    },
+    /// Remove the bridge of a network whose creation did not finish: Incus does not know it, and refuses to create another.
+    RemoveBridge(String),
+    /// Set up the bridge of a network again, because its interface is gone from the host.
+    RestoreBridge {
+        network: Object,
+        /// The network's [`EXPIRY`](super::EXPIRY).
+        expiry: Option<String>,
+        /// Machines that were connected to it, each with its interface on the host.
+        ports: Vec<(String, String)>,
+    },
     /// Start a machine.
     Start {
         machine: Object,
@@ -183,7 +198,7 @@ impl Action {
     /// Returns the existing machine that the action changes or starts, except for its removal and for marks alone.
     pub(super) fn machine(&self) -> Option<&Object> {
         match self {
-            Self::Edit { object, edits } if !edits.iter().all(is_mark) => {
+            Self::Edit { object, edits, .. } if !edits.iter().all(is_mark) => {
                 matches!(object, Object::Machine { .. }).then_some(object)
             }
             Self::Start { machine, .. }
@@ -219,6 +234,7 @@ impl Action {
             Self::Create { object, .. }
             | Self::Edit { object, .. }
             | Self::Delete { object, .. } => (object.kind(), object.name()),
+            Self::RestoreBridge { network, .. } => (network.kind(), network.name()),
             Self::Start { machine, .. } | Self::Unread { machine, .. } => {
                 (machine.kind(), machine.name())
             }
@@ -227,6 +243,7 @@ impl Action {
                 ("device", device)
             }
             Self::VerifyChannel(call) => ("channel", &call.name),
+            Self::RemoveBridge(name) => ("bridge", name),
             Self::EndProxy(proxy) => ("process", &proxy.listen.address),
             Self::Folder { path, .. } => ("folder", path),
             Self::Sweep { path } => ("socket", path),
@@ -239,7 +256,11 @@ impl Action {
     /// The action's lines in the plan.
     pub(crate) fn lines(&self) -> Vec<String> {
         let line = match self {
-            Self::Edit { object, edits } => return edit_lines(object, edits),
+            Self::Edit {
+                object,
+                edits,
+                runs,
+            } => return edit_lines(object, edits, *runs),
             Self::Install { lines, .. } => return lines.clone(),
             // The lines of a change imply this call.
             Self::VerifyChannel(Verification { changes: true, .. }) => return Vec::new(),
@@ -280,6 +301,16 @@ impl Action {
                 format!("! {machine}: its files cannot be read: {why}")
             }
             Self::Revoke(revocation) => revocation.line(),
+            Self::RestoreBridge { network, ports, .. } => {
+                let ports: Vec<&str> = ports.iter().map(|(machine, _)| machine.as_str()).collect();
+                let ports = if ports.is_empty() {
+                    String::new()
+                } else {
+                    format!(", and connected to {}", ports.join(", ").escape_debug())
+                };
+                format!("~ {network} its bridge is gone from the host → made again{ports}")
+            }
+            Self::RemoveBridge(name) => format!("- bridge {} on the host", name.escape_debug()),
             Self::EndProxy(proxy) => {
                 format!("- process {} on the host: {}", proxy.process, proxy.about())
             }
@@ -312,30 +343,57 @@ impl Action {
     }
 }
 
+/// Returns whether a change of this key takes effect only when the machine starts again: keys of a container without
+/// `liveupdate` in Incus's configuration reference, except those that concern the host's start or snapshots.
+fn needs_restart(key: &str) -> bool {
+    const PREFIXES: [&str; 5] = [
+        "linux.sysctl.",
+        "nvidia.",
+        "raw.",
+        "security.idmap.",
+        "security.syscalls.",
+    ];
+    const KEYS: [&str; 3] = [
+        "security.guestapi",
+        "security.guestapi.images",
+        "security.privileged",
+    ];
+    KEYS.contains(&key)
+        || key != "raw.apparmor" && PREFIXES.iter().any(|prefix| key.starts_with(prefix))
+}
+
 /// Returns whether an edit only sets or removes one of anklume's own marks.
 fn is_mark(edit: &Edit) -> bool {
     matches!(edit, Edit::Config { key, .. } if ownership::is_own(key))
 }
 
 /// Returns the lines of an edit; anklume's own marks are shown only if nothing else changes.
-fn edit_lines(object: &Object, edits: &[Edit]) -> Vec<String> {
+fn edit_lines(object: &Object, edits: &[Edit], runs: bool) -> Vec<String> {
     let (marks, rest): (Vec<&Edit>, Vec<&Edit>) = edits.iter().partition(|edit| is_mark(edit));
     let lines = |edits: Vec<&Edit>| -> Vec<String> {
-        let lines = edits.into_iter().map(|edit| lines_of(object, edit));
+        let lines = edits.into_iter().map(|edit| lines_of(object, edit, runs));
         lines.flatten().collect()
     };
     let rest = lines(rest);
     if rest.is_empty() { lines(marks) } else { rest }
 }
 
-fn lines_of(object: &Object, edit: &Edit) -> Vec<String> {
+fn lines_of(object: &Object, edit: &Edit, runs: bool) -> Vec<String> {
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
     let line = match edit {
         Edit::Device { name, old, new } => {
             return device_lines(object, name, old.as_ref(), new.as_ref());
         }
         Edit::Description { old, new } => change("description", old, new),
-        Edit::Config { key, old, new } => change(key, &text(old), &text(new)),
+        Edit::Config { key, old, new } => {
+            let line = change(key, &text(old), &text(new));
+            let later = if runs && needs_restart(key) {
+                " (after a restart)"
+            } else {
+                ""
+            };
+            line + later
+        }
         Edit::Profiles { old, new } => change("profiles", &old.join(", "), &new.join(", ")),
         Edit::Rules {
             direction,

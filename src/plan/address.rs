@@ -4,10 +4,12 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
+use std::net::Ipv4Addr;
 
 use super::destroy::destroy_command;
 use super::difference::{config_map, device_keys};
-use super::ownership::{self, Ownership};
+use super::network::{PREFIX, first_address, parse_subnet};
+use super::ownership::{self, Ownership, machine_owner};
 use super::{Action, MachineInputs, Obstacles, PlanCode, PlanInputs};
 use crate::diagnostic::quote;
 use crate::incus::state::Instance;
@@ -58,20 +60,38 @@ fn fixed_address(device: &ConfigMap) -> Option<NetworkAddress> {
     Some(NetworkAddress { network, address })
 }
 
-/// Returns a machine's network device with and without its address, if another machine in the file gets the address.
-fn freed(one: MachineInputs<'_>) -> Option<(&ConfigMap, ConfigMap)> {
+/// Returns a machine's network device as it is, and as it must be before its network is set up: without its address if
+/// another machine in the file gets the address or its network moves away from it; `None` if the network has moved already,
+/// because Incus then refuses every other change of the device.
+fn freed(one: MachineInputs<'_>) -> Option<(&ConfigMap, Option<ConfigMap>)> {
     let old = one.current?.devices.get(NIC)?;
     let address = fixed_address(old)?;
     let wanted = fixed_address(&nic(one.domain, one.machine));
-    if wanted.as_ref() == Some(&address) || !one.plan.addresses.contains(&address) {
+    if wanted.as_ref() == Some(&address) {
         return None;
     }
-    let mut new = old.clone();
-    new.remove(ADDRESS);
-    Some((old, new))
+    let host: Option<Ipv4Addr> = address.address.parse().ok();
+    let is_in = |(subnet, prefix): (Ipv4Addr, u8)| {
+        host.is_some_and(|host| first_address(host, prefix) == subnet)
+    };
+    let network = &one.domain.network;
+    let mut networks = one.plan.state.networks.iter();
+    let current = networks.find(|current| current.name == address.network);
+    if current
+        .and_then(parse_subnet)
+        .is_some_and(|subnet| !is_in(subnet))
+    {
+        return Some((old, None));
+    }
+    let moves = address.network == network.name && !is_in((network.subnet, PREFIX));
+    (moves || one.plan.addresses.contains(&address)).then(|| {
+        let mut new = old.clone();
+        new.remove(ADDRESS);
+        (old, Some(new))
+    })
 }
 
-/// Removes a machine's address if another machine gets it, before any address is assigned.
+/// Removes a machine's address if another machine gets it or its network moves, before any address is assigned.
 pub(super) fn free(one: MachineInputs<'_>) -> Option<Action> {
     let (old, new) = freed(one).filter(|_| ownership::may_touch_machine(one))?;
     Some(Action::Edit {
@@ -79,8 +99,9 @@ pub(super) fn free(one: MachineInputs<'_>) -> Option<Action> {
         edits: vec![Edit::Device {
             name: NIC.to_owned(),
             old: Some(old.clone()),
-            new: Some(new),
+            new,
         }],
+        runs: false,
     })
 }
 
@@ -90,13 +111,17 @@ pub(super) fn devices_then<'a>(one: MachineInputs<'_>, current: &'a Instance) ->
         return Cow::Borrowed(&current.devices);
     };
     let mut devices = current.devices.clone();
-    devices.insert(NIC.to_owned(), new);
+    match new {
+        Some(new) => devices.insert(NIC.to_owned(), new),
+        None => devices.remove(NIC),
+    };
     Cow::Owned(devices)
 }
 
-/// Checks that no undeclared machine has an address from the file: Incus would report it only at startup, with half
-/// of the plan done.
-pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
+/// The undeclared machines that have an address from the file, each with the declared machine that should have it.
+fn holders<'a>(
+    inputs: &PlanInputs<'a>,
+) -> Vec<(&'a Domain, &'a Machine, NetworkAddress, &'a Instance)> {
     let infra = inputs.wanted.infra;
     let mut holders = HashMap::new();
     for instance in &inputs.state.instances {
@@ -108,24 +133,67 @@ pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
             holders.extend(addresses.map(|address| (address, instance)));
         }
     }
-    for (domain, machine) in infra.machines() {
-        let Some(wanted) = fixed_address(&nic(domain, machine)) else {
+    let held = infra.machines().filter_map(|(domain, machine)| {
+        let wanted = fixed_address(&nic(domain, machine))?;
+        let holder = holders.get(&wanted)?;
+        Some((domain, machine, wanted, *holder))
+    });
+    held.collect()
+}
+
+/// Returns whether a machine is a copy of an existing declared machine, which keeps its address.
+fn is_copy_of_existing(inputs: &PlanInputs<'_>, holder: &Instance, original: &Machine) -> bool {
+    matches!(machine_owner(holder, inputs.project()), Ownership::Copy(_))
+        && inputs
+            .wanted
+            .infra
+            .machine(original.name.as_str())
+            .is_some_and(|(domain, _)| {
+                let key = (domain.name.as_str(), original.name.as_str());
+                inputs.machines.contains_key(&key)
+            })
+}
+
+/// Notes the addresses that copies of machines have too.
+pub(super) fn notes(inputs: &PlanInputs<'_>) -> Vec<String> {
+    let held = holders(inputs).into_iter();
+    let held = held.filter(|(_, machine, _, holder)| is_copy_of_existing(inputs, holder, machine));
+    let note = |(_, machine, wanted, holder): (_, &Machine, NetworkAddress, &Instance)| {
+        format!(
+            "the address {} of {} is also that of {} (project {}), so only one of them can run",
+            wanted.address,
+            quote(machine.name.as_str()),
+            quote(&holder.name),
+            quote(&holder.project)
+        )
+    };
+    held.map(note).collect()
+}
+
+/// Checks that no undeclared machine has an address from the file: Incus would report it only at startup, with half
+/// of the plan done.
+pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
+    for (_, machine, wanted, holder) in holders(inputs) {
+        if is_copy_of_existing(inputs, holder, machine) {
             continue;
-        };
-        let Some(holder) = holders.get(&wanted) else {
-            continue;
-        };
-        let ours = ownership::owner(&holder.config, inputs.project()) == Ownership::Ours;
-        let help = if ours {
-            format!(
-                "delete it: `{3}`; or, if it is the same machine: `incus stop {0} --project {2}`, `incus rename {0} {1} --project {2}`, then `anklume apply --adopt {1}`",
-                holder.name.escape_debug(),
-                machine.name,
-                holder.project.escape_debug(),
+        }
+        let (name, project) = (holder.name.escape_debug(), holder.project.escape_debug());
+        let rename = format!(
+            "`incus stop {name} --project {project}`, `incus rename {name} {} --project {project}`",
+            machine.name
+        );
+        let help = match machine_owner(holder, inputs.project()) {
+            Ownership::Ours => format!(
+                "delete it: `{}`; or, if it is the same machine: {rename}, then `anklume apply --adopt {}`",
                 destroy_command(holder),
-            )
-        } else {
-            "give one of them another address".to_owned()
+                machine.name,
+            ),
+            Ownership::Copy(_) => format!(
+                "if it is the same machine: {rename}, then `anklume apply`; if it is a copy: `incus config device unset {name} {NIC} {ADDRESS} --project {project}`"
+            ),
+            Ownership::Other(_) | Ownership::Nobody => {
+                "give one of them another address".to_owned()
+            }
         };
         faults.add(
             PlanCode::AddressInUse,

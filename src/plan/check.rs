@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::destroy::destroy_command;
 use super::difference::device_keys;
 use super::edges::{ProfileDevice, host_socket, profile_devices};
-use super::facts::{FolderState, Rotation};
+use super::facts::{FolderState, Rotation, TakenIds};
 use super::ownership::{self, Ownership};
-use super::{Action, Obstacles, PlanCode, PlanInputs, address, domain, share};
+use super::{Action, Obstacles, PlanCode, PlanInputs, address, share};
 use crate::diagnostic::{Diagnostic, Place, Severity, quote};
 use crate::edge::{Edge, HOST_FOLDER};
 use crate::incus::State;
+use crate::incus::state::Instance;
 use crate::infra::{Device, Infra, Machine};
 
 /// Mode of anklume's folders on the host: every user may reach a known path, but only root may list them.
@@ -30,6 +31,63 @@ pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     address::check(inputs, faults);
     for (_, machine) in inputs.wanted.infra.machines() {
         sources(inputs, machine, faults);
+        id_map(inputs, machine, faults);
+    }
+}
+
+/// Checks that the host lets a machine use the IDs in its `raw.idmap`: Incus refuses others only when the machine starts.
+fn id_map(inputs: &PlanInputs<'_>, machine: &Machine, faults: &mut Obstacles) {
+    let mut config = machine.config.iter();
+    let Some((_, map)) = config.find(|(key, _)| key == "raw.idmap") else {
+        return;
+    };
+    let [uids, gids] = &inputs.facts.mappable;
+    for line in map.lines() {
+        let mut words = line.split_whitespace();
+        let (Some(kind), Some(range)) = (words.next(), words.next()) else {
+            continue;
+        };
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (Ok(first), Ok(last)) = (first.parse::<u32>(), last.parse::<u32>()) else {
+            continue;
+        };
+        let files: &[(&str, &Option<Vec<TakenIds>>)] = match kind {
+            "uid" => &[("/etc/subuid", uids)],
+            "gid" => &[("/etc/subgid", gids)],
+            _ => &[("/etc/subuid", uids), ("/etc/subgid", gids)],
+        };
+        let closed = files.iter().filter(|(_, ranges)| {
+            ranges.as_ref().is_some_and(|ranges| {
+                let holds = |range: &TakenIds| {
+                    let end = range.first.saturating_add(range.count);
+                    range.first <= first && last < end
+                };
+                !ranges.iter().any(holds)
+            })
+        });
+        let closed: Vec<String> = closed.map(|(path, _)| format!("`{path}`")).collect();
+        if closed.is_empty() {
+            continue;
+        }
+        let count = last.saturating_sub(first).saturating_add(1);
+        let give = if closed.len() > 1 {
+            "do not give"
+        } else {
+            "does not give"
+        };
+        let closed = closed.join(" and ");
+        faults.add(
+            PlanCode::IdMap,
+            Some(&machine.place),
+            format!(
+                "the host does not let {} use the ID {} of its `raw.idmap`: {closed} {give} it to root",
+                quote(machine.name.as_str()),
+                range.escape_debug(),
+            ),
+            format!(
+                "add the line `root:{first}:{count}` to {closed}, then run `systemctl restart incus.service`"
+            ),
+        );
     }
 }
 
@@ -68,7 +126,7 @@ pub(super) fn renamed(infra: &Infra, state: &State) -> Option<Diagnostic> {
 /// Reports another file with the same `project_name`: all its channels would be mistaken for leftovers.
 fn namesake(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
     let infra = inputs.wanted.infra;
-    let projects = domain::our_projects(inputs.state, inputs.project());
+    let projects = ownership::our_projects(inputs.state, inputs.project());
     let projects: Vec<&str> = projects.map(|project| project.name.as_str()).collect();
     let known = |name: &&str| infra.domains.iter().any(|one| one.name.as_str() == *name);
     let Some(first) = projects.first() else {
@@ -312,6 +370,48 @@ pub(crate) fn in_use(edge: &Edge) -> String {
     )
 }
 
+/// Describes a copy of a machine, or a machine that was renamed by hand.
+fn copy(inputs: &PlanInputs<'_>, instance: &Instance, original: &str) -> String {
+    let subject = format!(
+        "{} (project {})",
+        quote(&instance.name),
+        quote(&instance.project)
+    );
+    let mut instances = inputs.state.instances.iter();
+    if instances.any(|one| format!("{}/{}", one.project, one.name) == original) {
+        return format!(
+            "{subject} is a copy of {} and is left alone",
+            quote(original)
+        );
+    }
+    format!(
+        "{subject} was {} before it was renamed, or is a copy of it, and is left alone",
+        quote(original)
+    )
+}
+
+/// Returns whether the root of a running container is the host's root.
+pub(crate) fn runs_privileged(instance: &Instance) -> bool {
+    let map = instance.config.get("volatile.idmap.current");
+    instance.kind == "container" && instance.is_running() && map.is_some_and(|map| map == "[]")
+}
+
+/// States that a running machine has other user IDs than it will have after its next start.
+pub(crate) fn awaits_restart(instance: &Instance) -> Option<String> {
+    let map = |key: &str| instance.config.get(key).filter(|_| instance.is_running());
+    let (now, next) = (map("volatile.idmap.current")?, map("volatile.idmap.next")?);
+    (now != next).then(|| {
+        let (name, project) = (
+            instance.name.escape_debug(),
+            instance.project.escape_debug(),
+        );
+        format!(
+            "{} runs with other user IDs than configured until it is restarted: `incus restart {name} --project {project}`",
+            quote(&instance.name)
+        )
+    })
+}
+
 /// Returns the notes for the user.
 pub(super) fn notes(inputs: &PlanInputs<'_>) -> Vec<String> {
     let infra = inputs.wanted.infra;
@@ -336,10 +436,17 @@ pub(super) fn notes(inputs: &PlanInputs<'_>) -> Vec<String> {
         let why = in_use(edge);
         format!("{consumer} → {provider} could not be tested: {why}")
     }));
+    notes.extend(address::notes(inputs));
     for instance in &inputs.state.instances {
-        if ownership::machine_owner(instance, inputs.project()) != Ownership::Ours {
-            continue;
+        match ownership::machine_owner(instance, inputs.project()) {
+            Ownership::Ours => {}
+            Ownership::Copy(original) => {
+                notes.push(copy(inputs, instance, &original));
+                continue;
+            }
+            Ownership::Other(_) | Ownership::Nobody => continue,
         }
+        notes.extend(awaits_restart(instance));
         let name = quote(&instance.name);
         let declared = infra.machine(&instance.name);
         let declared = declared.filter(|(home, _)| home.name.as_str() == instance.project);
@@ -360,7 +467,7 @@ pub(super) fn notes(inputs: &PlanInputs<'_>) -> Vec<String> {
             ));
         }
     }
-    for project in domain::our_projects(inputs.state, inputs.project()) {
+    for project in ownership::our_projects(inputs.state, inputs.project()) {
         if !infra.enabled().any(|one| one.name.as_str() == project.name) {
             notes.push(format!(
                 "the domain {} is disabled or no longer declared, but still exists; `anklume destroy --domain {}` deletes it",

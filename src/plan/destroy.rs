@@ -3,10 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::Action;
-use super::difference::{DEFAULT_PROFILE, value};
-use super::domain::our_projects;
+use super::difference::{DEFAULT_PROFILE, delete, value};
 use super::edges::{below, host_socket};
-use super::ownership::{self, Ownership, machine_owner, owner};
+use super::ownership::{self, Ownership, machine_owner, our_projects, owner};
 use super::permissions::{self, PermissionChange};
 use crate::edge::HOST_FOLDER;
 use crate::incus::state::{IncusProfile, Instance, Project, Volume};
@@ -108,15 +107,6 @@ fn are_last_ends(gone: &BTreeSet<String>, all: &[Instance]) -> bool {
 
 fn full_name(instance: &Instance) -> String {
     format!("{}/{}", instance.project, instance.name)
-}
-
-fn delete(object: Object) -> Action {
-    Action::Delete {
-        object,
-        running: false,
-        protected: false,
-        sockets: Vec::new(),
-    }
 }
 
 /// Returns the command that deletes this machine, and no other one of its name.

@@ -175,5 +175,19 @@ pub(super) fn create(object: Object, body: Value, about: impl Into<String>) -> A
 
 /// Returns the action that edits an object, if anything differs.
 pub(super) fn edit(object: Object, edits: Vec<Edit>) -> Option<Action> {
-    (!edits.is_empty()).then_some(Action::Edit { object, edits })
+    (!edits.is_empty()).then_some(Action::Edit {
+        object,
+        edits,
+        runs: false,
+    })
+}
+
+/// Returns the action that deletes an object that is not running.
+pub(super) fn delete(object: Object) -> Action {
+    Action::Delete {
+        object,
+        running: false,
+        protected: false,
+        sockets: Vec::new(),
+    }
 }

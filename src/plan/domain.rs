@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use super::difference::{
     DEFAULT_PROFILE, Desired, config_map, create, device_keys, edit, edits, value,
 };
-use super::ownership::{self, Ownership, may_touch};
-use super::{Action, Obstacles, PlanCode, PlanInputs, network};
+use super::ownership::may_touch;
+use super::{Action, Obstacles, PlanCode, PlanInputs, address, network};
 use crate::diagnostic::quote;
 use crate::incus::state::{IncusProfile, Project};
 use crate::incus::{ConfigMap, DEFAULT_PROJECT, Devices, Object, State, as_object};
@@ -47,13 +47,17 @@ pub(super) fn is_declared_root(device: &Device) -> bool {
 }
 
 /// Plans the project, access list, network and profiles, in this order.
-pub(super) fn base(
-    inputs: &PlanInputs<'_>,
-    domain: &Domain,
+pub(super) fn base<'a>(
+    inputs: &'a PlanInputs<'a>,
+    domain: &'a Domain,
     faults: &mut Obstacles,
 ) -> Vec<Action> {
     let mut actions = Vec::new();
     actions.extend(project(inputs, domain, faults));
+    // Incus refuses to move a network away from the fixed addresses of its machines, and them from it afterwards.
+    let machines = domain.machines.iter();
+    let machines = machines.map(|machine| inputs.machine(domain, machine));
+    actions.extend(machines.filter_map(address::free));
     actions.extend(network::acl(inputs, domain, faults));
     actions.extend(network::network(inputs, domain, faults));
     let declared = domain.profiles.iter();
@@ -188,13 +192,4 @@ pub(super) fn devices_json(devices: &Devices) -> Value {
     devices
         .map(|(name, keys)| (name.clone(), as_object(keys)))
         .collect()
-}
-
-/// Returns this infrastructure's projects in Incus.
-pub(super) fn our_projects<'a>(
-    state: &'a State,
-    project: &'a str,
-) -> impl Iterator<Item = &'a Project> {
-    let ours = move |one: &&Project| ownership::owner(&one.config, project) == Ownership::Ours;
-    state.projects.iter().filter(ours)
 }

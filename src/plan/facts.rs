@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use crate::incus::state::InstanceId;
 use crate::machine_state::ObservedMachine;
@@ -21,6 +22,12 @@ pub(crate) struct Facts {
     pub(crate) nested: BTreeMap<String, String>,
     /// anklume's own folders on the host that need repair.
     pub(crate) folders: Vec<HostFolder>,
+    /// The host's network interfaces; `None` if they could not be listed.
+    pub(crate) interfaces: Option<BTreeSet<String>>,
+    /// The host's user and group IDs that machines may use, apart from their own ranges; `None` if any.
+    pub(crate) mappable: [Option<Vec<TakenIds>>; 2],
+    /// Time since Incus started, if that was a short time ago, so that it may still be starting its machines.
+    pub(crate) incus_age: Option<Duration>,
     /// Routes to directly connected networks.
     pub(crate) routes: Vec<HostRoute>,
     /// Remote images, by name as written in the file: the source, or the reason why the image is unavailable.

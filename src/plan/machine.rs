@@ -13,12 +13,14 @@ use crate::diagnostic::quote;
 use crate::edge::Edge;
 use crate::incus::state::{Instance, InstanceId};
 use crate::incus::{ConfigMap, Devices, Object, Power, State, as_object};
-use crate::infra::{Domain, Infra, Machine, MachineType, NIC};
+use crate::infra::{Domain, Infra, Machine, MachineType, NIC, is_true};
 use crate::machine_state::{
     CallerUser, DriftKind, MachineSpec, ObservedMachine, Serving, differences,
 };
 use crate::services::Services;
 
+/// The key of a container without a user namespace of its own.
+const PRIVILEGED: &str = "security.privileged";
 /// Prefix of a storage volume's device, before the volume's name.
 const VOLUME_PREFIX: &str = "vol-";
 
@@ -71,7 +73,11 @@ pub(super) fn make(one: MachineInputs<'_>, faults: &mut Obstacles) -> Vec<Action
     let mut changes = edits(config, &devices, &current.description, &want);
     changes.extend(ownership::is_unfinished(config).then(ownership::finished));
     changes.extend(profiles_edit(config, &current.profiles, &want));
-    actions.extend(edit(object.clone(), changes));
+    actions.extend((!changes.is_empty()).then(|| Action::Edit {
+        object: object.clone(),
+        edits: changes,
+        runs: current.is_running(),
+    }));
     let listens = current.devices.values().any(edges::listens_inside);
     match current.status.as_str() {
         "Running" | "Ready" => {}
@@ -123,6 +129,10 @@ fn want(one: MachineInputs<'_>) -> Desired {
     for device in &machine.devices {
         want.device(device);
     }
+    if is_privileged_end(one) {
+        // Its root is the host's, so it could take over the channels of others.
+        want.set(PRIVILEGED, "false");
+    }
     let mut want = want.marked(one.plan.project());
     let own_name = format!("{}/{}", one.project(), one.name());
     want.set(ownership::MACHINE, own_name);
@@ -134,6 +144,18 @@ fn want(one: MachineInputs<'_>) -> Desired {
     let image = one.current.and_then(|it| it.config.get(ownership::IMAGE));
     want.set(ownership::IMAGE, image.unwrap_or(&machine.os_image));
     want
+}
+
+/// Returns whether a machine at the end of a channel is privileged, by its own configuration or by a profile. `infra`
+/// refuses to declare that, so somebody did it by hand.
+fn is_privileged_end(one: MachineInputs<'_>) -> bool {
+    one.plan.ends.contains(&(one.project(), one.name()))
+        && one.current.is_some_and(|current| {
+            let value = current.expanded_config.get(PRIVILEGED);
+            // What an earlier run set stays, because a profile may say otherwise.
+            let own = current.config.get(PRIVILEGED);
+            value.is_some_and(|value| is_true(value)) || own.is_some_and(|own| own == "false")
+        })
 }
 
 /// Returns the machine's own root disk, if no profile and no device of the user provides one.

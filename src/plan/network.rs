@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 
 use serde_json::{Value, json};
 
-use super::difference::{Desired, create, edit, edits};
+use super::difference::{Desired, create, delete, edit, edits};
 use super::ownership::{self, Ownership, may_touch, owner};
 use super::{Action, Obstacles, PlanCode, PlanInputs};
 use crate::diagnostic::quote;
@@ -23,9 +23,13 @@ const OUR_RULE: &str = "anklume: ";
 /// Shortest prefix of a connected network that must not contain a domain's subnet; shorter ones are whole private ranges.
 const ROUTE_MIN: u8 = 16;
 /// Prefix length of a domain's subnet, in bits.
-const PREFIX: u8 = 24;
+pub(super) const PREFIX: u8 = 24;
 /// First and last octets of the addresses that machines may have.
 const HOSTS: (u8, u8) = (1, 253);
+/// Statuses of a network whose creation did not finish.
+const UNFINISHED: [&str; 2] = ["Pending", "Errored"];
+/// A key of a network whose change makes Incus set up the bridge again.
+pub(crate) const EXPIRY: &str = "ipv4.dhcp.expiry";
 /// ICMP type of an echo request.
 const PING: &str = "8";
 
@@ -40,9 +44,13 @@ fn closed_addresses(inputs: &PlanInputs<'_>, domain: &Domain, open: &[AddressRan
     let declared = declared
         .filter(|other| other.name != domain.name)
         .map(|other| other.network.subnet);
+    // A declared network gets its declared subnet, whatever it has now.
+    let is_ours = |name: &str| {
+        let mut domains = inputs.wanted.infra.domains.iter();
+        domains.any(|one| one.network.name == name)
+    };
     let left = inputs.state.networks.iter().filter(|network| {
-        network.name != domain.network.name
-            && owner(&network.config, inputs.project()) == Ownership::Ours
+        !is_ours(&network.name) && owner(&network.config, inputs.project()) == Ownership::Ours
     });
     let left = left.filter_map(|network| Some(parse_subnet(network)?.0));
     let mut subnets: BTreeSet<Ipv4Addr> = declared.chain(left).collect();
@@ -133,14 +141,14 @@ fn flows<'a>(inputs: &PlanInputs<'a>) -> Vec<Flow<'a>> {
 }
 
 /// The first address of a managed network, and its prefix length.
-fn parse_subnet(network: &IncusNetwork) -> Option<(Ipv4Addr, u8)> {
+pub(super) fn parse_subnet(network: &IncusNetwork) -> Option<(Ipv4Addr, u8)> {
     let (address, prefix) = network.config.get("ipv4.address")?.split_once('/')?;
     let (address, prefix): (Ipv4Addr, u8) = (address.parse().ok()?, prefix.parse().ok()?);
     Some((first_address(address, prefix), prefix))
 }
 
 /// The first address of a network.
-fn first_address(address: Ipv4Addr, prefix: u8) -> Ipv4Addr {
+pub(super) fn first_address(address: Ipv4Addr, prefix: u8) -> Ipv4Addr {
     let mask = u32::MAX
         .checked_shl(32 - u32::from(prefix.min(32)))
         .unwrap_or(0);
@@ -264,7 +272,7 @@ pub(super) fn network(
     inputs: &PlanInputs<'_>,
     domain: &Domain,
     faults: &mut Obstacles,
-) -> Option<Action> {
+) -> Vec<Action> {
     let name = domain.network.name.as_str();
     let object = Object::Network(name.to_owned());
     let mut networks = inputs.state.networks.iter();
@@ -295,9 +303,9 @@ pub(super) fn network(
     want.set("security.acls", lists);
     let mut want = want.marked(inputs.project());
     want.set(ownership::DOMAIN, domain.name.as_str());
+    let body = json!({"name": name, "type": "bridge", "config": as_object(&want.config)});
     let Some(current) = current else {
-        let body = json!({"name": name, "type": "bridge", "config": as_object(&want.config)});
-        return Some(create(object, body, subnet(domain)));
+        return vec![create(object, body, subnet(domain))];
     };
     if !current.managed || current.kind != "bridge" {
         faults.add(
@@ -312,12 +320,45 @@ pub(super) fn network(
                 "give the domain another name, or remove that interface (`ip link show {name}`)"
             ),
         );
-        return None;
+        return Vec::new();
     }
     if !may_touch(inputs, domain, &object, &current.config, faults) {
-        return None;
+        return Vec::new();
     }
-    edit(object, edits(&current.config, &Devices::new(), "", &want))
+    if UNFINISHED.contains(&&*current.status) {
+        // Incus refuses every change of such a network, and nothing can use it.
+        let create = create(object.clone(), body, subnet(domain));
+        let interfaces = inputs.facts.interfaces.as_ref();
+        let is_left = interfaces.is_some_and(|interfaces| interfaces.contains(name));
+        let left = is_left.then(|| Action::RemoveBridge(name.to_owned()));
+        let actions = [Some(delete(object)), left, Some(create)];
+        return actions.into_iter().flatten().collect();
+    }
+    let edits = edits(&current.config, &Devices::new(), "", &want);
+    let mut actions: Vec<Action> = edit(object.clone(), edits).into_iter().collect();
+    let interfaces = inputs.facts.interfaces.as_ref();
+    if interfaces.is_some_and(|interfaces| !interfaces.contains(name)) {
+        actions.push(Action::RestoreBridge {
+            network: object,
+            expiry: current.config.get(EXPIRY).cloned(),
+            ports: ports(inputs, name),
+        });
+    }
+    actions
+}
+
+/// Returns the machines that are running on a network, each with its interface on the host.
+fn ports(inputs: &PlanInputs<'_>, network: &str) -> Vec<(String, String)> {
+    let running = inputs.state.instances.iter().filter(|one| one.is_running());
+    let ports = running.flat_map(|machine| {
+        let nics = machine.expanded_devices.iter();
+        let nics = nics.filter(|(_, keys)| keys.get("network").is_some_and(|it| it == network));
+        nics.filter_map(|(device, _)| {
+            let key = format!("volatile.{device}.host_name");
+            Some((machine.name.clone(), machine.config.get(&key)?.clone()))
+        })
+    });
+    ports.collect()
 }
 
 /// Reports other networks that overlap with this one.

@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use super::{MachineInputs, Obstacles, PlanCode, PlanInputs};
 use crate::diagnostic::{Place, quote};
-use crate::incus::state::Instance;
-use crate::incus::{ConfigMap, Edit, Object};
+use crate::incus::state::{Instance, Project};
+use crate::incus::{ConfigMap, Edit, Object, State};
 use crate::infra::Domain;
 
 /// Prefix of anklume's own keys, except [`BUILT`].
@@ -71,6 +71,15 @@ pub(crate) fn owner(config: &ConfigMap, project: &str) -> Ownership {
         Some(name) => Ownership::Other(name.clone()),
         None => Ownership::Nobody,
     }
+}
+
+/// Returns this infrastructure's projects in Incus.
+pub(super) fn our_projects<'a>(
+    state: &'a State,
+    project: &'a str,
+) -> impl Iterator<Item = &'a Project> {
+    let ours = move |one: &&Project| owner(&one.config, project) == Ownership::Ours;
+    state.projects.iter().filter(ours)
 }
 
 /// Returns the owner of a machine, even after `incus copy` and `incus rename`, which keep the marks.

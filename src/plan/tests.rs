@@ -1,6 +1,7 @@
 //! Tests plans against an in-memory Incus: from scratch, after a change, and with obstacles.
 
 mod address;
+mod altered;
 mod destroy;
 mod inside;
 mod memory;

@@ -9,10 +9,11 @@ use std::path::Path;
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
-use crate::digest::sha256;
+use crate::digest::{Digester, sha256};
 use crate::dir::{BENEATH, Dir, READ};
 use crate::edge::{Edge, End};
 use crate::infra::Infra;
+use crate::inventory::files;
 use crate::services::Services;
 
 /// The folder of the file.
@@ -29,12 +30,18 @@ pub(crate) struct Applied {
     edges: BTreeMap<String, String>,
     /// By `DOMAIN/MACHINE`: all services of a provider.
     providers: BTreeMap<String, String>,
+    /// Everything in the file.
+    #[serde(default)]
+    whole: String,
 }
 
 impl Applied {
     /// Returns the digests of what a file declares.
     pub(crate) fn declared(infra: &Infra, edges: &[Edge]) -> Self {
-        let mut declared = Self::default();
+        let mut declared = Self {
+            whole: whole(infra, edges),
+            ..Self::default()
+        };
         for edge in edges {
             let Some((_, provider)) = infra.machine(edge.provider.machine.as_str()) else {
                 continue;
@@ -88,6 +95,7 @@ impl Applied {
             // A revocation may be among the steps that failed.
             let old = before.edges.clone();
             now.edges = old.into_iter().chain(now.edges).collect();
+            now.whole.clone_from(&before.whole);
         }
         if now == before {
             return Ok(());
@@ -105,11 +113,26 @@ impl Applied {
         self.edges.get(&edge.hash) == declared.edges.get(&edge.hash)
     }
 
+    /// Returns whether the whole file is in force as declared in `self`.
+    pub(crate) fn has_all(&self, declared: &Self) -> bool {
+        self.whole == declared.whole
+    }
+
     /// Returns whether a provider's services are in force as declared in `self`.
     pub(crate) fn has_services(&self, declared: &Self, provider: &End) -> bool {
         let name = name(provider);
         self.providers.get(&name) == declared.providers.get(&name)
     }
+}
+
+/// Returns a digest of everything that a file declares, whatever its comments and its layout.
+fn whole(infra: &Infra, edges: &[Edge]) -> String {
+    let mut all = Digester::default();
+    for file in files(infra, edges) {
+        // Plain data, which always serializes.
+        all.add(&serde_json::to_vec(&file.values()).unwrap_or_default());
+    }
+    all.end()
 }
 
 /// Sets an entry back to its earlier value.

@@ -36,6 +36,8 @@ pub(super) async fn facts(infra: &Infra, edges: &[Edge]) -> anyhow::Result<Facts
         shares: shares::reaches(infra),
         nested: shares::nested_paths(infra),
         folders: FOLDERS.into_iter().filter_map(folder).collect(),
+        interfaces: interfaces().ok(),
+        mappable: [mappable("/etc/subuid")?, mappable("/etc/subgid")?],
         routes: text("/proc/net/route")?.lines().filter_map(route).collect(),
         logs: proxy_logs::big(edges),
         rotation: log_timer::look(),
@@ -66,6 +68,22 @@ fn ids_of_files() -> anyhow::Result<Vec<TakenIds>> {
         all.extend(text.lines().filter_map(|line| ids(line, path, is_range)));
     }
     Ok(all)
+}
+
+/// Lists the network interfaces.
+fn interfaces() -> io::Result<BTreeSet<String>> {
+    let entries = fs::read_dir("/sys/class/net")?;
+    let name = |entry: io::Result<fs::DirEntry>| Ok(entry?.file_name().into_string().ok());
+    let names: Vec<Option<String>> = entries.map(name).collect::<io::Result<_>>()?;
+    Ok(names.into_iter().flatten().collect())
+}
+
+/// The ranges in this file that belong to root, who runs Incus; `None` if there is no such file.
+fn mappable(path: &str) -> anyhow::Result<Option<Vec<TakenIds>>> {
+    let text = text(path)?;
+    let of_root = text.lines().filter(|line| line.starts_with("root:"));
+    let ranges: Vec<TakenIds> = of_root.filter_map(|line| ids(line, path, true)).collect();
+    Ok((!text.is_empty()).then_some(ranges))
 }
 
 /// Parses a line of passwd or group, with an ID as its third field; or of subuid or subgid, with a range as its second

@@ -1,5 +1,6 @@
 //! Tests `anklume apply`, `apply --dry-run`, `apply --adopt` and `destroy` on a real Incus.
 
+mod altered;
 mod crashed;
 mod declared;
 mod edges;

@@ -162,6 +162,7 @@ fn a_channel_that_nobody_has_proven_is_asked_again_until_somebody_has() {
     let marked = Action::Edit {
         object: dev.clone(),
         edits: vec![mark_unverified(&device, true)],
+        runs: false,
     };
     let failed = Plan {
         verifications: vec![marked],

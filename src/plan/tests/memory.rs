@@ -12,7 +12,7 @@ pub(super) fn carry(state: &mut State, plan: &Plan) {
     for action in actions {
         match action {
             Action::Create { object, body, .. } => create(state, &object, body),
-            Action::Edit { object, edits } => edit(state, &object, &edits),
+            Action::Edit { object, edits, .. } => edit(state, &object, &edits),
             Action::Start { machine, .. } => {
                 "Running".clone_into(&mut instance(state, &machine).status);
             }
@@ -41,7 +41,9 @@ pub(super) fn carry(state: &mut State, plan: &Plan) {
             }
             Action::Install { .. }
             | Action::Unread { .. }
+            | Action::RestoreBridge { .. }
             | Action::EndProxy(_)
+            | Action::RemoveBridge(_)
             | Action::Folder { .. }
             | Action::Sweep { .. }
             | Action::Rotate(_)

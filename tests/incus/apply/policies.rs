@@ -1,6 +1,7 @@
 //! `network_policies` let through exactly what they declare, in the declared direction, and nothing after their removal.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 
 use crate::project::{incus, succeeded};
 use crate::world::World;
@@ -39,11 +40,11 @@ type Arrivals = BTreeSet<String>;
 /// Sets the address of a machine without a DHCP client, listens, and answers every UDP packet to a closed port.
 fn bring_up(world: &World) {
     for (domain, name, address) in MACHINES {
-        let net = &address[..2];
+        let (net, _) = address.split_once('.').unwrap();
         let listen = PORTS.map(|port| format!("nc -ll -p {port} -e /bin/cat >/dev/null 2>&1 &\n"));
         let up = format!(
             "echo 0 >/proc/sys/net/ipv4/icmp_ratelimit; ip link set eth0 up; ip addr add {{base}}.{address}/24 dev eth0 && \
-             ip route add default via {{base}}.{net}254\n{}",
+             ip route add default via {{base}}.{net}.254\n{}",
             listen.concat()
         );
         assert!(world.exec(domain, name, &world.filled(&up)).0);
@@ -73,7 +74,11 @@ fn probes(domain: usize, from: &str) -> String {
     for (_, to, address) in MACHINES.iter().filter(|(other, ..)| *other != domain) {
         let target = format!("{{base}}.{address}");
         let mut probe = |kind: &str, command: &str| {
-            script += &format!("({command}) >/dev/null 2>&1 && echo '{from} {to} {kind}' &\n");
+            writeln!(
+                script,
+                "({command}) >/dev/null 2>&1 && echo '{from} {to} {kind}' &"
+            )
+            .unwrap();
         };
         probe("ping", &format!("ping -c1 -W2 {target}"));
         for port in PORTS {
