@@ -21,6 +21,11 @@ use crate::survey::survey;
 use executor::{carry_out, in_parallel};
 use outcome::{RunReport, StepOutcome};
 
+/// Reason for keeping a volume.
+const UNDELETED_MACHINE: &str = "a machine of its domain could not be deleted";
+/// Reason for keeping a domain.
+const UNDELETED_PART: &str = "a part of it could not be deleted";
+
 /// Observes a run.
 pub(crate) trait RunObserver {
     /// The displayed form of a running step.
@@ -36,12 +41,13 @@ pub(crate) trait RunObserver {
     fn record(&self, outcome: StepOutcome) -> StepOutcome;
 }
 
-/// Surveys everything and plans the necessary changes.
+/// Surveys everything and plans the necessary changes; `is_shown` is true for a plan that is not carried out.
 pub(crate) async fn survey_and_plan(
     session: &Session,
     infra: &Infra,
     edges: &[Edge],
     adopt: &[String],
+    is_shown: bool,
 ) -> anyhow::Result<(Plan, State)> {
     let (state, mut facts) = survey(session, infra, edges).await?;
     facts.images = images(remote_images(infra, &state)).await;
@@ -55,6 +61,7 @@ pub(crate) async fn survey_and_plan(
         edges,
         adopt,
         program,
+        is_shown,
     };
     let plan = plan(wanted, &state, &facts)?;
     Ok((plan, state))
@@ -124,7 +131,8 @@ async fn prepare_machines(
     }
 }
 
-/// Deletes the machines in parallel, then everything they used; skips the rest if a machine could not be deleted.
+/// Deletes the machines in parallel, then everything they used. A machine or a volume that could not be deleted keeps its
+/// domain, and no other one.
 pub(crate) async fn destroy(
     session: &Session,
     deletions: &Deletions,
@@ -140,16 +148,31 @@ pub(crate) async fn destroy(
         _ => None,
     });
     forget_deleted(&deleted.collect::<Vec<&Object>>());
-    let all_deleted = ended.iter().flatten().all(StepOutcome::is_done);
     report.add(ended);
-    if all_deleted {
-        let volumes = deletions.volumes.iter().map(from_ref).collect();
-        report.add(in_parallel(session, volumes, observer).await);
-        report.add(carry_out(session, &deletions.rest, observer).await);
+    let project = |action: &Action| match action {
+        Action::Delete { object, .. } => object.project().to_owned(),
+        _ => String::new(),
+    };
+    let (volumes, kept): (Vec<&Action>, Vec<&Action>) = deletions
+        .volumes
+        .iter()
+        .partition(|volume| !report.has_failed_in(&project(volume)));
+    let why = |what: &str| session.interrupt.or(what).to_owned();
+    report.skip(kept.into_iter(), &why(UNDELETED_MACHINE), observer);
+    let volumes = volumes.into_iter().map(from_ref).collect();
+    report.add(in_parallel(session, volumes, observer).await);
+    for (domain, actions) in &deletions.domains {
+        if report.has_failed_in(domain) {
+            report.skip(actions.iter(), &why(UNDELETED_PART), observer);
+        } else {
+            report.add(carry_out(session, actions, observer).await);
+        }
+    }
+    let ends = report.outcomes.iter().all(StepOutcome::is_done);
+    if ends {
+        report.add(carry_out(session, deletions.rotation.as_slice(), observer).await);
     } else {
-        let rest = deletions.volumes.iter().chain(&deletions.rest);
-        let why = session.interrupt.or("a machine could not be deleted");
-        report.skip(rest, why, observer);
+        report.skip(deletions.rotation.iter(), &why(UNDELETED_PART), observer);
     }
     report
 }

@@ -96,6 +96,7 @@ pub(crate) async fn examine<'e>(
         edges,
         adopt: &[],
         program: &program.digest,
+        is_shown: true,
     };
     let mut not_applied = permission_changes(wanted, &state, &facts);
     not_applied.retain(|change| examiner.is_of(change, chosen) && !examiner.is_fault(change));

@@ -53,6 +53,8 @@ pub(crate) struct DesiredState<'a> {
     pub(crate) adopt: &'a [String],
     /// SHA-256 of the program for the machines.
     pub(crate) program: &'a str,
+    /// True if the plan is only shown, so that the user needs no right to carry it out.
+    pub(crate) is_shown: bool,
 }
 
 /// The actions, in order.

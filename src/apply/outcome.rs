@@ -165,6 +165,15 @@ impl RunReport {
         }
     }
 
+    /// Returns whether any step for an object of that project did not succeed.
+    pub(super) fn has_failed_in(&self, project: &str) -> bool {
+        let mut outcomes = self.outcomes.iter();
+        outcomes.any(|one| {
+            let subject = one.subject.as_ref();
+            subject.is_some_and(|subject| subject.project() == project) && !one.is_done()
+        })
+    }
+
     /// Returns whether any step for that machine did not succeed.
     pub(crate) fn has_failed(&self, machine: &Object) -> bool {
         let mut outcomes = self.outcomes.iter();

@@ -40,7 +40,7 @@ pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
         if args.dry_run {
             // A dry run changes nothing, so it does not wait for the lock.
             let before = lock::other_holder();
-            let (plan, _) = survey_and_plan(&session, &infra, &edges, &args.adopt).await?;
+            let (plan, _) = survey_and_plan(&session, &infra, &edges, &args.adopt, true).await?;
             if let Some(holder) = before.or_else(lock::other_holder) {
                 output.say(&format!(
                     "note: another anklume{holder} is changing Incus; the plan shows only its current state"
@@ -51,7 +51,8 @@ pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
             return Ok(if differs { Exit::Differs } else { Exit::Done });
         }
         let session = session.locked(|line| output.say(line)).await?;
-        let (mut plan, state) = survey_and_plan(&session, &infra, &edges, &args.adopt).await?;
+        let (mut plan, state) =
+            survey_and_plan(&session, &infra, &edges, &args.adopt, false).await?;
         let providers = providers(&edges, &state);
         let notes = audit_checkpoint::keep_all(&session, &infra, &providers, &state.instances);
         plan.notes.extend(notes.await);

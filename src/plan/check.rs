@@ -272,7 +272,7 @@ fn host_folders(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
             );
         }
     }
-    if !inputs.facts.root && has_edges {
+    if !inputs.facts.root && has_edges && !inputs.wanted.is_shown {
         faults.add(
             PlanCode::HostFolder,
             None,
@@ -297,7 +297,7 @@ fn sources(inputs: &PlanInputs<'_>, machine: &Machine, faults: &mut Obstacles) {
             let source = source.escape_debug();
             let help = format!("create it: `mkdir -p {source}`; or write `required: false`");
             ("does not exist on the host", help)
-        } else if !inputs.facts.root {
+        } else if !inputs.facts.root && !inputs.wanted.is_shown {
             let help = "run this as root: `sudo anklume apply`".to_owned();
             (
                 "does not exist on the host, and only root may create it",
@@ -416,6 +416,12 @@ pub(crate) fn awaits_restart(instance: &Instance) -> Option<String> {
 pub(super) fn notes(inputs: &PlanInputs<'_>) -> Vec<String> {
     let infra = inputs.wanted.infra;
     let mut notes = Vec::new();
+    if !inputs.facts.root && !inputs.wanted.edges.is_empty() {
+        notes.push(
+            "only root may bring channels about: `sudo anklume apply`; what only root sees is missing here"
+                .to_owned(),
+        );
+    }
     if let Rotation::Nobody(why) = &inputs.facts.rotation
         && !inputs.wanted.edges.is_empty()
     {

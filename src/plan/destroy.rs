@@ -32,8 +32,10 @@ pub(crate) struct Deletions {
     pub(crate) machines: Vec<Action>,
     /// Their volumes.
     pub(crate) volumes: Vec<Action>,
-    /// Profiles, networks, access lists, projects, one after the other.
-    pub(crate) rest: Vec<Action>,
+    /// Domains by name: profiles, networks, access lists and the project, one after the other.
+    pub(crate) domains: Vec<(String, Vec<Action>)>,
+    /// The rotation of the logs, once no machine has a channel.
+    pub(crate) rotation: Option<Action>,
     /// Notes on the objects that are kept.
     pub(crate) notes: Vec<String>,
 }
@@ -41,7 +43,9 @@ pub(crate) struct Deletions {
 impl Deletions {
     /// Every action, in order.
     pub(crate) fn actions(&self) -> impl Iterator<Item = &Action> {
-        self.machines.iter().chain(&self.volumes).chain(&self.rest)
+        let domains = self.domains.iter().flat_map(|(_, actions)| actions);
+        let machines = self.machines.iter().chain(&self.volumes);
+        machines.chain(domains).chain(&self.rotation)
     }
 }
 
@@ -93,7 +97,7 @@ pub(crate) fn destroy(
         delete_domain(project, state, domain, &others, &gone, &mut deletions);
     }
     if rotated && are_last_ends(&gone, &state.instances) {
-        deletions.rest.push(Action::Unschedule);
+        deletions.rotation = Some(Action::Unschedule);
     }
     deletions
 }
@@ -174,12 +178,13 @@ fn delete_domain(
         ));
         return;
     }
-    deletions.rest.extend(ours.iter().map(|one| {
+    let profiles = ours.iter().map(|one| {
         delete(Object::Profile {
             project: name.to_owned(),
             name: one.name.clone(),
         })
-    }));
+    });
+    let mut actions: Vec<Action> = profiles.collect();
     // The network and the access list carry the domain's mark; a network that other machines use is kept, with its list.
     let is_ours = |config: &ConfigMap| {
         owner(config, project) == Ownership::Ours
@@ -195,13 +200,13 @@ fn delete_domain(
             let note = format!("the network `{name}` is kept: other machines use it");
             deletions.notes.push(note);
         } else {
-            deletions.rest.push(delete(Object::Network(name.clone())));
+            actions.push(delete(Object::Network(name.clone())));
         }
     }
     let acls = state.acls.iter().filter(|one| is_ours(&one.config));
     let acls = acls.filter(|one| !used.contains(one.name.as_str()));
     let acls = acls.map(|one| delete(Object::Acl(one.name.clone())));
-    deletions.rest.extend(acls);
-    let project = delete(Object::Project(name.to_owned()));
-    deletions.rest.push(project);
+    actions.extend(acls);
+    actions.push(delete(Object::Project(name.to_owned())));
+    deletions.domains.push((name.to_owned(), actions));
 }

@@ -82,6 +82,7 @@ fn planned(text: &str, state: &State, facts: &Facts, adopt: &[&str]) -> Result<P
         edges: &edges,
         adopt: &adopt,
         program: PROGRAM,
+        is_shown: false,
     };
     let mut facts = facts.clone();
     in_order(&infra, state, &mut facts);

@@ -4,6 +4,7 @@ use std::env;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -220,11 +221,10 @@ async fn ask(
     if !comes_in_pieces(tool.raw(), &object) {
         return Ok(CallAnswer::Whole(server.call(name, object, false).await?));
     }
-    let mut file = payload_file().map_err(PiecesError::Keep)?;
-    let fetched = server.fetch(name, &object, &mut file).await;
+    let fetched = server.fetch(name, &object, payload_file).await;
     match fetched.map_err(client_error)? {
         Fetched::Whole(called) => Ok(CallAnswer::Whole(called)),
-        Fetched::Pieces(result) => Ok(CallAnswer::InFile { result, file }),
+        Fetched::Pieces(result, file) => Ok(CallAnswer::InFile { result, file }),
     }
 }
 
@@ -238,10 +238,20 @@ fn client_error(why: PiecesError) -> anyhow::Error {
 
 /// Creates an unnamed file for an answer of up to gigabytes; avoids `/tmp`, which many systems keep in memory.
 fn payload_file() -> io::Result<File> {
-    if env::var_os("TMPDIR").is_some() {
-        return tempfile::tempfile();
-    }
-    tempfile::tempfile_in("/var/tmp").or_else(|_| tempfile::tempfile())
+    let named = env::var_os("TMPDIR").map(PathBuf::from);
+    let folder = named.clone().unwrap_or_else(|| "/var/tmp".into());
+    let other = || {
+        tempfile::tempfile_in("/tmp")
+            .ok()
+            .filter(|_| named.is_none())
+    };
+    tempfile::tempfile_in(&folder).or_else(|why| {
+        let folder = folder.display().to_string();
+        let folder = folder.escape_debug();
+        other().ok_or_else(|| io::Error::other(format!(
+            "no temporary file can be made in `{folder}` ({why}); name another folder in the environment: `TMPDIR=FOLDER`"
+        )))
+    })
 }
 
 /// Returns whether the answer may come in pieces, which it may not if the arguments select a piece.

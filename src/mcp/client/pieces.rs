@@ -172,7 +172,7 @@ pub(crate) enum PiecesError {
         "the content has {0} bytes, of which at most {FETCH_MAX} are fetched; name a part with `offset` and `length`"
     )]
     TooLargeToFetch(u64),
-    #[error("the content cannot be stored in a temporary file: {0}")]
+    #[error("the content cannot be stored: {0}")]
     Keep(#[source] io::Error),
 }
 
@@ -185,11 +185,11 @@ fn sent(offset: u64, piece: &[u8]) -> Result<u64, PiecesError> {
 
 /// Fetched content.
 #[derive(Debug)]
-pub(crate) enum Fetched {
+pub(crate) enum Fetched<F> {
     /// The whole content in one answer, or a tool failure.
     Whole(Called),
-    /// The last answer, without its content; the pieces are in the file.
-    Pieces(Foreign<CallToolResult>),
+    /// The last answer, without its content, and the file with the pieces.
+    Pieces(Foreign<CallToolResult>, F),
 }
 
 /// The header of a piece.
@@ -257,13 +257,16 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         }
     }
 
-    /// Fetches a payload in one call if it fits, otherwise in pieces into `file`; checks the digest of the whole.
-    pub(crate) async fn fetch(
+    /// Fetches a payload in one call if it fits, otherwise in pieces into the file that `new` makes; checks the digest of
+    /// the whole.
+    pub(crate) async fn fetch<F: Write>(
         &mut self,
         tool: &str,
         arguments: &Map<String, Value>,
-        file: &mut impl Write,
-    ) -> Result<Fetched, PiecesError> {
+        new: impl FnOnce() -> io::Result<F>,
+    ) -> Result<Fetched<F>, PiecesError> {
+        let mut new = Some(new);
+        let mut file = None;
         let mut whole = Digester::default();
         let mut offset: u64 = 0;
         let mut size = None;
@@ -283,18 +286,24 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
             }
             check(&piece, offset, &bytes, *size.get_or_insert(piece.size))?;
             whole.add(&bytes);
-            file.write_all(&bytes).map_err(PiecesError::Keep)?;
+            if let Some(new) = new.take() {
+                file = Some(new().map_err(PiecesError::Keep)?);
+            }
+            if let Some(file) = &mut file {
+                file.write_all(&bytes).map_err(PiecesError::Keep)?;
+            }
             offset += bytes.len() as u64;
-            if piece.complete {
+            if let Some(file) = file.take_if(|_| piece.complete) {
                 if piece.sha256 != Some(whole.end()) {
                     return Err(wrong(
                         "the digest of the pieces does not match that of the whole",
                     ));
                 }
-                return Ok(Fetched::Pieces(called.result.map(|mut result| {
+                let result = called.result.map(|mut result| {
                     result.content.clear();
                     result
-                })));
+                });
+                return Ok(Fetched::Pieces(result, file));
             }
             length = PIECE;
         }

@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rustix::fs::{FlockOperation, flock};
 
 use super::plan::SEED;
-use crate::harness::ended_in_time;
+use crate::harness::{copy_of_anklume, ended_in_time};
 use crate::recorder::{Fate, Recorder};
 use crate::world::World;
 
@@ -178,4 +180,48 @@ fn a_dry_run_and_doctor_wait_for_no_other_run_and_apply_does() {
     drop(lock);
     let output = ended_in_time(child, &["apply".to_owned()]);
     assert!(output.status.success());
+}
+
+#[test]
+fn a_member_of_the_group_sees_the_plan_and_only_root_carries_it_out() {
+    let mut world = World::new(SEED);
+    world.apply();
+    world.declare(&SEED.replace("name: sign,", "name: other,"));
+    let group = std::process::Command::new("getent")
+        .args(["group", "incus-admin"])
+        .output()
+        .unwrap();
+    let group = String::from_utf8(group.stdout).unwrap();
+    let group: u32 = group.split(':').nth(2).unwrap().parse().unwrap();
+    let folder = world.run(&["sync"]).folder;
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(folder.path(), open).unwrap();
+    let program = folder.path().join("program");
+    copy_of_anklume(&program);
+    let member = |words: &[&str]| {
+        let output = std::process::Command::new(&program)
+            .args(words)
+            .current_dir(folder.path())
+            .uid(65534)
+            .gid(group)
+            .output()
+            .unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (
+            output.status.code(),
+            text(output.stdout),
+            text(output.stderr),
+        )
+    };
+    let (status, plan, notes) = member(&["apply", "--dry-run"]);
+    assert_eq!(status, Some(0), "{notes}");
+    let granted = world.filled("+ {b}-dev may call {a}-signer/other\n");
+    assert!(plan.starts_with(&granted), "{plan}");
+    assert!(
+        notes.contains("note: only root may bring channels about: `sudo anklume apply`"),
+        "{notes}"
+    );
+    let (status, plan, why) = member(&["apply"]);
+    assert_eq!((status, plan.as_str()), (Some(1), ""));
+    assert!(why.contains("run this as root"), "{why}");
 }

@@ -291,3 +291,33 @@ fn destroy_asks_refuses_what_is_not_ephemeral_and_leaves_what_is_not_ours() {
     let ran = world.run(&["destroy", "--yes"]);
     ran.answers("nothing to delete: anklume created nothing in Incus for this file\n");
 }
+
+#[test]
+fn a_machine_that_cannot_be_deleted_keeps_its_own_domain_and_no_other() {
+    let world = World::new(SEED);
+    world.apply();
+    let dev = world.machine(1, "dev");
+    let recorder = Recorder::new(move |_, line| {
+        if line.starts_with(&format!("DELETE /1.0/instances/{dev}")) {
+            let busy = r#"{"type":"error","error_code":500,"error":"the volume is busy"}"#;
+            return Fate::Answer(500, busy.to_owned());
+        }
+        Fate::Pass
+    });
+    let socket = recorder.socket().to_str().unwrap().to_owned();
+    let run = world.anklume(&["destroy", "--yes", "--force"]);
+    let ran = run.env("INCUS_SOCKET", socket).run();
+    assert_eq!(ran.status, 1, "{ran:?}");
+    assert!(!world.is_there(0) && world.is_there(1), "{}", ran.stderr);
+    let kept = world.filled("! remove project {b}: skipped, a part of it could not be deleted\n");
+    assert!(ran.stderr.contains(&kept), "{}", ran.stderr);
+    assert!(
+        ran.stderr
+            .contains("Incus reports: the volume is busy (HTTP 500)"),
+        "{}",
+        ran.stderr
+    );
+    let ran = world.run(&["destroy", "--yes", "--force"]);
+    assert_eq!(ran.status, 0, "{ran:?}");
+    assert!(!world.is_there(1));
+}

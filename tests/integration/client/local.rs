@@ -102,6 +102,35 @@ fn files_of_any_size_go_in_and_come_out() {
 }
 
 #[test]
+fn a_temporary_file_is_made_only_for_what_comes_in_pieces_and_its_folder_is_named() {
+    let portal = tempfile::tempdir().unwrap();
+    std::fs::write(portal.path().join("small"), "x").unwrap();
+    std::fs::write(portal.path().join("large"), bytes(LARGE)).unwrap();
+    let fetch = |name: &str, folder: &str| {
+        let path = format!("path={name}");
+        let run = Anklume::new().args(["mcp", "call", "file_provide", &path]);
+        run.env("ANKLUME_MCP_PORTAL", portal.path().to_str().unwrap())
+            .env("TMPDIR", folder)
+            .run()
+    };
+    fetch("small", "/nowhere").is(0, &STANDARD.encode("x"), "");
+    let ran = fetch("large", "/nowhere");
+    assert_eq!((ran.status, ran.stdout.as_str()), (1, ""));
+    assert!(
+        ran.stderr.starts_with(
+            "error: the content cannot be stored: no temporary file can be made in `/nowhere` ("
+        ) && ran
+            .stderr
+            .contains("name another folder in the environment: `TMPDIR=FOLDER`"),
+        "{}",
+        ran.stderr
+    );
+    // The folder of the help's command works.
+    let ran = fetch("large", portal.path().to_str().unwrap());
+    assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+}
+
+#[test]
 fn a_signature_over_content_of_any_size_verifies() {
     if !have_program("gpg") {
         return;
