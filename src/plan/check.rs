@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::destroy::destroy_command;
+use super::destroy::{destroy_command, destroy_domain_command};
 use super::difference::device_keys;
 use super::edges::{ProfileDevice, host_socket, profile_devices};
 use super::facts::{FolderState, Rotation, TakenIds};
@@ -144,8 +144,8 @@ fn namesake(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
             projects.join(", ").escape_debug()
         ),
         format!(
-            "give this one a `project_name` of its own; or, if the domains were renamed, delete the old ones first: `anklume destroy --domain {}`",
-            first.escape_debug()
+            "give this one a `project_name` of its own; or, if the domains were renamed, delete the old ones first: `{}`",
+            destroy_domain_command(inputs.state, first)
         ),
     );
 }
@@ -467,18 +467,20 @@ pub(super) fn notes(inputs: &PlanInputs<'_>) -> Vec<String> {
         let image = instance.config.get(ownership::IMAGE);
         if let Some(image) = image.filter(|image| **image != machine.os_image) {
             notes.push(format!(
-                "{name} was created from {} and keeps that image; `incus rebuild` recreates it from {}",
+                "{name} was created from {} and keeps that image; to lose everything in it and get the new one: `incus stop {1} --project {2}`, `incus rebuild {3} {1} --project {2}`, then `anklume apply`",
                 quote(image),
-                quote(&machine.os_image)
+                instance.name.escape_debug(),
+                instance.project.escape_debug(),
+                machine.os_image.escape_debug(),
             ));
         }
     }
     for project in ownership::our_projects(inputs.state, inputs.project()) {
         if !infra.enabled().any(|one| one.name.as_str() == project.name) {
             notes.push(format!(
-                "the domain {} is disabled or no longer declared, but still exists; `anklume destroy --domain {}` deletes it",
+                "the domain {} is disabled or no longer declared, but still exists; `{}` deletes it",
                 quote(&project.name),
-                project.name.escape_debug()
+                destroy_domain_command(inputs.state, &project.name)
             ));
         }
     }

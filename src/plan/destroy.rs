@@ -127,6 +127,14 @@ pub(super) fn destroy_command(instance: &Instance) -> String {
     format!("anklume destroy --domain {domain} --machine {name}{force}")
 }
 
+/// Returns the command that deletes this domain.
+pub(super) fn destroy_domain_command(state: &State, domain: &str) -> String {
+    let mut machines = state.instances.iter();
+    let force = machines.any(|one| one.project == domain && is_protected(one));
+    let force = if force { " --force" } else { "" };
+    format!("anklume destroy --domain {}{force}", domain.escape_debug())
+}
+
 fn is_protected(instance: &Instance) -> bool {
     let protection = instance.config.get(PROTECTION);
     protection.is_some_and(|value| is_true(value))

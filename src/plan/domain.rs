@@ -89,7 +89,6 @@ fn project(inputs: &PlanInputs<'_>, domain: &Domain, faults: &mut Obstacles) -> 
         });
         return Some(create(object, body, ""));
     };
-    let may_touch = may_touch(inputs, domain, &object, &current.config, faults);
     if let Some(other) = other_features(current) {
         faults.add(
             PlanCode::ProjectFeatures,
@@ -98,11 +97,14 @@ fn project(inputs: &PlanInputs<'_>, domain: &Domain, faults: &mut Obstacles) -> 
                 "the project {} in Incus has {other}; a domain needs the opposite",
                 quote(name)
             ),
-            "give the domain another name, or empty and delete that project: `incus project delete`",
+            format!(
+                "give the domain another name, or empty that project and delete it: `incus project delete {}`",
+                name.escape_debug()
+            ),
         );
         return None;
     }
-    if !may_touch {
+    if !may_touch(inputs, domain, &object, &current.config, faults) {
         return None;
     }
     let (config, description) = (&current.config, &current.description);

@@ -304,10 +304,14 @@ pub(super) fn network(
     let mut want = want.marked(inputs.project());
     want.set(ownership::DOMAIN, domain.name.as_str());
     let body = json!({"name": name, "type": "bridge", "config": as_object(&want.config)});
-    let Some(current) = current else {
-        return vec![create(object, body, subnet(domain))];
+    let interfaces = inputs.facts.interfaces.as_ref();
+    let has_interface = interfaces.map(|interfaces| interfaces.contains(name));
+    // Incus does not list interfaces of every kind.
+    let is_other = match current {
+        Some(current) => !current.managed || current.kind != "bridge",
+        None => has_interface == Some(true),
     };
-    if !current.managed || current.kind != "bridge" {
+    if is_other {
         faults.add(
             PlanCode::BridgeName,
             Some(&domain.place),
@@ -322,22 +326,23 @@ pub(super) fn network(
         );
         return Vec::new();
     }
+    let Some(current) = current else {
+        return vec![create(object, body, subnet(domain))];
+    };
     if !may_touch(inputs, domain, &object, &current.config, faults) {
         return Vec::new();
     }
     if UNFINISHED.contains(&&*current.status) {
         // Incus refuses every change of such a network, and nothing can use it.
         let create = create(object.clone(), body, subnet(domain));
-        let interfaces = inputs.facts.interfaces.as_ref();
-        let is_left = interfaces.is_some_and(|interfaces| interfaces.contains(name));
-        let left = is_left.then(|| Action::RemoveBridge(name.to_owned()));
+        let left = has_interface == Some(true);
+        let left = left.then(|| Action::RemoveBridge(name.to_owned()));
         let actions = [Some(delete(object)), left, Some(create)];
         return actions.into_iter().flatten().collect();
     }
     let edits = edits(&current.config, &Devices::new(), "", &want);
     let mut actions: Vec<Action> = edit(object.clone(), edits).into_iter().collect();
-    let interfaces = inputs.facts.interfaces.as_ref();
-    if interfaces.is_some_and(|interfaces| !interfaces.contains(name)) {
+    if has_interface == Some(false) {
         actions.push(Action::RestoreBridge {
             network: object,
             expiry: current.config.get(EXPIRY).cloned(),

@@ -5,6 +5,7 @@ mod crashed;
 mod declared;
 mod edges;
 mod faults;
+mod helps;
 mod hostile;
 pub(crate) mod inside;
 mod interrupted;

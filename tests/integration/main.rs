@@ -12,6 +12,7 @@ mod demo;
 mod docs;
 mod foreign;
 mod harness;
+mod helps;
 mod infra;
 mod layers;
 mod makefile;

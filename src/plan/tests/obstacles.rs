@@ -162,7 +162,7 @@ fn the_host_and_incus_can_stand_in_the_way() {
     let project: Project = serde_json::from_value(project).unwrap();
     assert_eq!(
         with(&|state, _| state.projects.push(project.clone())),
-        ["not-ours", "project-features"]
+        ["project-features"]
     );
     let unmanaged: IncusNetwork =
         serde_json::from_value(json!({"name": "net-work", "type": "bridge"})).unwrap();

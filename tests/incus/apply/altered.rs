@@ -155,7 +155,10 @@ fn an_end_of_a_channel_that_was_made_privileged_is_named_until_it_is_not() {
         world.domains[1]
     );
     assert!(ran.stderr.contains(&note), "{}", ran.stderr);
-    restart();
+    let command = note.split('`').nth(3).unwrap();
+    // The tests' machines do not wait for a clean end.
+    let words = command.split(' ').skip(1).chain(["--force"]);
+    succeeded(&incus(words));
     assert_eq!(faults(&world), [""; 0]);
     world.is_settled();
 }
