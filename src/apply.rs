@@ -63,7 +63,8 @@ pub(crate) async fn survey_and_plan(
         program,
         is_shown,
     };
-    let plan = plan(wanted, &state, &facts)?;
+    let mut plan = plan(wanted, &state, &facts)?;
+    plan.notes.extend(session.untested.clone());
     Ok((plan, state))
 }
 

@@ -86,6 +86,7 @@ pub(crate) async fn examine<'e>(
     } else {
         host_notes(&facts, apply)
     };
+    notes.extend(session.untested.clone());
     notes.extend(examiner.servers(chosen));
     notes.extend(examiner.ends(chosen).filter_map(awaits_restart));
     let others = profile_devices(&state.profiles);

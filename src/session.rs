@@ -38,7 +38,7 @@ const PLAIN: &str = "unix.socket.user";
 /// Maximum number of concurrent tasks.
 pub(crate) const AT_ONCE: usize = 8;
 /// Oldest Incus version that provides what anklume needs.
-const OLDEST: (u32, u32) = (6, 0);
+const OLDEST: (u32, u32, u32) = (6, 0, 0);
 /// Required API extensions.
 const NEEDED: [&str; 7] = [
     "projects",
@@ -83,6 +83,8 @@ pub(crate) struct Session {
     pub(crate) about: String,
     /// Number of the daemon's process.
     pub(crate) daemon: u32,
+    /// A note, if anklume is not tested with this version of Incus.
+    pub(crate) untested: Option<String>,
 }
 
 impl Session {
@@ -102,6 +104,7 @@ impl Session {
         let server = server.await.map_err(|why| incus_failure(&why))?;
         usable(&server)?;
         session.daemon = server.environment.pid;
+        session.untested = untested(&server.environment.server_version);
         session.about = format!(
             "Incus {} on `{}`",
             server.environment.server_version.escape_debug(),
@@ -234,10 +237,26 @@ fn usable(server: &IncusServer) -> Result<(), Failure> {
     Ok(())
 }
 
-fn parsed(version: &str) -> Option<(u32, u32)> {
+/// Returns a note for a version that is not among those of docs/apply.md.
+fn untested(version: &str) -> Option<String> {
+    let is_tested = match parsed(version) {
+        Some((6, 0, patch)) => patch == 0 || patch >= 4,
+        Some((major, ..)) => major == 7,
+        None => false,
+    };
+    (!is_tested).then(|| {
+        format!(
+            "anklume is tested with Incus 6.0.0, with 6.0.4 and its later patches, and with 7; this is {}",
+            version.escape_debug()
+        )
+    })
+}
+
+fn parsed(version: &str) -> Option<(u32, u32, u32)> {
     let mut parts = version.split(|c: char| !c.is_ascii_digit());
     let mut next = || parts.next()?.parse().ok();
-    Some((next()?, next().unwrap_or(0)))
+    let major = next()?;
+    Some((major, next().unwrap_or(0), next().unwrap_or(0)))
 }
 
 /// A program that can run in any machine.
@@ -271,11 +290,22 @@ mod tests {
 
     #[test]
     fn versions_are_compared_as_numbers() {
-        assert_eq!(parsed("6.0.4"), Some((6, 0)));
-        assert_eq!(parsed("7"), Some((7, 0)));
+        assert_eq!(parsed("6.0.4"), Some((6, 0, 4)));
+        assert_eq!(parsed("7"), Some((7, 0, 0)));
         assert!(parsed("10.1") > Some(OLDEST));
         assert!(parsed("5.21.3") < Some(OLDEST));
         assert!(parsed("") < Some(OLDEST));
+    }
+
+    #[test]
+    fn a_version_that_was_not_tested_is_noted() {
+        for tested in ["6.0.0", "6.0.4", "6.0.6", "7.0", "7.0.2", "7.3"] {
+            assert_eq!(untested(tested), None, "{tested}");
+        }
+        for other in ["6.0.1", "6.13", "8.0", "?\u{1b}"] {
+            let note = untested(other).unwrap();
+            assert!(!note.contains('\u{1b}'), "{note}");
+        }
     }
 
     /// Returns the beginning of an ELF file with one program header of this kind.
