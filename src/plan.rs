@@ -125,11 +125,16 @@ impl Plan {
             .chunk_by(move |one, next| machine(one) == machine(next))
     }
 
-    /// Returns the lines of what differs in the domains and their machines, apart from what is inside machines, channels,
-    /// missing machines and those that do not run.
+    /// Returns the lines of what differs in the existing domains and machines, apart from what is inside machines, and from
+    /// channels.
     pub(crate) fn drift(&self) -> Vec<String> {
-        let bases = self.domains.iter().flat_map(|domain| &domain.base);
-        let machines = self.domains.iter().flat_map(|domain| &domain.machines);
+        let is_new = |action: &Action| matches!(action, Action::Create { object, .. } if matches!(object, Object::Project(_)));
+        let domains = self.domains.iter();
+        let domains: Vec<&DomainPlan> = domains
+            .filter(|domain| !domain.base.iter().any(is_new))
+            .collect();
+        let bases = domains.iter().flat_map(|domain| &domain.base);
+        let machines = domains.iter().flat_map(|domain| &domain.machines);
         let machines = machines.flat_map(|machine| &machine.make);
         let machines = machines.filter(|action| matches!(action, Action::Edit { .. }));
         bases.chain(machines).flat_map(Action::lines).collect()

@@ -127,6 +127,8 @@ pub(crate) fn destroy(args: &DestroyArgs, output: &Output) -> anyhow::Result<Exi
         let progress = Progress::new(output, deletions.actions().count());
         let steps = apply::destroy(&session, &deletions, &progress);
         let report = run_steps(&session, &progress, steps).await?;
+        // What is missing from now on was deleted on request.
+        let _ = Applied::forget(&infra.project);
         let ended = Ended {
             report: &report,
             permissions: &deletions.permissions,

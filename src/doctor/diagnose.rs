@@ -524,6 +524,9 @@ impl Examiner<'_> {
 
 /// Returns whether Incus starts a machine by itself after its own start.
 fn is_to_start(instance: &Instance) -> bool {
+    if !["Stopped", "Starting"].contains(&&*instance.status) {
+        return false;
+    }
     let key = |key: &str| instance.expanded_config.get(key).map(String::as_str);
     let power = instance.config.get("volatile.last_state.power");
     match key("boot.autostart") {

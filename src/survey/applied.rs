@@ -101,11 +101,16 @@ impl Applied {
             return Ok(());
         }
         all.insert(project.to_owned(), now);
-        let folder = Dir::open(Path::new(FOLDER), READ | OFlags::NOFOLLOW, BENEATH)?;
-        let temporary = format!(".{FILE}.{}", std::process::id());
-        folder.replace(FILE, &temporary, FILE_MODE, |file| {
-            Ok(serde_json::to_writer(file, &all)?)
-        })
+        write(&all)
+    }
+
+    /// Forgets an infrastructure, parts of which were deleted.
+    pub(crate) fn forget(project: &str) -> io::Result<()> {
+        let mut all = all()?;
+        if all.remove(project).is_none() {
+            return Ok(());
+        }
+        write(&all)
     }
 
     /// Returns whether a channel is in force as declared in `self`.
@@ -147,8 +152,74 @@ fn name(end: &End) -> String {
     format!("{}/{}", end.domain, end.machine)
 }
 
+fn write(all: &BTreeMap<String, Applied>) -> io::Result<()> {
+    let folder = Dir::open(Path::new(FOLDER), READ | OFlags::NOFOLLOW, BENEATH)?;
+    let temporary = format!(".{FILE}.{}", std::process::id());
+    folder.replace(FILE, &temporary, FILE_MODE, |file| {
+        Ok(serde_json::to_writer(file, all)?)
+    })
+}
+
 fn all() -> io::Result<BTreeMap<String, Applied>> {
     Ok(serde_json::from_slice(&fs::read(
         Path::new(FOLDER).join(FILE),
     )?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::edge::edges;
+    use crate::infra::parse;
+
+    fn declared(text: &str) -> (Applied, Vec<Edge>) {
+        let infra = parse("demo/infra.yml", text).unwrap().infra;
+        let edges = edges(&infra).unwrap();
+        (Applied::declared(&infra, &edges), edges)
+    }
+
+    const TEXT: &str = "
+domains:
+  vault:
+    subnet_id: 0
+    machines:
+      signer:
+        services:
+          - {name: sign, tool: gpg_sign, consumers: [dev]}
+          - {name: paste, tool: clipboard_get, consumers: [web]}
+  work: {subnet_id: 1, machines: {dev: {}, web: {}}}
+";
+
+    #[test]
+    fn each_channel_has_a_digest_of_what_concerns_it() {
+        let (before, edges) = declared(TEXT);
+        let of = |edge: &Edge| edge.consumer.machine.as_str().to_owned();
+        let changed = |text: &str| {
+            let (now, _) = declared(text);
+            let differ = edges.iter().filter(|edge| !before.has_edge(&now, edge));
+            let services = before.has_services(&now, &edges[0].provider);
+            (
+                differ.map(of).collect::<Vec<_>>(),
+                services,
+                before.has_all(&now),
+            )
+        };
+        let none: Vec<String> = Vec::new();
+        assert_eq!(
+            changed(&TEXT.replace("domains:", "# x\ndomains:")),
+            (none.clone(), true, true)
+        );
+        // Another consumer's service concerns that consumer, and the provider's file.
+        let other = TEXT.replace("clipboard_get", "clipboard_set");
+        assert_eq!(changed(&other), (vec!["web".to_owned()], false, false));
+        let caller = TEXT.replace("dev: {}", "dev: {mcp: {uid: 1000}}");
+        assert_eq!(changed(&caller), (vec!["dev".to_owned()], true, false));
+        let server = TEXT.replace(
+            "        services:",
+            "        mcp: {run_as: me}\n        services:",
+        );
+        assert_eq!(changed(&server).0, ["dev", "web"]);
+        let unrelated = TEXT.replace("web: {}", "web: {description: x}");
+        assert_eq!(changed(&unrelated), (none, true, false));
+    }
 }

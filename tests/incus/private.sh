@@ -68,6 +68,15 @@ enter_cgroups() {
     done
 }
 
+# Thaws the machines that a failed test left paused: a frozen process does not die, and the namespace waits for it.
+thaw() {
+    [ -f "$scratch/cgroups" ] || return 0
+    while read -r group; do
+        find "$group" -name freezer.state -exec sh -c 'echo THAWED >"$1"' sh {} \; 2>/dev/null || true
+        find "$group" -name cgroup.freeze -exec sh -c 'echo 0 >"$1"' sh {} \; 2>/dev/null || true
+    done <"$scratch/cgroups"
+}
+
 clean() {
     trap - EXIT
     # The kernel may still be ending the last processes.
@@ -94,7 +103,7 @@ outside() {
     inside=
     trap clean EXIT
     # On a signal to end, clean everything up first.
-    trap 'kill -9 $inside 2>/dev/null; exit 143' TERM INT HUP
+    trap 'thaw; kill -9 $inside 2>/dev/null; exit 143' TERM INT HUP
     mkdir "$scratch/cgroup"
     # Runs in a separate process, so that this one stays outside and can remove the cgroup.
     sh "$here/private.sh" --enter "$name" "$scratch" "$@" <&0 &
@@ -231,6 +240,7 @@ inside() {
     export TMPDIR=/run/tmp ANKLUME_TEST_INCUS=private
     status=0
     "$@" || status=$?
+    thaw
     exit "$status"
 }
 

@@ -179,7 +179,14 @@ fn a_stopped_machine_is_started_and_one_that_is_no_longer_declared_stays() {
     assert!(world.incus(1, &["stop", "--force", &dev]).status.success());
     let started = world.filled("~ machine {b}-dev status: stopped → running");
     assert_eq!(world.plan(), [started]);
-    world.apply();
+    // The channels of a machine that was only started are tested too.
+    let (status, answer) = world.apply_json();
+    assert_eq!(status, 0, "{answer:#}");
+    let actions = answer["actions"].as_array().unwrap().iter();
+    let verbs: Vec<_> = actions
+        .map(|action| action["verb"].as_str().unwrap())
+        .collect();
+    assert_eq!(verbs, ["change", "prove"]);
     world.is_settled();
 
     let fewer = SEED.replace("{b}-dev", "{b}-new").replace(".2.10", ".2.11");

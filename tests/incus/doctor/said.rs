@@ -46,7 +46,7 @@ fn what_there_is_to_say_without_a_channel_is_said() {
     let answer: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(
         answer,
-        serde_json::json!({"ok": true, "edges": [], "others": [], "not_applied": [], "notes": []})
+        serde_json::json!({"ok": true, "edges": [], "others": [], "not_applied": [], "not_applied_lines": [], "notes": []})
     );
     let dev = world.machine(1, "dev");
     let ran = world.run(&["doctor", &dev]);
