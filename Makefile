@@ -90,6 +90,7 @@ install: $(release) ## install binary, manual page and completions: PREFIX= (/us
 	share="$$at/share"; \
 	mkdir -p -- "$$at/bin" "$$share/man/man1" "$$share/bash-completion/completions" "$$share/zsh/site-functions" "$$share/fish/vendor_completions.d"; \
 	install -m 0755 -- $(release) "$$at/bin/anklume"; \
+	ln -sf anklume "$$at/bin/anklume-gpg"; \
 	$(release) man > "$$share/man/man1/anklume.1"; \
 	$(release) completions bash > "$$share/bash-completion/completions/anklume"; \
 	$(release) completions zsh > "$$share/zsh/site-functions/_anklume"; \

@@ -47,6 +47,8 @@ pub struct GpgSign {
     pub offset: Option<u64>,
     /// When sending in pieces: true for the last one; its answer contains the signature
     pub r#final: Option<bool>,
+    /// True to sign nothing and return the public key with its fingerprints and user IDs; `data` must then be empty
+    pub public_key: Option<bool>,
 }
 
 /// Arguments of `clipboard_get`.
@@ -133,6 +135,12 @@ pub struct Signed {
     /// The signing key's public part, ASCII-armored, so that the signature can be verified
     #[serde(skip_serializing_if = "Option::is_none")]
     pub public_key: Option<String>,
+    /// With `public_key` requested: the fingerprints of the key and of its subkeys that can sign, in hexadecimal
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fingerprints: Option<Vec<String>>,
+    /// With `public_key` requested: the user IDs of the key
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_ids: Option<Vec<String>>,
 }
 
 /// Output of `clipboard_get`.

@@ -12,7 +12,7 @@ pub use infra::{
 pub use internal::{ClipboardAction, InternalCommand};
 pub use mcp::{
     AuditCommand, AuditShowArgs, AuditVerifyArgs, ChannelArgs, LogArgs, McpCallArgs, McpCommand,
-    McpConnectArgs, McpListArgs, McpServeArgs,
+    McpConnectArgs, McpListArgs, McpServeArgs, SignArgs,
 };
 
 /// Lets machines offer a few services to each other, and to nobody else.
@@ -38,7 +38,7 @@ pub struct Cli {
 }
 
 /// Flags common to all subcommands.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct GlobalArgs {
     /// Output format
     #[arg(long, global = true, value_enum, default_value_t = Format::Text, value_name = "FORM", display_order = 90)]
@@ -61,18 +61,20 @@ pub struct GlobalArgs {
 }
 
 /// Output format.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     /// For people
+    #[default]
     Text,
     /// For programs
     Json,
 }
 
 /// When to use colours.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum When {
     /// On a terminal, unless NO_COLOR is set
+    #[default]
     Auto,
     /// Always
     Always,
@@ -102,6 +104,8 @@ pub enum Command {
     /// Show and verify the audit log
     #[command(subcommand, arg_required_else_help = true)]
     Audit(AuditCommand),
+    /// Sign files with a key of another machine
+    Sign(SignArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell

@@ -5,12 +5,14 @@
 mod apply;
 mod audit;
 mod doctor;
+mod git_gpg;
 mod init;
 mod internal;
 mod manual;
 mod mcp;
 pub(crate) mod output;
 mod policy;
+mod sign;
 mod sync;
 
 use std::ffi::OsString;
@@ -22,7 +24,7 @@ use clap::{ColorChoice, CommandFactory as _, FromArgMatches as _};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::cli::{Cli, Command, InfraArgs, McpCommand};
+use crate::cli::{Cli, Command, GlobalArgs, InfraArgs, McpCommand};
 use crate::diagnostic::{self, Diagnostic, Faults, Severity};
 use crate::error::{Exit, Failure, Failures, with_causes};
 use crate::infra::{self, ReadInfra};
@@ -36,6 +38,9 @@ use output::Output;
 /// Parses, runs and reports.
 pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
     let args: Vec<OsString> = args.into_iter().collect();
+    if git_gpg::is_called(args.first()) {
+        return as_gpg(args.get(1..).unwrap_or_default());
+    }
     let color = match flag(&args, "--color") {
         Some("always") => ColorChoice::Always,
         Some("never") => ColorChoice::Never,
@@ -51,6 +56,15 @@ pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
     match run(&cli.command, &output) {
         Ok(exit) => exit,
         Err(error) => report(&error, &cli.command, &output),
+    }
+}
+
+/// Runs this program as git's gpg, whose command line has no flags of ours.
+fn as_gpg(args: &[OsString]) -> Exit {
+    let output = Output::new(&GlobalArgs::default());
+    match git_gpg::run(args, &output) {
+        Ok(exit) => exit,
+        Err(error) => report_failures(&error, false, &output),
     }
 }
 
@@ -81,6 +95,7 @@ fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
         Command::Policy(command) => policy::run(command, output),
         Command::Mcp(command) => mcp::run(command, output),
         Command::Audit(command) => audit::run(command, output),
+        Command::Sign(args) => sign::run(args, output),
         Command::Completions { shell } => {
             output.answer(&manual::completions(*shell))?;
             Ok(Exit::Done)
@@ -196,7 +211,10 @@ fn report(error: &anyhow::Error, command: &Command, output: &Output) -> Exit {
         // The reader stopped reading, which is not an error.
         return Exit::Done;
     }
-    let is_json = output.is_json() && answers_in_json(command);
+    report_failures(error, output.is_json() && answers_in_json(command), output)
+}
+
+fn report_failures(error: &anyhow::Error, is_json: bool, output: &Output) -> Exit {
     if let Some(Faults(faults)) = error.downcast_ref::<Faults>() {
         let is_error = |one: &&Diagnostic| one.severity == Severity::Error || !output.quiet;
         let drawn: Vec<Diagnostic> = faults.iter().filter(is_error).cloned().collect();

@@ -27,8 +27,8 @@ pub const SETUP: &str = "machine-setup";
 pub const SETUP_LOCK: &str = "/etc/anklume/.lock";
 /// The subcommand that asks a provider for the services that it offers to the machine.
 pub const ASK: &str = "machine-ask";
-/// A link to the program, in the shell's search path.
-pub const LINK: &str = "/usr/local/bin/anklume";
+/// Links to the program in the shell's search path; under the second name, it is git's gpg.
+pub const LINKS: [&str; 2] = ["/usr/local/bin/anklume", "/usr/local/bin/anklume-gpg"];
 /// The program's configuration folder.
 pub const ETC: &str = "/etc/anklume";
 /// The [`Identity`] file.

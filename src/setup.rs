@@ -17,7 +17,7 @@ use std::time::Duration;
 use crate::digest::sha256;
 use crate::machine_state::{
     ABOVE, CallerUser, ETC, FILE_MODE, FOLDER_MODE, FOLDERS, FRESH_PREFIX, IDENTITY, Identity,
-    LINK, LOGS, MachineSpec, PROGRAM, PROGRAM_FOLDER, SERVICES, SETUP_LOCK, Sent, SetupReport,
+    LINKS, LOGS, MachineSpec, PROGRAM, PROGRAM_FOLDER, SERVICES, SETUP_LOCK, Sent, SetupReport,
     Supervisor,
 };
 use crate::text::Foreign;
@@ -126,7 +126,9 @@ async fn put_in_order(sent: &Sent) -> Result<Option<String>, SetupError> {
     program(&tree, order, &left, || {
         tree.file(IDENTITY, &unfinished.to_file(), FILE_MODE)
     })?;
-    tree.link(LINK, PROGRAM)?;
+    for link in LINKS {
+        tree.link(link, PROGRAM)?;
+    }
     rights(&tree, order, &account)?;
     let Some(text) = &order.services else {
         supervisor::withdraw(&tree).await?;

@@ -23,7 +23,7 @@ use crate::incus::state::Instance;
 use crate::incus::{EntryKind, State};
 use crate::infra::{Infra, Machine};
 use crate::machine_state::{
-    ABOVE, CallerUser, FoundServices, IDENTITY, LINK, ObservedMachine, Rights, SERVICES, Serving,
+    ABOVE, CallerUser, FoundServices, IDENTITY, LINKS, ObservedMachine, Rights, SERVICES, Serving,
     ours, unit_paths,
 };
 use crate::mcp::listen::folder::SocketFolder;
@@ -142,7 +142,7 @@ async fn observe(
         runs: machine.is_running(),
         program: files.program().await?,
         bad_permissions: bad_permissions(&mut files, caller).await?,
-        link: text(&mut files, LINK, EntryKind::Link).await?,
+        link: link(&mut files).await?,
         ..ObservedMachine::default()
     };
     if let Some(text) = text(&mut files, IDENTITY, EntryKind::File).await? {
@@ -226,6 +226,14 @@ async fn text(
     let content = read(files, path, kind, max).await?;
     // A file that is not text is not one of ours.
     Ok(content.map(|bytes| String::from_utf8(bytes).unwrap_or_default()))
+}
+
+/// The target of the links to the program, if it is the same.
+async fn link(files: &mut MachineFiles<'_>) -> Result<Option<String>, FilesError> {
+    let [first, second] = LINKS;
+    let first = text(files, first, EntryKind::Link).await?;
+    let second = text(files, second, EntryKind::Link).await?;
+    Ok(first.filter(|first| Some(first) == second.as_ref()))
 }
 
 /// Reads the last status of the server, and its confinement; `None` if there is no status.

@@ -10,7 +10,7 @@ use crate::edge::CONSUMER_FOLDER;
 use crate::host;
 use crate::incus::{EntryKind, FileOwner, Incus, IncusError, Object};
 use crate::machine_state::{
-    FRESH_PREFIX, IDENTITY, LINK, MachineSpec, PROGRAM, PROGRAM_FOLDER, SERVICES, SETUP, Sent,
+    FRESH_PREFIX, IDENTITY, LINKS, MachineSpec, PROGRAM, PROGRAM_FOLDER, SERVICES, SETUP, Sent,
 };
 use crate::session::Session;
 use crate::setup::SERVER_MAX;
@@ -99,8 +99,8 @@ async fn prepare(
 
 /// Returns whether a path is something that anklume puts into a machine, or one of its parent folders.
 fn is_ours(path: &str) -> bool {
-    let ours = [PROGRAM, IDENTITY, SERVICES, LINK, CONSUMER_FOLDER];
-    let mut parts = ours.into_iter().flat_map(parts);
+    let ours = [PROGRAM, IDENTITY, SERVICES, CONSUMER_FOLDER];
+    let mut parts = ours.into_iter().chain(LINKS).flat_map(parts);
     path != "/" && parts.any(|part| part == path)
 }
 

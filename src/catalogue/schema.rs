@@ -58,7 +58,7 @@ pub fn describe(tool: ToolName) -> Description {
             "Makes a detached OpenPGP signature of the given bytes with a key that stays on the machine. \
             The text of the result, and its `signature`, is the ASCII-armored signature. \
             In one call up to 8388608 bytes; beyond that, up to 4294967296 bytes in pieces of 1048576 bytes with \
-            `offset`, and `final` on the last.",
+            `offset`, and `final` on the last. With `public_key`, nothing is signed, and the text is the public key.",
         ),
         ToolName::ClipboardGet => Description {
             read_only: true,

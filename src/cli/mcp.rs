@@ -130,6 +130,29 @@ pub struct McpConnectArgs {
     pub timeout: Option<f64>,
 }
 
+/// `anklume sign`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  anklume sign -i vault-signer release.tar.gz    # writes release.tar.gz.asc\n  anklume sign -i vault-signer --public-key | gpg --import"
+)]
+pub struct SignArgs {
+    /// The files, each of which gets FILE.asc beside it; `-` signs stdin and prints the signature
+    #[arg(value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// The service that signs [default: the provider's only one]
+    #[arg(long, value_name = "SERVICE")]
+    pub service: Option<String>,
+    /// Print the public key; nothing is signed
+    #[arg(long, conflicts_with = "files")]
+    pub public_key: bool,
+    /// Replace signatures that exist
+    #[arg(long)]
+    pub force: bool,
+    /// The channel to use.
+    #[command(flatten)]
+    pub channel: ChannelArgs,
+}
+
 /// `anklume audit …`
 #[derive(Debug, Subcommand)]
 pub enum AuditCommand {

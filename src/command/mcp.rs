@@ -9,7 +9,7 @@ mod status;
 mod with_client;
 mod worker;
 
-pub(super) use with_client::{interruptible, machine_on_host, with_client};
+pub(super) use with_client::{ServerClient, interruptible, machine_on_host, with_client};
 pub(super) use worker::{run_helper, run_worker};
 
 use crate::cli::McpCommand;

@@ -16,7 +16,7 @@ pub struct ObservedMachine {
     pub program: Option<String>,
     /// anklume's entries whose owner or mode is not as specified, and folders above them that keep the caller out.
     pub bad_permissions: BTreeMap<String, Rights>,
-    /// Target of the link to the program.
+    /// Target of the links to the program; `None` if one is missing or leads elsewhere than the other.
     pub link: Option<String>,
     /// The machine's identity.
     pub identity: Option<Identity>,
@@ -114,7 +114,7 @@ pub fn differences(spec: &MachineSpec, found: &ObservedMachine) -> Vec<Drift> {
     });
     if !is_named || found.link.as_deref() != Some(PROGRAM) {
         let sign = sign(found.identity.is_some());
-        let line = format!("{sign} name and link of the program on {machine}");
+        let line = format!("{sign} name and links of the program on {machine}");
         add(DriftKind::Name, line);
     }
     let paths = found.bad_permissions.keys().map(String::as_str);
@@ -282,7 +282,7 @@ mod tests {
             lines(&spec(), &ObservedMachine::default()),
             [
                 "+ program on signer",
-                "+ name and link of the program on signer",
+                "+ name and links of the program on signer",
                 "+ services file on signer",
             ]
         );
@@ -305,7 +305,7 @@ mod tests {
                     link: None,
                     ..same.clone()
                 },
-                "~ name and link of the program on signer",
+                "~ name and links of the program on signer",
             ),
             (
                 ObservedMachine {
@@ -313,7 +313,7 @@ mod tests {
                     units: BTreeMap::new(),
                     ..same.clone()
                 },
-                "+ name and link of the program on signer",
+                "+ name and links of the program on signer",
             ),
             (
                 ObservedMachine {
@@ -371,7 +371,7 @@ mod tests {
         assert_eq!(
             lines(&withdrawn, &found),
             [
-                "~ name and link of the program on signer",
+                "~ name and links of the program on signer",
                 "- services file on signer",
                 "- supervision of the server on signer",
             ]

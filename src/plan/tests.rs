@@ -157,10 +157,10 @@ fn from_nothing_all_is_made_in_the_order_in_which_it_can_be() {
             "+ machine dev (bb, 10.100.1.10)",
             "~ machine dev status: stopped → running",
             "+ program on signer",
-            "+ name and link of the program on signer",
+            "+ name and links of the program on signer",
             "+ services file on signer",
             "+ program on dev",
-            "+ name and link of the program on dev",
+            "+ name and links of the program on dev",
             &format!("+ device {device} on signer (provider for dev)"),
             &format!("+ device {device} on dev (consumer of signer)"),
         ]

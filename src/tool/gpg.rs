@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::catalogue::{GpgSign, Payload, Signed, parse};
+use crate::catalogue::{BadArguments, GpgSign, Payload, Signed, parse};
 use crate::policy::Grant;
 
 use super::pieces;
@@ -47,6 +47,13 @@ pub(super) async fn key_paths(settings: &Settings) -> Vec<PathBuf> {
 pub(super) async fn sign(grant: &Grant, session: &ToolSession) -> Result<ToolOutcome, ToolError> {
     let arguments: GpgSign = parse(grant.tool(), grant.arguments())?;
     let (settings, key) = (&session.settings, arguments.key_id);
+    if arguments.public_key == Some(true) {
+        if arguments.data.encoded_length() > 0 || arguments.offset.is_some() {
+            let fault = "with `public_key`, `data` must be empty and there is no `offset`";
+            return Err(BadArguments::from(fault).into());
+        }
+        return signature::public_key(settings, key).await;
+    }
     let Some(offset) = arguments.offset else {
         pieces::not_final(arguments.r#final)?;
         let data = decode(arguments.data).await?;

@@ -15,6 +15,7 @@ mod clients;
 mod confined;
 mod connect;
 mod flood;
+mod git;
 mod greedy;
 mod half_close;
 mod hostile;

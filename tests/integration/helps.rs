@@ -7,10 +7,11 @@ use std::fs;
 use std::path::Path;
 
 /// The first words of a command in a message.
-const PROGRAMS: [&str; 15] = [
+const PROGRAMS: [&str; 16] = [
     "anklume",
     "apt",
     "chmod",
+    "git",
     "gpg",
     "gpg-connect-agent",
     "incus",
@@ -133,6 +134,7 @@ const COMMANDS: &[(&str, By)] = &[
         Test("git_applies_a_dry_run_to_what_sync_writes"),
     ),
     ("apt install -t bookworm-backports incus", Host),
+    ("apt install gnupg", Host),
     ("apt install incus", Host),
     ("apt install incus-client", Host),
     (
@@ -142,6 +144,10 @@ const COMMANDS: &[(&str, By)] = &[
     (
         "chmod go-w {}",
         Test("folders_of_the_host_are_made_and_closed_by_the_commands_of_the_help"),
+    ),
+    (
+        "git config user.signingkey {}",
+        Test("the_key_that_git_names_must_be_the_one_that_signs"),
     ),
     ("gpg --detach-sign", Mention),
     (

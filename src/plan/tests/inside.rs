@@ -62,7 +62,7 @@ fn what_is_gone_from_a_machine_comes_back() {
     });
     assert_eq!(
         of(&rebuilt),
-        ["+ program on dev", "+ name and link of the program on dev"]
+        ["+ program on dev", "+ name and links of the program on dev"]
     );
     let silent = with(("vault", "signer"), |found| found.serving = Serving::Silent);
     assert_eq!(of(&silent), ["~ server on signer: no answer → running"]);

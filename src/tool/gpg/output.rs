@@ -53,6 +53,61 @@ impl Signer {
     }
 }
 
+/// Maximum number of fingerprints or user IDs of a key that are passed on.
+const PARTS_MAX: usize = 64;
+
+/// The names of a key.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct PublicNames {
+    /// Of the key and its subkeys that can sign.
+    pub(super) fingerprints: Vec<String>,
+    /// Those that are neither revoked nor expired.
+    pub(super) user_ids: Vec<String>,
+}
+
+/// Reads a listing of one public key with its fingerprints.
+pub(super) fn public(listing: &str) -> PublicNames {
+    let mut names = PublicNames::default();
+    let mut counts = false;
+    for line in listing.lines() {
+        let fields: Vec<&str> = line.split(':').collect();
+        let field = |number: usize| fields.get(number - 1).copied().unwrap_or_default();
+        let is_valid = !field(2).starts_with(['r', 'e', 'i']);
+        match field(1) {
+            "pub" => counts = true,
+            "sub" => counts = is_valid && field(12).contains('s'),
+            "fpr" if counts && names.fingerprints.len() < PARTS_MAX => {
+                names.fingerprints.push(field(10).to_ascii_uppercase());
+            }
+            "uid" if is_valid && names.user_ids.len() < PARTS_MAX => {
+                names.user_ids.push(unescaped(field(10)));
+            }
+            _ => {}
+        }
+    }
+    names
+}
+
+/// Decodes the `\xHH` of a field; anything else stays as it is.
+fn unescaped(field: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut parts = field.split("\\x");
+    bytes.extend_from_slice(parts.next().unwrap_or_default().as_bytes());
+    for part in parts {
+        let code = part
+            .get(..2)
+            .and_then(|code| u8::from_str_radix(code, 16).ok());
+        if let (Some(code), Some(rest)) = (code, part.get(2..)) {
+            bytes.push(code);
+            bytes.extend_from_slice(rest.as_bytes());
+        } else {
+            bytes.extend_from_slice(b"\\x");
+            bytes.extend_from_slice(part.as_bytes());
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 /// Reads a listing of secret keys with their fingerprints.
 pub(super) fn read_keys(listing: &str) -> Vec<GpgKey> {
     let mut keys: Vec<GpgKey> = Vec::new();

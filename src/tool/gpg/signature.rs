@@ -128,9 +128,44 @@ impl Signing {
             time: Some(good.time()),
             public_key: Some(export(&self.gnupg, &good.key).await?),
             fingerprint: Some(good.fingerprint),
+            ..Signed::default()
         };
         ToolOutcome::new(signed.stdout, &signature)
     }
+}
+
+/// Returns the public part of the key that would sign; signs nothing.
+pub(super) async fn public_key(
+    settings: &Arc<Settings>,
+    key: Option<String>,
+) -> Result<ToolOutcome, ToolError> {
+    let found = async move {
+        let gnupg = GnuPg::find(settings, key.as_deref()).await?;
+        has_agent(&gnupg).await?;
+        let signer = signer(&gnupg, key.as_deref()).await?;
+        let armored = export(&gnupg, &signer.key).await?;
+        let list = [
+            "--with-colons",
+            "--with-subkey-fingerprint",
+            "--list-keys",
+            "--",
+        ];
+        let listed = gnupg.run(&[&list[..], &[&*signer.key]].concat()).await?;
+        let public = output::public(&listed.stdout);
+        let answer = Signed {
+            complete: true,
+            fingerprint: Some(signer.key),
+            public_key: Some(armored.clone()),
+            fingerprints: Some(match signer.exactly {
+                Some(subkey) => vec![subkey],
+                None => public.fingerprints,
+            }),
+            user_ids: Some(public.user_ids),
+            ..Signed::default()
+        };
+        ToolOutcome::new(armored, &answer)
+    };
+    within(settings.gpg_wait, found).await?
 }
 
 /// Adds the length of more content, up to the limit for a signature.
