@@ -52,7 +52,7 @@ test: ## install or list the test dependencies, and run all tests
 test-long: ## run all tests, including the long ones, with larger numbers (takes hours)
 	@ANKLUME_TEST_LONG=1 sh tests/run.sh --run-ignored all
 
-test-host: $(anklume) ## test on real hosts in qemu, with Incus 6.0 and 7; as root on Debian (takes half an hour)
+test-host: $(anklume) ## test on real hosts in qemu, with Incus 6.0 and 7; as root on Debian (takes 20 minutes)
 	@bash tests/host/run.sh $(anklume)
 
 check: ## check formatting, lints and docs

@@ -12,8 +12,9 @@ use crate::incus::EntryKind;
 use crate::incus::state::Instance;
 use crate::infra::Infra;
 use crate::plan::{
-    DesiredState, Facts, NO_IMAGE, PermissionChange, Plan, ProfileDevice, Rotation, awaits_restart,
-    check_renamed, permission_changes, plan, profile_devices, unrotated,
+    DesiredState, Facts, PermissionChange, Plan, ProfileDevice, RemoteImage, Rotation,
+    awaits_restart, check_renamed, permission_changes, plan, profile_devices, remote_images,
+    unrotated,
 };
 use crate::session::machine_files::FilesError;
 use crate::session::{Session, each};
@@ -60,7 +61,11 @@ pub(crate) async fn examine<'e>(
     apply: &str,
 ) -> anyhow::Result<Examination<'e>> {
     let program = session.program()?;
-    let (state, facts) = survey(session, infra, edges).await?;
+    let (state, mut facts) = survey(session, infra, edges).await?;
+    // Only `apply` searches for images.
+    for image in remote_images(infra, &state) {
+        facts.images.insert(image, Ok(RemoteImage::default()));
+    }
     check_renamed(infra, &state)?;
     let mut calls = BTreeMap::new();
     let asked: Vec<Edge> = chosen.iter().copied().cloned().collect();
@@ -101,8 +106,18 @@ pub(crate) async fn examine<'e>(
     };
     let mut not_applied = permission_changes(wanted, &state, &facts);
     not_applied.retain(|change| examiner.is_of(change, chosen) && !examiner.is_fault(change));
-    let (found, not_applied_lines) = drift(&examiner, plan(wanted, &state, &facts));
-    let others = examiner.strays().into_iter().chain(found).collect();
+    let is_applied = applied.as_ref().map(|applied| applied.has_all(&declared));
+    let mut others = examiner.strays();
+    if is_applied == Some(true) {
+        // The file is in force, so somebody brought about what it does not say.
+        others.extend(
+            not_applied
+                .drain(..)
+                .map(|change| examiner.drifted(&change.line)),
+        );
+    }
+    let (found, not_applied_lines) = drift(&examiner, is_applied, plan(wanted, &state, &facts));
+    others.extend(found);
     notes.extend(calls.into_values().filter_map(|log| match log {
         LogState::Lost { note, .. } | LogState::Unknown(note) => Some(note),
         LogState::Sound | LogState::Altered { .. } => None,
@@ -116,15 +131,17 @@ pub(crate) async fn examine<'e>(
     })
 }
 
-/// Returns what differs from the file, as faults if the file was applied and as lines if it was not, and what would keep
-/// `apply` from bringing it about.
-fn drift(examiner: &Examiner<'_>, plan: Result<Plan, Faults>) -> (Vec<Broken>, Vec<String>) {
+/// Returns what differs from the file, as lines if the file was not applied and else as faults, and what would keep `apply`
+/// from bringing it about.
+fn drift(
+    examiner: &Examiner<'_>,
+    is_applied: Option<bool>,
+    plan: Result<Plan, Faults>,
+) -> (Vec<Broken>, Vec<String>) {
     let plan = match plan {
         Ok(plan) => plan,
         Err(Faults(obstacles)) => {
-            // Images were not looked for.
-            let obstacles = obstacles.into_iter().filter(|one| one.code != NO_IMAGE);
-            let obstacles = obstacles.map(|one| Broken {
+            let obstacles = obstacles.into_iter().map(|one| Broken {
                 what: Cause::Obstacle,
                 detail: format!("`{}` would refuse: {}", examiner.apply, one.message),
                 fix: one.help.unwrap_or_default(),
@@ -132,15 +149,11 @@ fn drift(examiner: &Examiner<'_>, plan: Result<Plan, Faults>) -> (Vec<Broken>, V
             return (obstacles.collect(), Vec::new());
         }
     };
-    let lines = plan.drift();
-    let is_applied = |applied: &Applied| applied.has_all(examiner.declared);
-    if !examiner.applied.is_some_and(is_applied) {
+    let lines = plan.drift(is_applied == Some(true));
+    if is_applied == Some(false) {
         return (Vec::new(), lines);
     }
-    let broken = lines.into_iter().map(|line| {
-        let detail = format!("Incus differs from infra.yml: {line}");
-        examiner.by_apply(Cause::Drift, detail)
-    });
+    let broken = lines.iter().map(|line| examiner.drifted(line));
     (broken.collect(), Vec::new())
 }
 

@@ -186,9 +186,12 @@ impl LogWalk {
 pub(crate) enum ForeignError {
     #[error("cannot run the process that parses machine output: {0}")]
     Io(#[from] io::Error),
-    /// The child died or took too long.
+    /// The child died.
     #[error("the process that parses machine output died")]
     Died,
+    /// The child took too long, which may be the fault of a busy computer.
+    #[error("the process that parses machine output did not answer within {} s", TIMEOUT.as_secs())]
+    Slow,
 }
 
 /// The parent's handle to the child, which is started for the first text.
@@ -264,9 +267,9 @@ impl Reader {
             Some(running) => running,
             None => ReaderProcess::start()?,
         };
-        let Ok(Ok(answer)) = timeout(TIMEOUT, running.ask(kind, text)).await else {
-            return Err(ForeignError::Died);
-        };
+        let answer = timeout(TIMEOUT, running.ask(kind, text)).await;
+        let answer = answer.map_err(|_| ForeignError::Slow)?;
+        let answer = answer.map_err(|_| ForeignError::Died)?;
         // Only a child that answered in time is reused.
         *process = Some(running);
         Ok(answer)

@@ -110,7 +110,7 @@ pub(crate) async fn end_servers(first: u32) {
 }
 
 /// Terminates processes: asks all of them to exit, then kills the rest. Blocks until this is done.
-fn end_all(mut handles: Vec<OwnedFd>, graceful: Duration) {
+fn end_all(mut handles: Vec<OwnedFd>, graceful: Duration) -> bool {
     for handle in &handles {
         // CONT lets a stopped process exit too. A signal fails only if the process has already exited.
         let _ = pidfd_send_signal(handle, Signal::TERM);
@@ -121,6 +121,7 @@ fn end_all(mut handles: Vec<OwnedFd>, graceful: Duration) {
         let _ = pidfd_send_signal(handle, Signal::KILL);
     }
     wait(&mut handles, FORCED);
+    handles.is_empty()
 }
 
 /// Waits for the processes to exit, for at most `timeout` in total; keeps those that have not.

@@ -125,18 +125,22 @@ impl Plan {
             .chunk_by(move |one, next| machine(one) == machine(next))
     }
 
-    /// Returns the lines of what differs in the existing domains and machines, apart from what is inside machines, and from
-    /// channels.
-    pub(crate) fn drift(&self) -> Vec<String> {
+    /// Returns the lines of what differs in the domains and machines, apart from what is inside machines, and from channels.
+    /// If the file was not applied yet, domains and machines that do not exist are not counted.
+    pub(crate) fn drift(&self, is_applied: bool) -> Vec<String> {
         let is_new = |action: &Action| matches!(action, Action::Create { object, .. } if matches!(object, Object::Project(_)));
         let domains = self.domains.iter();
         let domains: Vec<&DomainPlan> = domains
-            .filter(|domain| !domain.base.iter().any(is_new))
+            .filter(|domain| is_applied || !domain.base.iter().any(is_new))
             .collect();
         let bases = domains.iter().flat_map(|domain| &domain.base);
         let machines = domains.iter().flat_map(|domain| &domain.machines);
         let machines = machines.flat_map(|machine| &machine.make);
-        let machines = machines.filter(|action| matches!(action, Action::Edit { .. }));
+        let machines = machines.filter(|action| match action {
+            Action::Edit { .. } => true,
+            Action::Create { .. } => is_applied,
+            _ => false,
+        });
         bases.chain(machines).flat_map(Action::lines).collect()
     }
 
@@ -322,9 +326,6 @@ codes! {
         ProxyIntoChannels = "proxy-into-channels",
     }
 }
-
-/// The code of an image that does not exist.
-pub(crate) const NO_IMAGE: &str = PlanCode::NoImage.as_str();
 
 /// The obstacles found so far.
 #[derive(Debug, Default)]

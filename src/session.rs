@@ -246,7 +246,7 @@ fn untested(version: &str) -> Option<String> {
     };
     (!is_tested).then(|| {
         format!(
-            "anklume is tested with Incus 6.0.0, with 6.0.4 and its later patches, and with 7; this is {}",
+            "this is Incus {}, which anklume is not tested with (tested: 6.0.0, 6.0.4 and later 6.0 patches, 7.x)",
             version.escape_debug()
         )
     })

@@ -14,7 +14,7 @@ use super::provision;
 use crate::host::{bridges, folders, log_timer, proxies, proxy_logs};
 use crate::incus::{ConfigMap, Edit, Incus, IncusError, Object, Power};
 use crate::infra::PROTECTION;
-use crate::plan::{Action, EXPIRY, Revocation, Role, finished, mark_unverified, unfinished};
+use crate::plan::{Action, EXPIRY, Proxy, Revocation, Role, finished, mark_unverified, unfinished};
 use crate::session::interrupt::LEFT;
 use crate::session::lock::Lock;
 use crate::session::{AT_ONCE, Session};
@@ -22,7 +22,9 @@ use crate::session::{AT_ONCE, Session};
 /// Number of retries for a network: while Incus creates or deletes one, it inspects every interface on the host, and
 /// fails if a stopping machine removes its own interface in the meantime.
 const NETWORK_TRIES: usize = 3;
-/// Two values of the time for which an address is leased; the first is Incus's default.
+/// Number of times that a machine to be deleted is stopped.
+const STOP_TRIES: usize = 3;
+/// Two DHCP lease times; the first is Incus's default.
 const EXPIRIES: [&str; 2] = ["1h", "2h"];
 /// Pause between tries.
 const NETWORK_PAUSE: Duration = Duration::from_millis(500);
@@ -95,11 +97,19 @@ impl Executor<'_> {
         match action {
             Action::RestoreBridge {
                 network,
+                is_gone,
                 expiry,
                 ports,
-            } => self.restore_bridge(network, expiry.as_ref(), ports).await?,
+            } => {
+                if *is_gone {
+                    self.restore_bridge(network, expiry.as_ref()).await?;
+                }
+                for (_, port) in ports {
+                    bridges::attach(port, network.name()).await?;
+                }
+            }
             Action::RemoveBridge(name) => bridges::remove(name).await?,
-            Action::EndProxy(proxy) => proxies::end(from_ref(proxy)).await,
+            Action::EndProxy(proxy) => proxies::end(from_ref(proxy)).await?,
             Action::Folder { path, mode, .. } => folders::make_folder(path, *mode)?,
             Action::Sweep { path } => folders::remove_socket(path)?,
             Action::Rotate(log) => proxy_logs::rotate(&log.path)?,
@@ -158,10 +168,7 @@ impl Executor<'_> {
                 sockets,
                 ..
             } => {
-                self.change(object, async |incus| {
-                    delete(incus, object, *running, *protected).await
-                })
-                .await?;
+                self.delete(object, *running, *protected).await?;
                 for path in sockets {
                     folders::remove_socket(path)?;
                 }
@@ -183,12 +190,11 @@ impl Executor<'_> {
         Ok(())
     }
 
-    /// Makes Incus set up a network's bridge, and connects the interfaces of running machines to it.
+    /// Makes Incus set up a network's bridge.
     async fn restore_bridge(
         &mut self,
         network: &Object,
         expiry: Option<&String>,
-        ports: &[(String, String)],
     ) -> Result<(), StepError> {
         // Incus does nothing unless a key changes, so this one is changed and set back.
         let [first, second] = EXPIRIES;
@@ -207,9 +213,6 @@ impl Executor<'_> {
                 incus.edit(network, std::slice::from_ref(&edit)).await
             })
             .await?;
-        }
-        for (_, port) in ports {
-            bridges::attach(port, network.name()).await?;
         }
         Ok(())
     }
@@ -232,17 +235,39 @@ impl Executor<'_> {
             incus.edit(machine, &edits).await?;
             if let (Ok(first), Some(pair)) = (first, &revocation.pair) {
                 let [listen, connect] = &pair.addresses;
-                let mut left = proxies::list().unwrap_or_default();
+                let unlisted = || io::Error::other("the processes on the host cannot be listed");
+                let mut left = proxies::list().ok_or_else(unlisted)?;
                 left.retain(|one| {
                     let ends = [&one.listen, &one.connect];
-                    ends.map(|end| &end.address) == [listen, connect]
-                        && ends.iter().any(|end| end.within == first)
+                    ends.map(|end| &end.address) == [listen, connect] && is_in(one, first)
                 });
-                proxies::end(&left).await;
+                proxies::end(&left).await?;
             }
-            Ok::<(), IncusError>(())
+            Ok::<(), StepError>(())
         })
         .await
+    }
+
+    async fn delete(
+        &mut self,
+        object: &Object,
+        running: bool,
+        protected: bool,
+    ) -> Result<(), StepError> {
+        let unprotect = Edit::Config {
+            key: PROTECTION.to_owned(),
+            old: None,
+            new: None,
+        };
+        if protected {
+            self.ask(async |incus| incus.edit(object, from_ref(&unprotect)).await)
+                .await?;
+        }
+        if running {
+            self.ask(async |incus| stop(incus, object).await).await?;
+        }
+        self.change(object, async |incus| incus.delete(object).await)
+            .await
     }
 
     /// Creates or deletes an object; for a network, marks the lock busy and retries.
@@ -324,22 +349,32 @@ fn set(device: &str, keys: Option<&ConfigMap>) -> Edit {
     }
 }
 
-async fn delete(
-    incus: &mut Incus,
-    object: &Object,
-    running: bool,
-    protected: bool,
-) -> Result<(), IncusError> {
-    if protected {
-        let edit = Edit::Config {
-            key: PROTECTION.to_owned(),
-            old: None,
-            new: None,
-        };
-        incus.edit(object, &[edit]).await?;
+/// Stops a running machine, and ends the processes of its devices that Incus has lost track of: they keep its disk in use.
+async fn stop(incus: &mut Incus, machine: &Object) -> Result<(), StepError> {
+    let first = incus.first_process(machine).await;
+    let mut stopped = incus.power(machine, Power::Stop).await;
+    // Incus gives up early when it stops many machines at once.
+    for _ in 1..STOP_TRIES {
+        if stopped.is_ok() {
+            break;
+        }
+        if incus.runs(machine).await? {
+            stopped = incus.power(machine, Power::Stop).await;
+        } else {
+            stopped = Ok(());
+        }
     }
-    if running {
-        incus.power(object, Power::Stop).await?;
+    stopped?;
+    if let Ok(first) = first {
+        let mut left = proxies::list().unwrap_or_default();
+        left.retain(|one| is_in(one, first));
+        proxies::end(&left).await?;
     }
-    incus.delete(object).await
+    Ok(())
+}
+
+fn is_in(proxy: &Proxy, process: u32) -> bool {
+    [&proxy.listen, &proxy.connect]
+        .iter()
+        .any(|end| end.within == process)
 }

@@ -5,7 +5,7 @@ use std::io;
 use super::RunObserver;
 use crate::foreign::ForeignError;
 use crate::incus::{IncusError, Object};
-use crate::plan::{Action, ActionSummary, Revocation};
+use crate::plan::{Action, ActionSummary, Revocation, Verification};
 use crate::session::incus_failure;
 use crate::text::Foreign;
 use crate::transport::{RemoteExecError, shell_line};
@@ -68,6 +68,8 @@ pub(crate) struct StepOutcome {
     pub(crate) more: Option<String>,
     /// The machine or other object that the step concerned.
     pub(super) subject: Option<Object>,
+    /// The machines at the ends of the channel that the step tests.
+    tested: Option<[Object; 2]>,
 }
 
 impl StepOutcome {
@@ -79,6 +81,13 @@ impl StepOutcome {
             status,
             more: subject.map(show_command),
             subject: subject.cloned(),
+            tested: match action {
+                Action::VerifyChannel(Verification { edge, .. }) => {
+                    let ends = [&edge.consumer, &edge.provider];
+                    Some(ends.map(|end| Object::machine(end.domain.as_str(), end.machine.as_str())))
+                }
+                _ => None,
+            },
         }
     }
 
@@ -171,6 +180,16 @@ impl RunReport {
         outcomes.any(|one| {
             let subject = one.subject.as_ref();
             subject.is_some_and(|subject| subject.project() == project) && !one.is_done()
+        })
+    }
+
+    /// Returns whether a test of the channel between those machines did not succeed.
+    pub(crate) fn has_failed_test(&self, ends: &[Object; 2]) -> bool {
+        let mut outcomes = self.outcomes.iter();
+        outcomes.any(|one| {
+            let tested = one.tested.as_ref();
+            tested.is_some_and(|tested| tested.iter().all(|end| ends.contains(end)))
+                && !one.is_done()
         })
     }
 

@@ -16,6 +16,7 @@ use crate::cli::DoctorArgs;
 use crate::doctor::{Broken, Examination, Health, examine};
 use crate::edge::{Edge, edges};
 use crate::error::{Exit, Failure};
+use crate::incus::socket_path;
 use crate::infra::Infra;
 use crate::session::block_on;
 use crate::transport::shell_line;
@@ -37,24 +38,29 @@ pub(crate) fn run(args: &DoctorArgs, output: &Output) -> anyhow::Result<Exit> {
     }
     let apply = shell_line(apply);
     let examined = block_on(async {
-        let session = open_session(output).await?;
+        let session = match open_session(output).await {
+            // A computer without Incus has no channels of an earlier file either.
+            Err(why) if chosen.is_empty() && !has_incus() => {
+                return Ok(Examination {
+                    notes: vec![format!("nothing was examined: {why:#}")],
+                    ..Examination::default()
+                });
+            }
+            session => session?,
+        };
         examine(&session, &infra, &edges, &chosen, &apply).await
-    });
-    let examined = match examined {
-        // Without Incus, a file without channels has none that could be left over.
-        Err(why) if chosen.is_empty() => Examination {
-            notes: vec![format!(
-                "whether channels of an earlier file are left is unknown: {why:#}"
-            )],
-            ..Examination::default()
-        },
-        examined => examined?,
-    };
+    })?;
     if !output.is_json() {
         output.notes(&examined.notes);
     }
     let text = text(&examined, &apply, output);
     print(&examined, output, text)
+}
+
+/// Returns whether this computer has, or may have, Incus.
+fn has_incus() -> bool {
+    let socket = socket_path(|name| std::env::var_os(name));
+    socket.try_exists().unwrap_or(true)
 }
 
 /// Returns the edges of the named machines; without names, all edges.
@@ -171,7 +177,7 @@ fn text(examined: &Examination<'_>, apply: &str, output: &Output) -> String {
     let changes = examined.not_applied.iter().map(|change| &change.line);
     let changes: Vec<&String> = changes.chain(&examined.not_applied_lines).collect();
     if !changes.is_empty() {
-        let _ = writeln!(text, "not applied yet; `{apply}` brings this about:");
+        let _ = writeln!(text, "not applied yet; `{apply}` makes these changes:");
         for line in changes {
             let _ = writeln!(text, "  {}", paint_line(line));
         }

@@ -159,6 +159,12 @@ impl Examiner<'_> {
         instances.filter(move |instance| ids.contains(&instance.id()))
     }
 
+    /// Returns a difference as a fault.
+    pub(super) fn drifted(&self, line: &str) -> Broken {
+        let detail = format!("Incus differs from infra.yml: {line}");
+        self.by_apply(Cause::Drift, detail)
+    }
+
     /// Returns the stray processes as faults.
     pub(super) fn strays(&self) -> Vec<Broken> {
         let strays = self.facts.strays.iter().map(|stray| {
@@ -307,7 +313,9 @@ impl Examiner<'_> {
                 return Some(Broken { what, detail, fix });
             }
             ListenFolder::Unknown(why) => {
-                format!("`{CONSUMER_FOLDER}` of {name} cannot be examined: {why}")
+                let detail = format!("`{CONSUMER_FOLDER}` of {name} cannot be examined: {why}");
+                let fix = incus_line("info", &edge.consumer, &["--show-log"]);
+                return Some(Broken { what, detail, fix });
             }
         };
         Some(self.by_apply(what, detail))
@@ -347,7 +355,9 @@ impl Examiner<'_> {
         }
         let socket = format!("{}.sock", edge.hash);
         let all = foreign_devices(self.edges, &self.state.instances);
-        let one = all.into_iter().find(|one| one.socket == socket)?;
+        let one = all
+            .into_iter()
+            .find(|one| one.socket == socket && !one.is_renamed)?;
         let detail = format!(
             "{} (project {}) has a device of this channel, {}, but is not one of its ends",
             one.machine.name.escape_debug(),

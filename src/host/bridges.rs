@@ -21,17 +21,17 @@ pub(crate) async fn attach(port: &str, bridge: &str) -> io::Result<()> {
     ip(&["link", "set", "dev", port, "master", bridge]).await
 }
 
-/// Removes a bridge, and no interface of another type.
+/// Removes a bridge, if it is still there, and no interface of another type.
 ///
 /// # Errors
 ///
 /// Fails if the interface is no bridge, if there is no program `ip`, or with what it says.
 pub(crate) async fn remove(bridge: &str) -> io::Result<()> {
-    if !Path::new("/sys/class/net")
-        .join(bridge)
-        .join("bridge")
-        .exists()
-    {
+    let interface = Path::new("/sys/class/net").join(bridge);
+    if !interface.try_exists()? {
+        return Ok(());
+    }
+    if !interface.join("bridge").try_exists()? {
         let fault = format!("the interface `{}` is not a bridge", bridge.escape_debug());
         return Err(io::Error::other(fault));
     }

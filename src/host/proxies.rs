@@ -1,14 +1,16 @@
-//! Lists and ends the processes on the host that carry the bytes of channels. Incus starts one for each device, and may
-//! lose track of it: an upgrade of Incus in place names the file that holds its number in another way.
+//! Lists and ends the processes on the host that relay channels. Incus starts one for each device, and may lose track of
+//! it: an upgrade of Incus in place names the file that holds its number in another way.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::task::spawn_blocking;
 
 use super::{GRACEFUL, command_line, end_all, namespace, processes, stat};
-use crate::edge::HOST_FOLDER;
+use crate::edge::{FIRST_UID, HOST_FOLDER};
 use crate::plan::{Proxy, ProxyEnd};
 
 /// Maximum number of bytes read from a process's arguments; a proxy's take up a fraction of that.
@@ -37,11 +39,23 @@ fn proxy(process: Pid) -> Option<Proxy> {
     let args = command_line(process, ARGUMENTS_MAX).ok()?;
     let (listen, connect) = ends(&args)?;
     let (state, started) = stat(process)?;
-    Some(Proxy {
-        process: process.as_raw_nonzero().get(),
+    let owner = |process: u32| fs::metadata(format!("/proc/{process}")).map(|is| is.uid());
+    let process = process.as_raw_nonzero().get();
+    let uid = owner(process.unsigned_abs()).ok()?;
+    let machine = if is_on_host(&listen) {
+        &connect
+    } else {
+        &listen
+    };
+    let root = owner(machine.within).ok();
+    // Another user of the host may run a process with the same arguments.
+    let is_of_incus = uid == 0 || uid >= FIRST_UID || root.is_none_or(|root| root == uid);
+    is_of_incus.then_some(Proxy {
+        process,
         started,
-        uid: fs::metadata(format!("/proc/{process}")).ok()?.uid(),
+        uid,
         runs: !"TtZXx".contains(state),
+        has_machine: root.is_some(),
         listen,
         connect,
     })
@@ -65,24 +79,41 @@ fn ends(args: &[u8]) -> Option<(ProxyEnd, ProxyEnd)> {
         Some(ProxyEnd { within, address })
     };
     let (listen, connect) = (end()?, end()?);
-    let folder = format!("unix:{HOST_FOLDER}/");
-    let carries = [&listen, &connect].map(|end| end.address.starts_with(&folder));
-    carries.contains(&true).then_some((listen, connect))
+    (is_on_host(&listen) || is_on_host(&connect)).then_some((listen, connect))
+}
+
+/// Returns whether an end is in anklume's folder on the host.
+fn is_on_host(end: &ProxyEnd) -> bool {
+    let path = end.address.strip_prefix("unix:");
+    let below = path.and_then(|path| path.strip_prefix(HOST_FOLDER));
+    below.is_some_and(|rest| rest.starts_with('/'))
 }
 
 /// Ends these processes, if they are still the same ones.
-pub(crate) async fn end(proxies: &[Proxy]) {
-    let handles = proxies.iter().filter_map(|one| {
+///
+/// # Errors
+///
+/// Fails if one cannot be signalled, or does not exit in time.
+pub(crate) async fn end(proxies: &[Proxy]) -> io::Result<()> {
+    let mut handles = Vec::new();
+    for one in proxies {
+        let Some(process) = Pid::from_raw(one.process) else {
+            continue;
+        };
         // Opened before the comparison, so that the handle refers to the compared process.
-        let process = Pid::from_raw(one.process)?;
-        let handle = pidfd_open(process, PidfdFlags::empty()).ok()?;
-        let now = proxy(process)?;
-        (now.started == one.started).then_some(handle)
-    });
-    let handles: Vec<_> = handles.collect();
-    if !handles.is_empty() {
-        let _ = spawn_blocking(move || end_all(handles, GRACEFUL)).await;
+        let handle = match pidfd_open(process, PidfdFlags::empty()) {
+            Err(Errno::SRCH) => continue,
+            handle => handle?,
+        };
+        if proxy(process).is_some_and(|now| now.started == one.started) {
+            handles.push(handle);
+        }
     }
+    if handles.is_empty() || spawn_blocking(move || end_all(handles, GRACEFUL)).await? {
+        return Ok(());
+    }
+    let fault = "a proxy of Incus on the host does not exit";
+    Err(io::Error::new(io::ErrorKind::TimedOut, fault))
 }
 
 #[cfg(test)]

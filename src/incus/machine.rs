@@ -188,7 +188,7 @@ impl Incus {
     }
 
     /// Returns whether a machine is running; waits while Incus reports it as running although it has no process.
-    pub(super) async fn runs(&mut self, machine: &Object) -> IncusResult<bool> {
+    pub(crate) async fn runs(&mut self, machine: &Object) -> IncusResult<bool> {
         let began = Instant::now();
         while began.elapsed() < CLEANUP_MAX {
             let current: IncusResult<MachineRef> = self.get(&machine.path("")).await;

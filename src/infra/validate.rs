@@ -142,6 +142,12 @@ impl<'t> Names<'t> {
             ));
     }
 
+    /// Returns the domain of this name, or that of the machine of this name.
+    fn domain_of(&self, name: &str) -> Option<&'t str> {
+        let domain = self.domains.get_key_value(name).map(|(name, _)| *name);
+        domain.or_else(|| self.machines.get(name).map(|home| home.domain))
+    }
+
     fn is_disabled(&self, domain: &str) -> bool {
         self.disabled.contains(domain)
     }

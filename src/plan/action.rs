@@ -47,9 +47,11 @@ pub(crate) enum Action {
     },
     /// Remove the bridge of a network whose creation did not finish: Incus does not know it, and refuses to create another.
     RemoveBridge(String),
-    /// Set up the bridge of a network again, because its interface is gone from the host.
+    /// Set up the bridge of a network again, because its interface is gone from the host, or connect machines to it again.
     RestoreBridge {
         network: Object,
+        /// True if the interface is gone.
+        is_gone: bool,
         /// The network's [`EXPIRY`](super::EXPIRY).
         expiry: Option<String>,
         /// Machines that were connected to it, each with its interface on the host.
@@ -301,14 +303,22 @@ impl Action {
                 format!("! {machine}: its files cannot be read: {why}")
             }
             Self::Revoke(revocation) => revocation.line(),
-            Self::RestoreBridge { network, ports, .. } => {
+            Self::RestoreBridge {
+                network,
+                is_gone,
+                ports,
+                ..
+            } => {
                 let ports: Vec<&str> = ports.iter().map(|(machine, _)| machine.as_str()).collect();
-                let ports = if ports.is_empty() {
-                    String::new()
-                } else {
-                    format!(", and connected to {}", ports.join(", ").escape_debug())
-                };
-                format!("~ {network} its bridge is gone from the host → made again{ports}")
+                let machines = ports.join(", ");
+                let machines = machines.escape_debug();
+                match (is_gone, ports.as_slice()) {
+                    (true, []) => format!("~ {network} bridge missing on the host → recreated"),
+                    (true, _) => format!(
+                        "~ {network} bridge missing on the host → recreated, {machines} reconnected"
+                    ),
+                    (false, _) => format!("~ {network} {machines}: not connected → reconnected"),
+                }
             }
             Self::RemoveBridge(name) => format!("- bridge {} on the host", name.escape_debug()),
             Self::EndProxy(proxy) => {

@@ -71,16 +71,16 @@ fn id_map(inputs: &PlanInputs<'_>, machine: &Machine, faults: &mut Obstacles) {
         }
         let count = last.saturating_sub(first).saturating_add(1);
         let give = if closed.len() > 1 {
-            "do not give"
+            "do not grant"
         } else {
-            "does not give"
+            "does not grant"
         };
         let closed = closed.join(" and ");
         faults.add(
             PlanCode::IdMap,
             Some(&machine.place),
             format!(
-                "the host does not let {} use the ID {} of its `raw.idmap`: {closed} {give} it to root",
+                "`raw.idmap` of {} maps the host ID {}, which {closed} {give} to root",
                 quote(machine.name.as_str()),
                 range.escape_debug(),
             ),
@@ -418,7 +418,7 @@ pub(super) fn notes(inputs: &PlanInputs<'_>) -> Vec<String> {
     let mut notes = Vec::new();
     if !inputs.facts.root && !inputs.wanted.edges.is_empty() {
         notes.push(
-            "only root may bring channels about: `sudo anklume apply`; what only root sees is missing here"
+            "only root can create channels: `sudo anklume apply`; this plan omits what only root can see"
                 .to_owned(),
         );
     }

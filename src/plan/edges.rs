@@ -239,6 +239,10 @@ pub(super) fn revocations(inputs: &PlanInputs<'_>) -> (Vec<Action>, BTreeSet<Str
     let instances = inputs.state.instances.iter();
     for one in instances.flat_map(|one| foreign(one, &wanted)) {
         let config = &one.machine.config;
+        if one.is_renamed && inputs.facts.unread.contains_key(&one.machine.id()) {
+            // The device that replaces it is not created before the machine can be read.
+            continue;
+        }
         let of_us = ownership::owner(config, inputs.project()) == Ownership::Ours;
         let taken_over = ours.contains(&one.socket);
         if taken_over && !is_inside(one.keys) && !one.is_renamed {

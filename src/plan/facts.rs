@@ -22,8 +22,8 @@ pub(crate) struct Facts {
     pub(crate) nested: BTreeMap<String, String>,
     /// anklume's own folders on the host that need repair.
     pub(crate) folders: Vec<HostFolder>,
-    /// The host's network interfaces; `None` if they could not be listed.
-    pub(crate) interfaces: Option<BTreeSet<String>>,
+    /// The host's network interfaces, each with the bridge that it is connected to; `None` if they could not be listed.
+    pub(crate) interfaces: Option<BTreeMap<String, Option<String>>>,
     /// The host's user and group IDs that machines may use, apart from their own ranges; `None` if any.
     pub(crate) mappable: [Option<Vec<TakenIds>>; 2],
     /// Time since Incus started, if that was a short time ago, so that it may still be starting its machines.
@@ -101,7 +101,7 @@ pub(crate) enum Reach {
 }
 
 /// The source of a remote image.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct RemoteImage {
     /// URL of the remote.
     pub(crate) server: String,
@@ -136,7 +136,7 @@ pub(crate) enum RecreateReason {
     BadSocket,
 }
 
-/// A process on the host that carries the bytes of one end of a channel.
+/// A process on the host that relays one end of a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Proxy {
     /// Its number.
@@ -146,6 +146,8 @@ pub(crate) struct Proxy {
     pub(crate) uid: u32,
     /// False if it is stopped or a zombie.
     pub(crate) runs: bool,
+    /// False if the machine's end is in a process that has exited, with the machine as it was then.
+    pub(crate) has_machine: bool,
     pub(crate) listen: ProxyEnd,
     pub(crate) connect: ProxyEnd,
 }
@@ -157,7 +159,7 @@ impl Proxy {
             let path = end.address.strip_prefix("unix:").unwrap_or(&end.address);
             path.escape_debug().to_string()
         });
-        format!("a proxy of Incus from `{from}` to `{to}` that no device needs")
+        format!("an Incus proxy from `{from}` to `{to}` that belongs to no device")
     }
 }
 

@@ -4,7 +4,6 @@
 //! rejects the other domains; the access list of the destination decides about sources, protocols and ports.
 
 use std::collections::BTreeSet;
-use std::fmt::{self, Display, Formatter};
 use std::net::Ipv4Addr;
 
 use serde_json::{Value, json};
@@ -30,6 +29,8 @@ const HOSTS: (u8, u8) = (1, 253);
 const UNFINISHED: [&str; 2] = ["Pending", "Errored"];
 /// A key of a network whose change makes Incus set up the bridge again.
 pub(crate) const EXPIRY: &str = "ipv4.dhcp.expiry";
+/// Maximum number of ports in a rule, with xtables.
+const PORTS_MAX: usize = 15;
 /// ICMP type of an echo request.
 const PING: &str = "8";
 
@@ -56,8 +57,7 @@ fn closed_addresses(inputs: &PlanInputs<'_>, domain: &Domain, open: &[AddressRan
     let mut subnets: BTreeSet<Ipv4Addr> = declared.chain(left).collect();
     subnets.remove(&domain.network.subnet);
     let closed = subnets.into_iter().flat_map(|subnet| without(subnet, open));
-    let closed: Vec<String> = closed.map(|range| range.to_string()).collect();
-    closed.join(",")
+    closed.collect::<Vec<_>>().join(",")
 }
 
 /// Addresses from the first to the last.
@@ -83,29 +83,44 @@ impl AddressRange {
     }
 }
 
-impl Display for AddressRange {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Self(first, last) = self;
-        let [.., host] = first.octets();
-        match u32::from(*last) - u32::from(*first) {
-            0 => write!(f, "{first}"),
-            255 if host == 0 => write!(f, "{first}/{PREFIX}"),
-            _ => write!(f, "{first}-{last}"),
-        }
+/// The addresses of an end of a policy, in Incus's form. The host's address in a domain is part of its subnet, but stays
+/// closed to the other domains by their own rules.
+fn end_addresses(inputs: &PlanInputs<'_>, end: &NetworkEnd) -> Option<String> {
+    if let Some((_, address)) = end.machine {
+        return Some(address.to_string());
     }
+    let mut domains = inputs.wanted.infra.enabled();
+    let domain = domains.find(|domain| domain.name == end.domain)?;
+    Some(subnet(domain))
 }
 
-/// Returns the parts of a subnet outside of these ranges.
-fn without(subnet: Ipv4Addr, open: &[AddressRange]) -> Vec<AddressRange> {
+/// Splits addresses into aligned blocks: Incus accepts ranges only with nftables, not with xtables.
+fn blocks(first: u32, last: u32) -> Vec<String> {
+    let mut blocks = Vec::new();
+    let mut next = Some(first);
+    while let Some(from) = next.filter(|from| *from <= last) {
+        let mut host_bits = from.trailing_zeros();
+        let end = |host_bits: u32| from | u32::MAX.checked_shr(32 - host_bits).unwrap_or(0);
+        while end(host_bits) > last {
+            host_bits -= 1;
+        }
+        let address = Ipv4Addr::from(from);
+        blocks.push(match host_bits {
+            0 => address.to_string(),
+            bits => format!("{address}/{}", 32 - bits),
+        });
+        next = end(host_bits).checked_add(1);
+    }
+    blocks
+}
+
+/// Returns the parts of a subnet outside of these ranges, in blocks.
+fn without(subnet: Ipv4Addr, open: &[AddressRange]) -> Vec<String> {
     let first = u32::from(subnet);
     let last = first | u32::from(u8::MAX);
     let mut next = first;
     let mut parts = Vec::new();
-    let mut add = |from: u32, to: u32| {
-        if from <= to {
-            parts.push(AddressRange(from.into(), to.into()));
-        }
-    };
+    let mut add = |from: u32, to: u32| parts.extend(blocks(from, to));
     let mut open: Vec<(u32, u32)> = open
         .iter()
         .map(|range| (u32::from(range.0), u32::from(range.1)))
@@ -174,33 +189,36 @@ fn rules(inputs: &PlanInputs<'_>, domain: &Domain) -> [(Direction, Vec<ConfigMap
     let (mut open, mut ingress) = (BTreeSet::new(), Vec::new());
     ingress.push(rule("allow", "this domain", &[("source", &subnet(domain))]));
     for Flow { from, to, policy } in flows(inputs) {
-        let ends = AddressRange::of(inputs, from).zip(AddressRange::of(inputs, to));
+        let ends = end_addresses(inputs, from).zip(end_addresses(inputs, to));
         let Some((source, destination)) = ends else {
             continue;
         };
         if from.domain == domain.name {
-            open.insert(destination);
+            open.extend(AddressRange::of(inputs, to));
         }
         if to.domain != domain.name {
             continue;
         }
         let about = format!("{} may reach {}", from.name(), to.name());
-        let (source, destination) = (source.to_string(), destination.to_string());
-        let ends = [("source", &*source), ("destination", &destination)];
-        let ports = policy.ports.iter().flatten();
-        let ports: Vec<String> = ports.map(u16::to_string).collect();
-        let ports = ports.join(",");
+        let ends = [("source", &*source), ("destination", &*destination)];
+        let mut allow = |keys: &[(&str, &str)]| {
+            ingress.push(rule("allow", &about, &[&ends[..], keys].concat()));
+        };
+        let ports: Option<BTreeSet<u16>> =
+            policy.ports.as_ref().map(|it| it.iter().copied().collect());
         for protocol in &policy.protocols {
-            let mut keys = ends.to_vec();
-            keys.push(("protocol", protocol.as_str()));
-            if policy.ports.is_some() {
-                keys.push(("destination_port", &ports));
+            let protocol = ("protocol", protocol.as_str());
+            let Some(ports) = &ports else {
+                allow(&[protocol]);
+                continue;
+            };
+            let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+            for some in ports.chunks(PORTS_MAX) {
+                allow(&[protocol, ("destination_port", &some.join(","))]);
             }
-            ingress.push(rule("allow", &about, &keys));
         }
-        if policy.ports.is_none() {
-            let ping = [("protocol", "icmp4"), ("icmp_type", PING)];
-            ingress.push(rule("allow", &about, &[&ends[..], &ping].concat()));
+        if ports.is_none() {
+            allow(&[("protocol", "icmp4"), ("icmp_type", PING)]);
         }
     }
     // Two policies may say the same.
@@ -305,7 +323,7 @@ pub(super) fn network(
     want.set(ownership::DOMAIN, domain.name.as_str());
     let body = json!({"name": name, "type": "bridge", "config": as_object(&want.config)});
     let interfaces = inputs.facts.interfaces.as_ref();
-    let has_interface = interfaces.map(|interfaces| interfaces.contains(name));
+    let has_interface = interfaces.map(|interfaces| interfaces.contains_key(name));
     // Incus does not list interfaces of every kind.
     let is_other = match current {
         Some(current) => !current.managed || current.kind != "bridge",
@@ -342,12 +360,21 @@ pub(super) fn network(
     }
     let edits = edits(&current.config, &Devices::new(), "", &want);
     let mut actions: Vec<Action> = edit(object.clone(), edits).into_iter().collect();
-    if has_interface == Some(false) {
-        actions.push(Action::RestoreBridge {
-            network: object,
-            expiry: current.config.get(EXPIRY).cloned(),
-            ports: ports(inputs, name),
+    if let Some(interfaces) = interfaces {
+        let is_gone = !interfaces.contains_key(name);
+        let mut ports = ports(inputs, name);
+        ports.retain(|(_, port)| {
+            let bridge = interfaces.get(port);
+            bridge.is_some_and(|bridge| bridge.as_deref() != Some(name))
         });
+        if is_gone || !ports.is_empty() {
+            actions.push(Action::RestoreBridge {
+                network: object,
+                is_gone,
+                expiry: current.config.get(EXPIRY).cloned(),
+                ports,
+            });
+        }
     }
     actions
 }
@@ -412,25 +439,24 @@ mod tests {
         let range = |from: u8, to: u8| {
             AddressRange(Ipv4Addr::new(10, 1, 2, from), Ipv4Addr::new(10, 1, 2, to))
         };
-        let cut = |open: &[AddressRange]| {
-            let parts = without(Ipv4Addr::new(10, 1, 2, 0), open);
-            let parts: Vec<String> = parts.iter().map(AddressRange::to_string).collect();
-            parts.join(",")
-        };
+        let cut = |open: &[AddressRange]| without(Ipv4Addr::new(10, 1, 2, 0), open).join(",");
         assert_eq!(cut(&[]), "10.1.2.0/24");
         let elsewhere = AddressRange(Ipv4Addr::new(10, 1, 3, 1), Ipv4Addr::new(10, 1, 3, 1));
         assert_eq!(cut(&[elsewhere]), "10.1.2.0/24");
-        assert_eq!(cut(&[range(5, 5)]), "10.1.2.0-10.1.2.4,10.1.2.6-10.1.2.255");
-        assert_eq!(cut(&[range(1, 1)]), "10.1.2.0,10.1.2.2-10.1.2.255");
-        assert_eq!(cut(&[range(1, 253)]), "10.1.2.0,10.1.2.254-10.1.2.255");
+        assert_eq!(
+            cut(&[range(5, 5)]),
+            "10.1.2.0/30,10.1.2.4,10.1.2.6/31,10.1.2.8/29,10.1.2.16/28,10.1.2.32/27,10.1.2.64/26,10.1.2.128/25"
+        );
+        assert_eq!(
+            cut(&[range(1, 1)]),
+            "10.1.2.0,10.1.2.2/31,10.1.2.4/30,10.1.2.8/29,10.1.2.16/28,10.1.2.32/27,10.1.2.64/26,10.1.2.128/25"
+        );
+        assert_eq!(cut(&[range(1, 253)]), "10.1.2.0,10.1.2.254/31");
         assert_eq!(
             cut(&[range(7, 7), range(5, 5), range(6, 6)]),
-            "10.1.2.0-10.1.2.4,10.1.2.8-10.1.2.255"
+            "10.1.2.0/30,10.1.2.4,10.1.2.8/29,10.1.2.16/28,10.1.2.32/27,10.1.2.64/26,10.1.2.128/25"
         );
-        assert_eq!(
-            cut(&[range(5, 5), range(1, 253)]),
-            "10.1.2.0,10.1.2.254-10.1.2.255"
-        );
+        assert_eq!(cut(&[range(5, 5), range(1, 253)]), "10.1.2.0,10.1.2.254/31");
         assert_eq!(cut(&[range(0, 255)]), "");
     }
 }

@@ -58,7 +58,7 @@ impl PermissionChange {
         let line = match verb {
             PermissionVerb::Grant => format!("+ {caller} may call {target}"),
             PermissionVerb::Change => {
-                format!("~ {caller} may call {target} with another tool, arguments or limits")
+                format!("~ {caller} calling {target}: tool, arguments or limits changed")
             }
             PermissionVerb::Revoke => format!("- {caller} may no longer call {target}"),
         };

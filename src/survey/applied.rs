@@ -2,8 +2,9 @@
 //! declaration that was not applied yet from a fault.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use rustix::fs::OFlags;
@@ -20,6 +21,8 @@ use crate::services::Services;
 const FOLDER: &str = "/var/lib/anklume";
 /// The file: infrastructures by name.
 const FILE: &str = "applied.json";
+/// Permissions of the folder.
+const FOLDER_MODE: u32 = 0o711;
 /// Permissions of the file: it shows who may call whom.
 const FILE_MODE: u32 = 0o600;
 
@@ -153,6 +156,13 @@ fn name(end: &End) -> String {
 }
 
 fn write(all: &BTreeMap<String, Applied>) -> io::Result<()> {
+    // A file without channels has no other need of the folder.
+    let mode = Permissions::from_mode(FOLDER_MODE);
+    match fs::create_dir(FOLDER) {
+        Ok(()) => fs::set_permissions(FOLDER, mode)?,
+        Err(why) if why.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(why) => return Err(why),
+    }
     let folder = Dir::open(Path::new(FOLDER), READ | OFlags::NOFOLLOW, BENEATH)?;
     let temporary = format!(".{FILE}.{}", std::process::id());
     folder.replace(FILE, &temporary, FILE_MODE, |file| {

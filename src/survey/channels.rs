@@ -1,4 +1,4 @@
-//! Examines the channels from the host, changing nothing: the processes that carry their bytes, the sockets at both
+//! Examines the channels from the host, changing nothing: the processes that relay them, the sockets at both
 //! ends, and the answer of the provider's server over each.
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::instance;
 use crate::dir::RIGHTS;
-use crate::edge::{Edge, End};
+use crate::edge::{Edge, End, HOST_FOLDER};
 use crate::host::proxies;
 use crate::incus::state::{Instance, InstanceId};
 use crate::incus::{FileOwner, State};
@@ -63,10 +63,10 @@ pub(super) async fn look(
     facts: &mut Facts,
 ) {
     let proxies = proxies::list();
-    facts.strays = proxies
-        .as_deref()
-        .map(|all| strays(all, &state.instances, proxies::own_start()))
-        .unwrap_or_default();
+    if let Some(all) = &proxies {
+        let needed = needed(session, &state.instances).await;
+        facts.strays = strays(all, &needed, proxies::own_start());
+    }
     let prober = &Prober {
         session,
         infra,
@@ -118,26 +118,62 @@ pub(super) async fn look(
     }
 }
 
-/// Returns the proxies beyond one for each device, the oldest first, and those of a device that does not exist. Those
-/// that started since this process began may belong to a device that another run has just created.
-fn strays(proxies: &[Proxy], instances: &[Instance], began: u64) -> Vec<Proxy> {
-    let started = instances.iter().filter(|one| one.status != "Stopped");
-    let devices = started.flat_map(|one| one.devices.values());
-    let mut wanted: BTreeMap<(&str, &str), usize> = BTreeMap::new();
-    for keys in devices {
-        if let (Some(listen), Some(connect)) = (keys.get("listen"), keys.get("connect")) {
-            *wanted.entry((listen, connect)).or_default() += 1;
-        }
+/// A proxy that a device needs.
+struct NeededProxy<'a> {
+    listen: &'a str,
+    connect: &'a str,
+    /// The first process of its machine; `None` if that is unknown, or if the machine is not running.
+    first: Option<u32>,
+}
+
+impl NeededProxy<'_> {
+    fn is(&self, proxy: &Proxy) -> bool {
+        let ends = [&proxy.listen, &proxy.connect];
+        [self.listen, self.connect] == ends.map(|end| end.address.as_str())
+            && (self.first).is_none_or(|first| ends.iter().any(|end| end.within == first))
     }
+}
+
+/// Returns the proxies that the channel devices of all machines need. A stopped machine may be starting: Incus says so
+/// only once all its devices are set up.
+async fn needed<'a>(session: &Session, instances: &'a [Instance]) -> Vec<NeededProxy<'a>> {
+    let found = each(instances, |machine| async move {
+        let devices = machine.expanded_devices.values();
+        let ends = devices.filter_map(|keys| Some((keys.get("listen")?, keys.get("connect")?)));
+        let is_channel = |(listen, connect): &(&String, &String)| {
+            [listen, connect]
+                .iter()
+                .any(|end| end.contains(HOST_FOLDER))
+        };
+        let ends: Vec<_> = ends.filter(is_channel).collect();
+        let first = match ends.as_slice() {
+            [_, ..] if machine.is_running() => session.first_process(machine).await,
+            _ => None,
+        };
+        let needed = ends.into_iter().map(move |(listen, connect)| NeededProxy {
+            listen,
+            connect,
+            first,
+        });
+        needed.collect::<Vec<_>>()
+    });
+    found.await.into_iter().flatten().collect()
+}
+
+/// Returns the proxies beyond one for each device, the oldest first, those of a device that does not exist, and those of
+/// machines that have stopped since. Those that started since this process began may belong to a device that another run
+/// has just created.
+fn strays(proxies: &[Proxy], needed: &[NeededProxy<'_>], began: u64) -> Vec<Proxy> {
+    let mut left: Vec<&NeededProxy<'_>> = needed.iter().collect();
     let mut newest_first: Vec<&Proxy> = proxies.iter().collect();
     newest_first.sort_by_key(|proxy| std::cmp::Reverse(proxy.started));
     let mut strays = Vec::new();
     for proxy in newest_first {
-        let addresses = (&*proxy.listen.address, &*proxy.connect.address);
-        match wanted.get_mut(&addresses) {
-            Some(left) if *left > 0 => *left -= 1,
-            _ if proxy.started < began => strays.push(proxy.clone()),
-            _ => {}
+        let place = left.iter().position(|one| one.is(proxy));
+        match place.filter(|_| proxy.has_machine) {
+            Some(place) => drop(left.swap_remove(place)),
+            None if proxy.started < began => strays.push(proxy.clone()),
+            None => {}
         }
     }
     strays.reverse();
@@ -173,7 +209,7 @@ impl Prober<'_> {
             answer,
             Ok(ProbeResult::Silence) | Err(RecreateReason::NoSocket | RecreateReason::BadSocket)
         );
-        if is_bad && !self.is_carried(edge, Role::Provider, provider).await {
+        if is_bad && !self.has_proxy(edge, Role::Provider, provider).await {
             return (ProbeResult::Nothing, Some(RecreateReason::NoProcess));
         }
         match answer {
@@ -198,7 +234,7 @@ impl Prober<'_> {
 
     /// Finds the fault of a consumer's device.
     async fn consumer_end(&self, edge: &Edge, consumer: &Instance) -> Option<RecreateReason> {
-        if !self.is_carried(edge, Role::Consumer, consumer).await {
+        if !self.has_proxy(edge, Role::Consumer, consumer).await {
             return Some(RecreateReason::NoProcess);
         }
         let made = FileOwner {
@@ -215,8 +251,8 @@ impl Prober<'_> {
         (is_other || entry.is_socket == Some(false)).then_some(RecreateReason::BadSocket)
     }
 
-    /// Returns whether a process carries the bytes for an edge's end in this machine; true if that is unknown.
-    async fn is_carried(&self, edge: &Edge, role: Role, machine: &Instance) -> bool {
+    /// Returns whether a process relays an edge's end in this machine; true if that is unknown.
+    async fn has_proxy(&self, edge: &Edge, role: Role, machine: &Instance) -> bool {
         let first = self.session.first_process(machine).await;
         let (Some(first), Some(proxies)) = (first, &self.proxies) else {
             return true;
@@ -356,46 +392,49 @@ mod tests {
     #[test]
     fn a_proxy_is_a_stray_if_no_device_needs_it_or_a_newer_one_serves() {
         use crate::plan::ProxyEnd;
-        let proxy = |process: i32, started, listen: &str, connect: &str| Proxy {
+        let proxy = |process: i32, started, connect: &str, within| Proxy {
             process,
             started,
             uid: 0,
             runs: true,
+            has_machine: true,
             listen: ProxyEnd {
                 within: 1,
-                address: listen.to_owned(),
+                address: "unix:/a".to_owned(),
             },
             connect: ProxyEnd {
-                within: 2,
+                within,
                 address: connect.to_owned(),
             },
         };
-        let machine = |name: &str, status: &str| {
-            let keys = [("listen", "unix:/a"), ("connect", "unix:/b")];
-            let keys = keys.map(|(key, value)| (key.to_owned(), value.to_owned()));
-            Instance {
-                name: name.to_owned(),
-                status: status.to_owned(),
-                devices: [("d".to_owned(), keys.into_iter().collect())].into(),
-                ..Instance::default()
-            }
-        };
         let proxies = [
-            proxy(1, 30, "unix:/a", "unix:/b"),
-            proxy(2, 10, "unix:/a", "unix:/b"),
-            proxy(3, 20, "unix:/a", "unix:/c"),
-            proxy(4, 90, "unix:/a", "unix:/c"),
+            proxy(1, 30, "unix:/b", 7),
+            proxy(2, 10, "unix:/b", 7),
+            proxy(3, 20, "unix:/c", 7),
+            proxy(4, 90, "unix:/c", 7),
         ];
-        let found = |instances: &[Instance]| {
-            let found = strays(&proxies, instances, 50);
-            let found = found.iter().map(|one| one.process);
-            found.collect::<Vec<_>>()
+        let needs = |first| NeededProxy {
+            listen: "unix:/a",
+            connect: "unix:/b",
+            first,
         };
-        assert_eq!(found(&[machine("dev", "Running")]), [2, 3]);
-        assert_eq!(found(&[machine("dev", "Stopped")]), [2, 3, 1]);
+        let found = |proxies: &[Proxy], needed: &[NeededProxy<'_>]| {
+            let found = strays(proxies, needed, 50);
+            found.iter().map(|one| one.process).collect::<Vec<_>>()
+        };
+        assert_eq!(found(&proxies, &[needs(Some(7))]), [2, 3]);
+        // The machine may be starting, with its first process not known yet.
+        assert_eq!(found(&proxies, &[needs(None)]), [2, 3]);
         // A copy has the same addresses.
-        let both = [machine("dev", "Running"), machine("copy", "Frozen")];
-        assert_eq!(found(&both), [3]);
+        assert_eq!(found(&proxies, &[needs(Some(7)), needs(None)]), [3]);
+        assert_eq!(found(&proxies, &[]), [2, 3, 1]);
+        // Neither a newer process of another machine nor one that has outlived its machine serves the device.
+        let mut others = [proxy(1, 20, "unix:/b", 7), proxy(2, 30, "unix:/b", 8)];
+        assert_eq!(found(&others, &[needs(Some(7))]), [2]);
+        others[0].has_machine = false;
+        others[1].connect.within = 7;
+        assert_eq!(found(&others, &[needs(Some(7))]), [1]);
+        assert_eq!(found(&others[..1], &[needs(None)]), [1]);
     }
 
     #[test]

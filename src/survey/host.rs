@@ -70,12 +70,24 @@ fn ids_of_files() -> anyhow::Result<Vec<TakenIds>> {
     Ok(all)
 }
 
-/// Lists the network interfaces.
-fn interfaces() -> io::Result<BTreeSet<String>> {
-    let entries = fs::read_dir("/sys/class/net")?;
-    let name = |entry: io::Result<fs::DirEntry>| Ok(entry?.file_name().into_string().ok());
-    let names: Vec<Option<String>> = entries.map(name).collect::<io::Result<_>>()?;
-    Ok(names.into_iter().flatten().collect())
+/// Lists the network interfaces, each with the bridge that it is connected to.
+fn interfaces() -> io::Result<BTreeMap<String, Option<String>>> {
+    let mut interfaces = BTreeMap::new();
+    for entry in fs::read_dir("/sys/class/net")? {
+        let entry = entry?;
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        let bridge = match fs::read_link(entry.path().join("master")) {
+            Ok(path) => path
+                .file_name()
+                .map(|name| name.to_string_lossy().into_owned()),
+            Err(why) if why.kind() == io::ErrorKind::NotFound => None,
+            Err(why) => return Err(why),
+        };
+        interfaces.insert(name, bridge);
+    }
+    Ok(interfaces)
 }
 
 /// The ranges in this file that belong to root, who runs Incus; `None` if there is no such file.

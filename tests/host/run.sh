@@ -15,7 +15,12 @@ mkdir -p "$hosts"
 # The dev binary is large only because of its debug information.
 strip -o "$hosts/anklume" "$binary"
 
-stop() { [ ! -f "$hosts/host/qemu.pid" ] || kill -9 "$(cat "$hosts/host/qemu.pid")" 2>/dev/null || true; }
+stop() {
+    local pid
+    pid=$(cat "$hosts/host/qemu.pid" 2>/dev/null) || return 0
+    # The number may have been given to another process since.
+    case $(readlink "/proc/$pid/exe") in */qemu-*) kill -9 "$pid" ;; esac
+}
 trap stop EXIT
 status=0
 for suite in "$@"; do

@@ -94,8 +94,10 @@ incus_restarts() { root 'systemctl restart incus.service' && within 60 signs && 
 came_back() {
     within 240 answers || return
     # While Incus is starting its machines, a run must not take what it cannot read for missing.
-    root 'cd /root/demo; anklume doctor; anklume apply --dry-run' | tee /root/boot.txt
-    if grep -E '^\+ (program|name|services)' /root/boot.txt; then return 1; fi
+    local seen
+    seen=$(root 'cd /root/demo; anklume doctor; anklume apply --dry-run') || true
+    printf '%s\n' "$seen"
+    if grep -E '^\+ (program|name|services)' <<<"$seen"; then return 1; fi
     within 240 signs || return
     within 60 is_well && root 'cd /root/demo && anklume apply | grep -x "nothing to do: Incus is as declared"'
 }

@@ -127,7 +127,7 @@ impl<'a> ActionEntry<'a> {
 struct PermissionEntry<'a> {
     #[serde(flatten)]
     change: &'a PermissionChange,
-    /// False if a step for one of the machines at its ends was not done.
+    /// False if a step for one of the machines at its ends was not done, or a test of its channel failed.
     in_force: bool,
 }
 
@@ -145,7 +145,8 @@ impl Ended<'_> {
         let report = self.report;
         self.permissions.iter().map(|change| PermissionEntry {
             change,
-            in_force: !change.ends.iter().any(|end| report.has_failed(end)),
+            in_force: !change.ends.iter().any(|end| report.has_failed(end))
+                && !report.has_failed_test(&change.ends),
         })
     }
 }
@@ -182,6 +183,8 @@ pub(super) fn print(ended: &Ended<'_>, nothing: &str, output: &Output) -> anyhow
         // Writing the answer fails if the terminal is closed; the failures are printed anyway.
         if failed > 0 {
             print_failures(ended, failed, 0, output);
+        } else {
+            print_unsettled(ended, output);
         }
         let message = format!("stopped: {skipped} of {all} steps were not started");
         output.failure(&message, Some(RESUMES));
@@ -225,8 +228,12 @@ fn print_failures(ended: &Ended<'_>, failed: usize, skipped: usize, output: &Out
             }
         }
     }
+    print_unsettled(ended, output);
+}
+
+fn print_unsettled(ended: &Ended<'_>, output: &Output) {
     for one in ended.permissions().filter(|one| !one.in_force) {
-        output.stderr(&format!("  perhaps not yet: {}", one.change.line));
+        output.stderr(&format!("  may not be in effect yet: {}", one.change.line));
     }
 }
 

@@ -249,7 +249,7 @@ fn payload_file() -> io::Result<File> {
         let folder = folder.display().to_string();
         let folder = folder.escape_debug();
         other().ok_or_else(|| io::Error::other(format!(
-            "no temporary file can be made in `{folder}` ({why}); name another folder in the environment: `TMPDIR=FOLDER`"
+            "cannot create a temporary file in `{folder}` ({why}); set `TMPDIR` to a writable folder"
         )))
     })
 }

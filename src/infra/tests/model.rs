@@ -162,14 +162,7 @@ fn exclusive_ai_access_adds_its_policy_and_a_firewall_its_machine() {
         .iter()
         .map(|unapplied| unapplied.key)
         .collect();
-    assert_eq!(
-        keys,
-        [
-            "global.ai_access_policy",
-            "global.ai_access_default",
-            "global.firewall_mode"
-        ]
-    );
+    assert_eq!(keys, ["global.firewall_mode"]);
 }
 
 #[test]
@@ -186,8 +179,6 @@ fn the_example_says_what_anklume_does_not_apply() {
         "global.nesting_prefix",
         "global.gpu_policy",
         "global.firewall_mode",
-        "global.ai_access_policy",
-        "global.ai_access_default",
         "global.ai_vram_flush",
         "global.resource_policy",
         "weight",

@@ -68,7 +68,7 @@ fn network_policies_name_what_is_declared() {
 #[test]
 fn the_effect_of_a_policy_is_that_of_its_written_form() {
     let text = "domains:
-  a: {subnet_id: 0, machines: {m: {ip: 10.100.0.1}, e: {devices: {eth0: {type: nic, ipv4.address: 10.100.0.9}}}}}
+  a: {subnet_id: 0, machines: {m: {ip: 10.100.0.1}, e: {devices: {eth0: {type: nic, network: net-a, ipv4.address: 10.100.0.9}}}}}
   b: {subnet_id: 1}
 network_policies:
   - {from: m, to: b, ports: [80, 443]}

@@ -25,14 +25,12 @@ const KEYS: [&str; 14] = [
 ];
 
 /// Keys that anklume itself does not apply.
-const UNAPPLIED: [&str; 9] = [
+const UNAPPLIED: [&str; 7] = [
     "global.default_connection",
     "global.default_user",
     "global.nesting_prefix",
     "global.gpu_policy",
     "global.firewall_mode",
-    "global.ai_access_policy",
-    "global.ai_access_default",
     "global.ai_vram_flush",
     "global.resource_policy",
 ];

@@ -53,9 +53,13 @@ pub(super) fn read(
         let protocol = fields.choice("protocol", &["tcp", "udp"], findings);
         let bidirectional = fields.flag("bidirectional", findings);
         let policy = field::json(node);
-        if policy.get("to").is_some_and(|to| to == AI_DOMAIN) {
-            to_ai += 1;
-        }
+        let bidirectional = bidirectional.unwrap_or_default();
+        let domain_of = |key: &str| names.domain_of(policy.get(key)?.as_str()?);
+        let opens_ai = match ["from", "to"].map(|key| domain_of(key) == Some(AI_DOMAIN)) {
+            [false, to] => to,
+            [true, to] => bidirectional && !to,
+        };
+        to_ai += usize::from(opens_ai);
         written.push(policy);
         let (Some(from), Some(to), Some(ports)) = (from, to, ports) else {
             continue;
@@ -63,7 +67,6 @@ pub(super) fn read(
         let protocols = Protocol::ALL.into_iter();
         let protocols = protocols.filter(|one| protocol.is_none_or(|it| it == one.as_str()));
         let protocols = protocols.collect();
-        let bidirectional = bidirectional.unwrap_or_default();
         if let Some(policy) = effect(fields.at, [from, to], ports, findings) {
             effective.push(NetworkPolicy {
                 protocols,
@@ -149,9 +152,7 @@ fn end(
     if text == "host" {
         return Some(PolicyEnd::Host);
     }
-    let domain = names.domains.get_key_value(text).map(|(name, _)| *name);
-    let home = || names.machines.get(text).map(|home| home.domain);
-    let Some(home) = domain.or_else(home) else {
+    let Some(home) = names.domain_of(text) else {
         names.unknown(text, at, HELP, findings);
         return None;
     };
@@ -166,7 +167,7 @@ fn end(
     let mut all = drafts.iter();
     let draft = all.find(|draft| draft.domain.name.as_str() == home)?;
     let name = draft.domain.name.clone();
-    if domain.is_some() {
+    if names.domains.contains_key(text) {
         return Some(PolicyEnd::Known(NetworkEnd {
             domain: name,
             machine: None,
@@ -174,11 +175,17 @@ fn end(
     }
     let mut machines = draft.machines.iter();
     let machine = machines.find(|draft| draft.machine.name.as_str() == text)?;
-    let Some(address) = address(machine) else {
-        let message = format!("{} has no fixed address", quote(text));
-        findings.error(Code::PolicyAddress, at, message).help(
-            "give the machine an `ip`: a policy lets through what one address sends to another",
-        );
+    let Some(address) = address(draft, machine) else {
+        let domain = quote(home);
+        let message = format!("{} has no fixed address in {domain}", quote(text));
+        let has_nic = machine.devices.iter().any(|one| one.device.name == NIC);
+        let help = if has_nic {
+            format!("give its device `{NIC}` an `ipv4.address` in the network of {domain}")
+        } else {
+            "give the machine an `ip`: a policy lets through what one address sends to another"
+                .to_owned()
+        };
+        findings.error(Code::PolicyAddress, at, message).help(help);
         return None;
     };
     Some(PolicyEnd::Known(NetworkEnd {
@@ -187,13 +194,21 @@ fn end(
     }))
 }
 
-/// Returns the fixed address of a machine: that of its own network device, if it declares one.
-fn address(draft: &MachineDraft) -> Option<Ipv4Addr> {
+/// Returns the fixed address of a machine in its domain's network: that of its own network device, if it declares one.
+fn address(domain: &DomainDraft, draft: &MachineDraft) -> Option<Ipv4Addr> {
+    let network = &domain.domain.network;
     let mut own = draft.devices.iter();
-    match own.find(|one| one.device.name == NIC) {
-        Some(own) => own.get("ipv4.address")?.0.parse().ok(),
-        None => draft.machine.ip,
-    }
+    let Some(own) = own.find(|one| one.device.name == NIC) else {
+        return draft.machine.ip;
+    };
+    let is_domain = |(name, _): (&str, At)| name == network.name.as_str();
+    let address: Ipv4Addr = own.get("ipv4.address")?.0.parse().ok()?;
+    let is_inside = address.octets().get(..3) == network.subnet.octets().get(..3);
+    (["network", "parent"]
+        .iter()
+        .any(|key| own.get(key).is_some_and(is_domain))
+        && is_inside)
+        .then_some(address)
 }
 
 /// The ports of a policy.

@@ -40,7 +40,13 @@ fn a_network_that_was_not_finished_is_made_again() {
     let mut state = applied(INFRA);
     "Pending".clone_into(&mut network(&mut state, "net-work").status);
     let left = Facts {
-        interfaces: Some(["net-work".to_owned(), "net-vault".to_owned()].into()),
+        interfaces: Some(
+            [
+                ("net-work".to_owned(), None),
+                ("net-vault".to_owned(), None),
+            ]
+            .into(),
+        ),
         ..facts()
     };
     assert_eq!(
@@ -66,15 +72,29 @@ fn a_bridge_that_is_gone_is_made_again_and_its_machines_are_connected() {
     );
     let dev = instance(&mut state, &Object::machine("work", "dev"));
     dev.expanded_devices = dev.devices.clone();
-    let with = |interfaces: Option<&[&str]>| Facts {
-        interfaces: interfaces.map(|all| all.iter().map(|&one| one.to_owned()).collect()),
+    let with = |interfaces: Option<&[(&str, Option<&str>)]>| Facts {
+        interfaces: interfaces.map(|all| {
+            let all = all.iter();
+            all.map(|&(one, bridge)| (one.to_owned(), bridge.map(str::to_owned)))
+                .collect()
+        }),
         ..facts()
     };
+    let (work, vault) = (("net-work", None), ("net-vault", None));
     assert_eq!(of(&state, &with(None)), [""; 0]);
-    assert_eq!(of(&state, &with(Some(&["net-work", "net-vault"]))), [""; 0]);
+    assert_eq!(of(&state, &with(Some(&[work, vault]))), [""; 0]);
+    let connected = ("veth1", Some("net-work"));
+    assert_eq!(of(&state, &with(Some(&[work, vault, connected]))), [""; 0]);
+    // An earlier run ended before it had connected the machine.
+    for bridge in [None, Some("other")] {
+        assert_eq!(
+            of(&state, &with(Some(&[work, vault, ("veth1", bridge)]))),
+            ["~ network net-work dev: not connected → reconnected"]
+        );
+    }
     assert_eq!(
-        of(&state, &with(Some(&["lo", "net-vault"]))),
-        ["~ network net-work its bridge is gone from the host → made again, and connected to dev"]
+        of(&state, &with(Some(&[vault, ("veth1", None)]))),
+        ["~ network net-work bridge missing on the host → recreated, dev reconnected"]
     );
 }
 
@@ -194,7 +214,7 @@ fn what_takes_effect_after_a_restart_is_said_and_what_the_host_forbids_is_refuse
     assert_eq!(
         refused("both 1000 1000", &half).unwrap(),
         (
-            "the host does not let `dev` use the ID 1000 of its `raw.idmap`: `/etc/subgid` does not give it to root".to_owned(),
+            "`raw.idmap` of `dev` maps the host ID 1000, which `/etc/subgid` does not grant to root".to_owned(),
             "add the line `root:1000:1` to `/etc/subgid`, then run `systemctl restart incus.service`".to_owned()
         )
     );

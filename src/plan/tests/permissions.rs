@@ -60,7 +60,7 @@ fn what_is_granted_changed_and_revoked_is_named_by_machine_and_service() {
     ] {
         assert_eq!(
             changes(&sign, &with(other)),
-            ["~ dev may call signer/sign with another tool, arguments or limits"]
+            ["~ dev calling signer/sign: tool, arguments or limits changed"]
         );
     }
 }

@@ -45,7 +45,7 @@ fn networks_are_put_right_in_one_run() {
     assert!(!reaches_its_gateway(&world));
     is_named_and_put_right(
         &world,
-        "Incus differs from infra.yml: ~ network net-{b} its bridge is gone from the host → made again, and connected to {b}-dev",
+        "Incus differs from infra.yml: ~ network net-{b} bridge missing on the host → recreated, {b}-dev reconnected",
     );
     assert!(reaches_its_gateway(&world));
     // Its address was changed.

@@ -218,7 +218,7 @@ fn a_member_of_the_group_sees_the_plan_and_only_root_carries_it_out() {
     let granted = world.filled("+ {b}-dev may call {a}-signer/other\n");
     assert!(plan.starts_with(&granted), "{plan}");
     assert!(
-        notes.contains("note: only root may bring channels about: `sudo anklume apply`"),
+        notes.contains("note: only root can create channels: `sudo anklume apply`"),
         "{notes}"
     );
     let (status, plan, why) = member(&["apply"]);

@@ -15,7 +15,7 @@ fn what_there_is_to_say_without_a_channel_is_said() {
     assert_eq!(ran.status, 1, "{ran:?}");
     let expected = format!(
         "pending {dev} → {signer}  not applied yet: {dev} is not in Incus (project {project})\n\
-         not applied yet; `anklume apply` brings this about:\n  + {dev} may call {signer}/push\n  \
+         not applied yet; `anklume apply` makes these changes:\n  + {dev} may call {signer}/push\n  \
          + {dev} may call {signer}/sign\n0 ok, 1 not applied yet\n",
         dev = world.machine(1, "dev"),
         signer = world.machine(0, "signer"),
@@ -70,11 +70,23 @@ fn what_was_edited_and_not_applied_yet_is_not_called_broken() {
         (ran.status, lines.collect::<Vec<_>>())
     };
     let works = format!("ok      {dev} → {signer}");
-    let pending = "not applied yet; `anklume apply` brings this about:".to_owned();
+    let pending = "not applied yet; `anklume apply` makes these changes:".to_owned();
     assert_eq!(
         doctor(&patient),
         (0, vec![works.clone(), "1 ok".to_owned()])
     );
+    // A channel that somebody made by hand is a fault: the file that was applied does not declare it.
+    let device = "mcp_0123456789abcdef";
+    let (listen, connect) = (
+        "listen=unix:/srv/anklume/mcp/other.sock",
+        "connect=unix:/var/lib/anklume/mcp/0123456789abcdef.sock",
+    );
+    let add = ["config", "device", "add", &dev, device, "proxy"];
+    patient.incus(1, &[&add[..], &["bind=instance", listen, connect]].concat());
+    let (status, lines) = doctor(&patient);
+    let fault = format!("broken  Incus differs from infra.yml: - {dev} may no longer call other");
+    assert_eq!((status, lines[1].as_str()), (1, fault.as_str()));
+    patient.world.apply();
     // A service is granted to another machine, and the limits of a third service change: the old channel works.
     let more = PAIR
         .replace(

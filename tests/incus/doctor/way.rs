@@ -55,18 +55,17 @@ fn a_process_that_incus_lost_track_of_is_named_and_ended() {
         assert_eq!((status, others.len()), (1, 1), "{others:#?}");
         let detail = others[0]["detail"].as_str().unwrap();
         let expected =
-            format!("process {process} on the host is a proxy of Incus from `/srv/anklume/mcp/");
+            format!("process {process} on the host is an Incus proxy from `/srv/anklume/mcp/");
         assert!(detail.starts_with(&expected), "{detail}");
     };
     // As after an upgrade of Incus that names its file in another way: the restart of a machine adds a second process.
     let first = patient.proxy(false);
     lose_track();
     let device = patient.device.clone();
-    let copy = "/tmp/device";
     let keys = patient
         .world
         .incus(1, &["config", "device", "get", &dev, &device, "connect"]);
-    assert!(keys.status.success(), "{copy}");
+    assert!(keys.status.success(), "{keys:?}");
     patient.incus(1, &["config", "device", "set", &dev, &device, "mode=0666"]);
     patient.incus(1, &["config", "device", "set", &dev, &device, "mode=0600"]);
     named(&patient, first);

@@ -118,10 +118,8 @@ fn a_temporary_file_is_made_only_for_what_comes_in_pieces_and_its_folder_is_name
     assert_eq!((ran.status, ran.stdout.as_str()), (1, ""));
     assert!(
         ran.stderr.starts_with(
-            "error: the content cannot be stored: no temporary file can be made in `/nowhere` ("
-        ) && ran
-            .stderr
-            .contains("name another folder in the environment: `TMPDIR=FOLDER`"),
+            "error: the content cannot be stored: cannot create a temporary file in `/nowhere` ("
+        ) && ran.stderr.contains("set `TMPDIR` to a writable folder"),
         "{}",
         ran.stderr
     );
