@@ -50,7 +50,10 @@ pub enum AuditError {
     #[error("the key of the audit log, `{}`, is damaged; if you remove it, a new one is made, and digests of arguments no longer match earlier ones", .0.display())]
     Key(PathBuf),
     /// The file does not end with a line of the log.
-    #[error("the audit log `{}` does not end with a line of the log; `anklume audit verify` shows more", .0.display())]
+    #[error(
+        "the audit log `{}` does not end with a line of the log; remove what follows the last one, or move the file away (`anklume audit verify` shows more)",
+        .0.display()
+    )]
     Foreign(PathBuf),
 }
 
