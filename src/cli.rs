@@ -11,8 +11,9 @@ pub use infra::{
 };
 pub use internal::{ClipboardAction, InternalCommand};
 pub use mcp::{
-    AuditCommand, AuditShowArgs, AuditVerifyArgs, ChannelArgs, LogArgs, McpCallArgs, McpCommand,
-    McpConnectArgs, McpListArgs, McpServeArgs, SignArgs,
+    AuditCommand, AuditShowArgs, AuditVerifyArgs, ChannelArgs, ClipboardArgs, ClipboardCommand,
+    FileCommand, FilePullArgs, FilePushArgs, LogArgs, McpCallArgs, McpCommand, McpConnectArgs,
+    McpListArgs, McpServeArgs, SignArgs,
 };
 
 /// Lets machines offer a few services to each other, and to nobody else.
@@ -106,6 +107,12 @@ pub enum Command {
     Audit(AuditCommand),
     /// Sign files with a key of another machine
     Sign(SignArgs),
+    /// Send files to another machine, or fetch files from it
+    #[command(subcommand, arg_required_else_help = true)]
+    File(FileCommand),
+    /// Print or set the clipboard of another machine
+    #[command(subcommand, arg_required_else_help = true)]
+    Clipboard(ClipboardCommand),
     /// Print a completion script for a shell
     Completions {
         /// The shell

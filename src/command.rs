@@ -4,7 +4,9 @@
 
 mod apply;
 mod audit;
+mod clipboard;
 mod doctor;
+mod file;
 mod git_gpg;
 mod init;
 mod internal;
@@ -12,6 +14,7 @@ mod manual;
 mod mcp;
 pub(crate) mod output;
 mod policy;
+mod service;
 mod sign;
 mod sync;
 
@@ -96,6 +99,8 @@ fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
         Command::Mcp(command) => mcp::run(command, output),
         Command::Audit(command) => audit::run(command, output),
         Command::Sign(args) => sign::run(args, output),
+        Command::File(command) => file::run(command, output),
+        Command::Clipboard(command) => clipboard::run(command, output),
         Command::Completions { shell } => {
             output.answer(&manual::completions(*shell))?;
             Ok(Exit::Done)

@@ -153,6 +153,77 @@ pub struct SignArgs {
     pub channel: ChannelArgs,
 }
 
+/// `anklume file …`
+#[derive(Debug, Subcommand)]
+pub enum FileCommand {
+    /// Send files and folders
+    Push(FilePushArgs),
+    /// Fetch files
+    Pull(FilePullArgs),
+}
+
+/// `anklume file push`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  anklume file push -i vault-signer release.tar.gz photos\n  tar -c photos | anklume file push -i vault-signer - --name photos.tar"
+)]
+pub struct FilePushArgs {
+    /// Files, and folders with all their files; `-` is stdin
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+    /// Its name in the provider [default: the same]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// The service to call [default: the provider's only one for that]
+    #[arg(long, value_name = "SERVICE")]
+    pub service: Option<String>,
+    /// The channel to use.
+    #[command(flatten)]
+    pub channel: ChannelArgs,
+}
+
+/// `anklume file pull`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  anklume file pull -i vault-signer reports/july.pdf -o ~/Documents"
+)]
+pub struct FilePullArgs {
+    /// Names of files in the provider's portal
+    #[arg(value_name = "NAME", required = true)]
+    pub names: Vec<String>,
+    /// The folder to write to; `-` is stdout [default: the current folder]
+    #[arg(short, long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// The service to call [default: the provider's only one for that]
+    #[arg(long, value_name = "SERVICE")]
+    pub service: Option<String>,
+    /// The channel to use.
+    #[command(flatten)]
+    pub channel: ChannelArgs,
+}
+
+/// `anklume clipboard …`
+#[derive(Debug, Subcommand)]
+pub enum ClipboardCommand {
+    /// Print the text of the clipboard
+    #[command(after_help = "Examples:\n  anklume clipboard get -i work-dev > letter.txt")]
+    Get(ClipboardArgs),
+    /// Set the clipboard to the text on stdin
+    #[command(after_help = "Examples:\n  anklume clipboard set -i work-dev < letter.txt")]
+    Set(ClipboardArgs),
+}
+
+/// Arguments of `anklume clipboard get` and `set`
+#[derive(Debug, Args)]
+pub struct ClipboardArgs {
+    /// The service to call [default: the provider's only one for that]
+    #[arg(long, value_name = "SERVICE")]
+    pub service: Option<String>,
+    /// The channel to use.
+    #[command(flatten)]
+    pub channel: ChannelArgs,
+}
+
 /// `anklume audit …`
 #[derive(Debug, Subcommand)]
 pub enum AuditCommand {

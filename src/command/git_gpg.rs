@@ -6,7 +6,8 @@ use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt as _;
 
 use super::output::Output;
-use super::sign::{self, PublicKey, SIGN, SignerName, with_signer};
+use super::service::NamedService;
+use super::sign::{self, PublicKey, SIGN, with_signer};
 use crate::cli::ChannelArgs;
 use crate::error::{Exit, Failure};
 use crate::mcp::client::pieces::PayloadSource;
@@ -163,21 +164,21 @@ fn algorithms(name: &str) -> (u8, u8) {
 }
 
 /// The service that signs: of the environment, or of git's configuration.
-fn named() -> SignerName {
+fn named() -> NamedService {
     if let Ok(named) = std::env::var(SIGN)
         && !named.is_empty()
     {
-        return SignerName::parse(&named);
+        return NamedService::parse(&named);
     }
     let Ok(mut git) = transport::program("git") else {
-        return SignerName::default();
+        return NamedService::default();
     };
     // Git itself passes the folder of the repository on.
     git.args(["config", "--get", CONFIG])
         .envs(std::env::vars_os());
     let configured = git.as_std_mut().output();
     let configured = configured.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
-    SignerName::parse(configured.unwrap_or_default().trim())
+    NamedService::parse(configured.unwrap_or_default().trim())
 }
 
 /// Returns whether git's name for the key means this one: an ID or fingerprint, a user ID, or its name or address.

@@ -143,7 +143,7 @@ impl Unreachable {
 fn incus_help(fault: &IncusError) -> Option<String> {
     let text = match fault {
         IncusError::NoSocket(_) => {
-            "start Incus, or install it (Debian: `apt install incus`); without `-i`, this computer's own server answers"
+            "start Incus, or install it (Debian: `apt install incus`); `anklume mcp list` without `-i` asks this computer's own server"
         }
         IncusError::NotListening(_) => "start Incus: `systemctl start incus.service`",
         IncusError::NoPermission(_) => {

@@ -267,7 +267,7 @@ fn a_service_that_signs_is_found_or_named() {
     several.is(
         2,
         "",
-        "error: several services of vault sign: commits, releases\n  = help: name one: `--service SERVICE`\n",
+        "error: several services of vault offer `gpg_sign`: commits, releases\n  = help: name one: `--service SERVICE`\n",
     );
     world
         .run(&["sign", "letter", "--service", "releases"])
@@ -288,7 +288,7 @@ fn a_service_that_signs_is_found_or_named() {
     none.is(
         3,
         "",
-        "error: no service of vault signs for this machine\n  = help: ask the operator for a service with `tool: gpg_sign`\n",
+        "error: no service of vault offers `gpg_sign` to this machine\n  = help: ask the operator for a service with `tool: gpg_sign`\n",
     );
     let piped = world.run_with(&["sign", "-", "-i", "vault/commits"], b"hello");
     assert!(

@@ -106,7 +106,7 @@ fn an_incus_that_cannot_be_used_says_which_it_is() {
             .env("INCUS_SOCKET", socket)
             .run()
     };
-    let help = "start Incus, or install it (Debian: `apt install incus`); without `-i`, this computer's own server answers";
+    let help = "start Incus, or install it (Debian: `apt install incus`); `anklume mcp list` without `-i` asks this computer's own server";
     let message = format!(
         "{begin}Incus is not running on this computer (no socket at `/nowhere`)\n  = help: {help}\n"
     );

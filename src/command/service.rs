@@ -1,0 +1,269 @@
+//! Finds the service with a tool among those that the providers of this machine offer to it, and calls it.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rmcp::model::Tool;
+use serde_json::{Map, Value};
+
+use super::mcp::{ServerClient, with_client};
+use super::output::Output;
+use crate::cli::ChannelArgs;
+use crate::digest::sha256;
+use crate::error::{Exit, Failure};
+use crate::mcp::TOOL_KEY;
+use crate::mcp::client::Called;
+use crate::mcp::client::pieces::{ArgumentPayload, PayloadSource, PiecesError};
+use crate::name::ToolName;
+use crate::text::Foreign;
+use crate::transport::{self, Transport};
+
+/// Length from which content is sent in pieces, in bytes: one caller may have fewer transfers than calls at once.
+const WHOLE_MAX: u64 = 1024 * 1024;
+/// Maximum length of a name of a server in a message, in characters.
+const NAME_SHOWN: usize = 80;
+/// Maximum number of names in a message.
+const NAMES_MAX: usize = 10;
+
+/// A service, as far as the user named it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct NamedService {
+    pub(super) provider: Option<String>,
+    pub(super) service: Option<String>,
+}
+
+impl NamedService {
+    /// Parses `PROVIDER` or `PROVIDER/SERVICE`; an empty text names nothing.
+    pub(super) fn parse(text: &str) -> Self {
+        let part = |part: &str| (!part.is_empty()).then(|| part.to_owned());
+        match text.split_once('/') {
+            Some((provider, service)) => Self {
+                provider: part(provider),
+                service: part(service),
+            },
+            None => Self {
+                provider: part(text),
+                service: None,
+            },
+        }
+    }
+}
+
+/// Finds the only service with this tool that `name` allows, and runs `work` with its name over its channel. `otherwise` is
+/// another way to name it, for a help.
+pub(super) fn with_service(
+    tool: ToolName,
+    name: &NamedService,
+    otherwise: &str,
+    args: &ChannelArgs,
+    output: &Output,
+    work: impl AsyncFnOnce(&mut ServerClient, &str) -> anyhow::Result<Exit>,
+) -> anyhow::Result<Exit> {
+    let provider = match &name.provider {
+        Some(provider) => Some(provider.clone()),
+        None if args.socket.is_some() => None,
+        None => Some(only_provider(tool, name, otherwise, args, output)?),
+    };
+    let channel = ChannelArgs {
+        instance: provider.clone(),
+        ..args.clone()
+    };
+    with_client(&channel, output, async |server, transport| {
+        let tools = match transport {
+            Transport::Socket(_) => server.tools().await?,
+            Transport::Local | Transport::Exec(_) => server.callable().await?,
+        };
+        let service = only_service(tool, &tools, name, provider.as_deref())?;
+        work(server, &service).await
+    })
+}
+
+/// Returns the only provider of this machine that offers a service with this tool.
+fn only_provider(
+    tool: ToolName,
+    name: &NamedService,
+    otherwise: &str,
+    args: &ChannelArgs,
+    output: &Output,
+) -> anyhow::Result<String> {
+    let help = format!("name it: `-i PROVIDER`{otherwise}");
+    let providers = transport::providers();
+    if providers.is_empty() {
+        let message = format!("no provider of `{tool}` is named");
+        return Err(Failure::new(Exit::Usage, message).help(help).into());
+    }
+    let (mut found, mut silent) = (Vec::new(), Vec::new());
+    for provider in &providers {
+        let channel = ChannelArgs {
+            instance: Some(provider.clone()),
+            ..args.clone()
+        };
+        let mut offers = false;
+        let asked = with_client(&channel, output, async |server, _| {
+            let tools = server.tools().await?;
+            offers = with_tool(tool, &tools, name.service.as_deref())
+                .next()
+                .is_some();
+            Ok(Exit::Done)
+        });
+        match asked {
+            Ok(Exit::Done) if offers => found.push(provider.clone()),
+            Ok(Exit::Done) => {}
+            Ok(exit) => return Err(Failure::new(exit, "interrupted").into()),
+            Err(why) => silent.push(why),
+        }
+    }
+    match found.as_slice() {
+        [only] => Ok(only.clone()),
+        [] => {
+            if let Some(why) = silent.into_iter().next() {
+                // Its services are unknown, so it may be the one.
+                return Err(why);
+            }
+            Err(none(tool, &providers.join(", ")).into())
+        }
+        several => {
+            let several = several.join(", ");
+            let message = format!(
+                "several providers offer `{tool}`: {}",
+                several.escape_debug()
+            );
+            Err(Failure::new(Exit::Usage, message).help(help).into())
+        }
+    }
+}
+
+fn none(tool: ToolName, providers: &str) -> Failure {
+    let message = format!(
+        "no service of {} offers `{tool}` to this machine",
+        providers.escape_debug()
+    );
+    let help = format!("ask the operator for a service with `tool: {tool}`");
+    Failure::new(Exit::Refused, message).help(help)
+}
+
+/// The names of the services with a tool; with a name, only that one.
+fn with_tool<'t>(
+    tool: ToolName,
+    tools: &'t [Foreign<Tool>],
+    only: Option<&'t str>,
+) -> impl Iterator<Item = &'t str> {
+    let is_wanted = move |one: &&Foreign<Tool>| {
+        let meta = one.raw().meta.as_ref();
+        let behind = meta
+            .and_then(|meta| meta.0.get(TOOL_KEY))
+            .and_then(Value::as_str);
+        behind == Some(tool.as_str())
+    };
+    let names = tools.iter().filter(is_wanted).map(|one| &*one.raw().name);
+    names.filter(move |name| only.is_none_or(|only| only == *name))
+}
+
+fn only_service(
+    tool: ToolName,
+    tools: &[Foreign<Tool>],
+    name: &NamedService,
+    provider: Option<&str>,
+) -> Result<String, Failure> {
+    let named = name.service.as_deref();
+    let all: Vec<&str> = with_tool(tool, tools, named).collect();
+    // The operator may call the tool itself as well as the services.
+    let services: Vec<&str> = all
+        .iter()
+        .copied()
+        .filter(|name| *name != tool.as_str())
+        .collect();
+    let provider = provider.unwrap_or("the provider");
+    match (services.as_slice(), all.as_slice(), named) {
+        ([only], ..) | ([], [only], _) => Ok((*only).to_owned()),
+        ([], _, None) => Err(none(tool, provider)),
+        ([], _, Some(named)) => {
+            let message = format!(
+                "`{}` is not a service of {} that offers `{tool}` to this machine",
+                named.escape_debug(),
+                provider.escape_debug()
+            );
+            let help = "`anklume mcp list -i PROVIDER` shows its services";
+            Err(Failure::new(Exit::Refused, message).help(help))
+        }
+        (several, ..) => {
+            let first = several.iter().take(NAMES_MAX);
+            let shown: Vec<String> = first
+                .map(|name| Foreign::new(*name).shown(NAME_SHOWN))
+                .collect();
+            let message = format!(
+                "several services of {} offer `{tool}`: {}",
+                provider.escape_debug(),
+                shown.join(", ")
+            );
+            Err(Failure::new(Exit::Usage, message).help("name one: `--service SERVICE`"))
+        }
+    }
+}
+
+/// Calls a service with the argument `data`: in one call if it is short, else in pieces. `is_file` is true for a tool that
+/// takes the size and the digest of the whole.
+pub(super) async fn send(
+    server: &mut ServerClient,
+    service: &str,
+    mut arguments: Map<String, Value>,
+    mut source: PayloadSource,
+    is_file: bool,
+) -> anyhow::Result<Called> {
+    let start = source
+        .read(WHOLE_MAX)
+        .await
+        .map_err(|why| transferred(PiecesError::Read(why)))?;
+    if u64::try_from(start.len()).unwrap_or(u64::MAX) < WHOLE_MAX {
+        if is_file {
+            arguments.insert("sha256".to_owned(), sha256(&start).into());
+        }
+        arguments.insert("data".to_owned(), STANDARD.encode(start).into());
+        return Ok(server.call(service, arguments, false).await?);
+    }
+    let payload = ArgumentPayload {
+        name: "data".to_owned(),
+        size: is_file,
+        digest: is_file,
+        source: source.after(start),
+    };
+    let sent = server.send_pieces(service, &arguments, payload).await;
+    sent.map_err(transferred)
+}
+
+/// Unwraps a client's error, which `with_client` explains.
+pub(super) fn transferred(why: PiecesError) -> anyhow::Error {
+    match why {
+        PiecesError::Client(why) => why.into(),
+        other => other.into(),
+    }
+}
+
+/// Returns the structured result of a call; the words of a tool that failed are the failure.
+pub(super) fn structured(called: &Called) -> Result<Map<String, Value>, Failure> {
+    let result = called.result.raw();
+    if called.has_failed() {
+        let blocks = result.content.iter().filter_map(|block| block.as_text());
+        let words: Vec<&str> = blocks.map(|text| text.text.as_str()).collect();
+        let words = Foreign::new(words.join(" ")).shown(crate::mcp::client::WORDS_SHOWN);
+        return Err(Failure::new(
+            Exit::Failed,
+            format!("the provider reports: {words}"),
+        ));
+    }
+    let structured = result
+        .structured_content
+        .as_ref()
+        .and_then(Value::as_object);
+    structured.cloned().ok_or_else(incomplete)
+}
+
+/// Returns a text of a result.
+pub(super) fn text(result: &Map<String, Value>, key: &str) -> Result<String, Failure> {
+    let text = result.get(key).and_then(Value::as_str);
+    text.map(str::to_owned).ok_or_else(incomplete)
+}
+
+fn incomplete() -> Failure {
+    Failure::new(Exit::Failed, "the provider's answer is incomplete")
+        .help("its anklume may be older than this one: `anklume apply` on the host installs this one there")
+}
