@@ -140,9 +140,10 @@ mod tests {
         examples(&Cli::command(), &mut found);
         assert!(found.len() > 10, "{found:?}");
         for example in found {
-            let line = example.split(['#', '>']).next().unwrap();
-            let line = line.rsplit('|').next().unwrap();
-            let parsed = Cli::try_parse_from(line.split_whitespace());
+            let line = example.split(['#', '>', '<']).next().unwrap();
+            let mut parts = line.split('|').map(str::trim_start);
+            let ours = parts.find(|part| part.starts_with("anklume ")).unwrap();
+            let parsed = Cli::try_parse_from(ours.split_whitespace());
             assert!(parsed.is_ok(), "{example}: {:?}", parsed.err());
         }
     }
