@@ -28,6 +28,8 @@ const KEPT_MODE: u32 = 0o600;
 /// A log's name consists of this prefix, the device name and [`SUFFIX`].
 const PREFIX: &str = "proxy.";
 const SUFFIX: &str = ".log";
+/// Prefix of the devices of anklume 0.1.0, until `apply` renames them.
+const EARLIER_PREFIX: &str = "mcp-";
 /// Suffix of the file that keeps the end of a log.
 const OLD: &str = ".1";
 /// Suffix of that file while it is being written.
@@ -106,8 +108,9 @@ fn rotate_below(root: &Path) -> io::Result<Vec<(String, io::Error)>> {
 fn is_log(name: &str) -> bool {
     let device = name.strip_prefix(PREFIX);
     let device = device.and_then(|name| name.strip_suffix(SUFFIX));
-    let hash = device.and_then(|device| device.strip_prefix(DEVICE_PREFIX));
-    hash.is_some_and(is_hash)
+    let prefixes = [DEVICE_PREFIX, EARLIER_PREFIX];
+    let hashes = prefixes.map(|prefix| device.and_then(|device| device.strip_prefix(prefix)));
+    hashes.into_iter().flatten().any(is_hash)
 }
 
 fn opened(folder: &Path) -> Result<Dir, Errno> {
@@ -205,6 +208,12 @@ mod tests {
         assert_eq!(kept.metadata().unwrap().len(), KEPT);
         assert!(fs::read(&kept).unwrap().ends_with(b"the last line\n"));
         assert_eq!(fs::read_dir(log.parent().unwrap()).unwrap().count(), 2);
+        // So is that of a device that has not been renamed yet.
+        let (root, log) = logs(LIMIT + 4096);
+        let earlier = log.with_file_name("proxy.mcp-0123456789abcdef.log");
+        fs::rename(&log, &earlier).unwrap();
+        assert!(rotate_below(root.path()).unwrap().is_empty());
+        assert_eq!(earlier.metadata().unwrap().len(), 0);
     }
 
     #[test]
