@@ -13,7 +13,7 @@ pub use internal::{ClipboardAction, InternalCommand};
 pub use mcp::{
     AuditCommand, AuditShowArgs, AuditVerifyArgs, ChannelArgs, ClipboardArgs, ClipboardCommand,
     FileCommand, FilePullArgs, FilePushArgs, LogArgs, McpCallArgs, McpCommand, McpConnectArgs,
-    McpListArgs, McpServeArgs, SignArgs,
+    McpListArgs, McpServeArgs, ServiceArgs, SignArgs,
 };
 
 /// Lets machines offer a few services to each other, and to nobody else.

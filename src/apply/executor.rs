@@ -355,16 +355,14 @@ async fn stop(incus: &mut Incus, machine: &Object) -> Result<(), StepError> {
     let mut stopped = incus.power(machine, Power::Stop).await;
     // Incus gives up early when it stops many machines at once.
     for _ in 1..STOP_TRIES {
-        if stopped.is_ok() {
+        if stopped.is_ok() || !incus.runs(machine).await? {
             break;
         }
-        if incus.runs(machine).await? {
-            stopped = incus.power(machine, Power::Stop).await;
-        } else {
-            stopped = Ok(());
-        }
+        stopped = incus.power(machine, Power::Stop).await;
     }
-    stopped?;
+    if stopped.is_err() && incus.runs(machine).await? {
+        stopped?;
+    }
     if let Ok(first) = first {
         let mut left = proxies::list().unwrap_or_default();
         left.retain(|one| is_in(one, first));

@@ -77,6 +77,40 @@ pub struct ChannelArgs {
     pub dry_run: bool,
 }
 
+/// Which service to call, for a command that calls one in a provider.
+#[derive(Debug, Clone, Args)]
+pub struct ServiceArgs {
+    /// The provider, or PROVIDER/SERVICE [default: the only one that offers such a service]
+    #[arg(short, long, alias = "machine", value_name = "PROVIDER")]
+    pub instance: Option<String>,
+    /// The service [default: the provider's only one]
+    #[arg(long, value_name = "SERVICE")]
+    pub service: Option<String>,
+    /// The provider's Incus project, on the host [default: found by asking Incus]
+    #[arg(long, value_name = "PROJECT")]
+    pub project: Option<String>,
+    /// A provider's socket; overrides the provider and its project
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Seconds to wait for an answer without progress [default: 5 for the first answer, 30 for a call]
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<f64>,
+}
+
+impl ServiceArgs {
+    /// Returns the channel of these arguments.
+    #[must_use]
+    pub fn channel(&self) -> ChannelArgs {
+        ChannelArgs {
+            instance: self.instance.clone(),
+            project: self.project.clone(),
+            socket: self.socket.clone(),
+            timeout: self.timeout,
+            dry_run: false,
+        }
+    }
+}
+
 /// `anklume mcp list`
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  anklume mcp list vault-signer")]
@@ -139,18 +173,15 @@ pub struct SignArgs {
     /// The files, each of which gets FILE.asc beside it; `-` signs stdin and prints the signature
     #[arg(value_name = "FILE")]
     pub files: Vec<PathBuf>,
-    /// The service that signs [default: the provider's only one]
-    #[arg(long, value_name = "SERVICE")]
-    pub service: Option<String>,
     /// Print the public key; nothing is signed
     #[arg(long, conflicts_with = "files")]
     pub public_key: bool,
     /// Replace signatures that exist
     #[arg(long)]
     pub force: bool,
-    /// The channel to use.
+    /// The service to call.
     #[command(flatten)]
-    pub channel: ChannelArgs,
+    pub service: ServiceArgs,
 }
 
 /// `anklume file …`
@@ -174,12 +205,9 @@ pub struct FilePushArgs {
     /// Its name in the provider [default: the same]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
-    /// The service to call [default: the provider's only one for that]
-    #[arg(long, value_name = "SERVICE")]
-    pub service: Option<String>,
-    /// The channel to use.
+    /// The service to call.
     #[command(flatten)]
-    pub channel: ChannelArgs,
+    pub service: ServiceArgs,
 }
 
 /// `anklume file pull`
@@ -194,12 +222,9 @@ pub struct FilePullArgs {
     /// The folder to write to; `-` is stdout [default: the current folder]
     #[arg(short, long, value_name = "DIR")]
     pub output: Option<PathBuf>,
-    /// The service to call [default: the provider's only one for that]
-    #[arg(long, value_name = "SERVICE")]
-    pub service: Option<String>,
-    /// The channel to use.
+    /// The service to call.
     #[command(flatten)]
-    pub channel: ChannelArgs,
+    pub service: ServiceArgs,
 }
 
 /// `anklume clipboard …`
@@ -216,12 +241,9 @@ pub enum ClipboardCommand {
 /// Arguments of `anklume clipboard get` and `set`
 #[derive(Debug, Args)]
 pub struct ClipboardArgs {
-    /// The service to call [default: the provider's only one for that]
-    #[arg(long, value_name = "SERVICE")]
-    pub service: Option<String>,
-    /// The channel to use.
+    /// The service to call.
     #[command(flatten)]
-    pub channel: ChannelArgs,
+    pub service: ServiceArgs,
 }
 
 /// `anklume audit …`

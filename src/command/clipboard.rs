@@ -5,7 +5,7 @@ use std::io::{self, Read as _};
 use serde_json::Map;
 
 use super::output::Output;
-use super::service::{NamedService, structured, text, with_service};
+use super::service::{NamedService, print, structured, text, with_service};
 use crate::cli::{ClipboardArgs, ClipboardCommand};
 use crate::error::{Exit, Failure};
 use crate::name::ToolName;
@@ -21,24 +21,18 @@ pub(super) fn run(command: &ClipboardCommand, output: &Output) -> anyhow::Result
     }
 }
 
-fn named(args: &ClipboardArgs) -> NamedService {
-    let mut name = NamedService::parse(args.channel.instance.as_deref().unwrap_or_default());
-    name.service = args.service.clone().or(name.service);
-    name
-}
-
 fn get(args: &ClipboardArgs, output: &Output) -> anyhow::Result<Exit> {
-    let (tool, name) = (ToolName::ClipboardGet, named(args));
+    let (tool, name) = (ToolName::ClipboardGet, NamedService::of(&args.service, ""));
     with_service(
         tool,
         &name,
         "",
-        &args.channel,
+        &args.service.channel(),
         output,
         async |server, service| {
             let called = server.call(service, Map::new(), false).await?;
             let content = text(&structured(&called)?, "text")?;
-            output.answer(content.as_bytes())?;
+            print(&content, output)?;
             Ok(Exit::Done)
         },
     )
@@ -60,12 +54,12 @@ fn set(args: &ClipboardArgs, output: &Output) -> anyhow::Result<Exit> {
             .help("send a file instead")
             .into());
     }
-    let (tool, name) = (ToolName::ClipboardSet, named(args));
+    let (tool, name) = (ToolName::ClipboardSet, NamedService::of(&args.service, ""));
     with_service(
         tool,
         &name,
         "",
-        &args.channel,
+        &args.service.channel(),
         output,
         async |server, service| {
             let arguments = [("content".to_owned(), content.into())];

@@ -1,7 +1,7 @@
 //! `anklume file`: sends files and folders to another machine, and fetches files from it.
 
 use std::fs::{self, Permissions};
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use super::service::{NamedService, send, structured, text, transferred, with_ser
 use crate::cli::{FileCommand, FilePullArgs, FilePushArgs};
 use crate::dir::{BENEATH, Dir, READ, SEARCH};
 use crate::error::{Exit, Failure};
-use crate::mcp::client::pieces::{Fetched, PayloadSource};
+use crate::mcp::client::pieces::{Fetched, PayloadSource, PiecesError};
 use crate::name::ToolName;
 
 /// Maximum number of files of one run.
@@ -59,9 +59,8 @@ fn push(args: &FilePushArgs, output: &Output) -> anyhow::Result<Exit> {
     for path in &args.files {
         outgoing(path, args.name.as_deref(), &mut all)?;
     }
-    let mut name = NamedService::parse(args.channel.instance.as_deref().unwrap_or_default());
-    name.service = args.service.clone().or(name.service);
-    let (tool, channel) = (ToolName::FileAccept, &args.channel);
+    let name = NamedService::of(&args.service, "");
+    let (tool, channel) = (ToolName::FileAccept, &args.service.channel());
     with_service(tool, &name, "", channel, output, async |server, service| {
         for (done, one) in all.iter().enumerate() {
             if let Err(why) = push_one(server, service, one, output).await {
@@ -122,7 +121,7 @@ fn unreadable(shown: &str, why: &io::Error) -> Failure {
 
 fn not_sent(shown: &str) -> Failure {
     let message = format!("`{shown}` is neither a file nor a folder");
-    Failure::new(Exit::Failed, message).help("links, devices and pipes are not sent; nothing was")
+    Failure::new(Exit::Failed, message).help("links, devices and pipes are not sent")
 }
 
 fn nameless(shown: &str) -> Failure {
@@ -149,7 +148,16 @@ fn outgoing(path: &Path, name: Option<&str>, all: &mut Vec<Outgoing>) -> Result<
     let path = fs::canonicalize(path).map_err(|why| unreadable(&shown, &why))?;
     let unread = |why: Errno| unreadable(&shown, &why.into());
     match Dir::open(&path, READ, BENEATH) {
-        Ok(folder) => return folder_files(&Rc::new(folder), &shown, &remote, all),
+        Ok(folder) => {
+            let before = all.len();
+            folder_files(&Rc::new(folder), &shown, &remote, all)?;
+            if all.len() == before {
+                let message = format!("`{shown}` contains no file");
+                let failure = Failure::new(Exit::Failed, message);
+                return Err(failure.help("folders without files are not sent"));
+            }
+            return Ok(());
+        }
         Err(Errno::NOTDIR) => {}
         Err(why) => return Err(unread(why)),
     }
@@ -157,6 +165,10 @@ fn outgoing(path: &Path, name: Option<&str>, all: &mut Vec<Outgoing>) -> Result<
     let last = last.ok_or_else(|| nameless(&shown))?.to_owned();
     let above = path.parent().unwrap_or_else(|| Path::new("/"));
     let above = Rc::new(Dir::open(above, SEARCH, BENEATH).map_err(unread)?);
+    let is = above.stat(&last).map_err(unread)?;
+    if !is.is_some_and(|is| FileType::from_raw_mode(is.st_mode).is_file()) {
+        return Err(not_sent(&shown));
+    }
     all.push(Outgoing {
         place: Some((above, last)),
         shown,
@@ -189,10 +201,10 @@ fn folder_files(
             let name = entry.map_err(unread)?.file_name().to_owned();
             let name = name.into_string().map_err(|why| {
                 let name = why.into_cstring();
-                nameless(&format!(
-                    "{shown}/{}",
-                    name.to_string_lossy().escape_debug()
-                ))
+                let name = name.to_string_lossy();
+                let message = format!("`{shown}/{}` is not a name in UTF-8", name.escape_debug());
+                Failure::new(Exit::Failed, message)
+                    .help("rename it, or send an archive of the folder")
             })?;
             if ![".", ".."].contains(&name.as_str()) {
                 entries.push(name);
@@ -218,10 +230,12 @@ fn folder_files(
         }
         let is_deep = at.split('/').count() >= DEPTH_MAX && !inner.is_empty();
         if is_deep || all.len() > FILES_MAX {
-            let message = format!(
-                "`{shown}` has more than {FILES_MAX} files, or more than {DEPTH_MAX} folders inside one another"
-            );
-            return Err(Failure::new(Exit::Failed, message).help("send an archive of it"));
+            let message = if is_deep {
+                format!("`{shown}` has more than {DEPTH_MAX} folders inside one another")
+            } else {
+                format!("these are more than {FILES_MAX} files")
+            };
+            return Err(Failure::new(Exit::Failed, message).help("send an archive"));
         }
         folders.extend(inner.into_iter().rev());
     }
@@ -231,6 +245,13 @@ fn folder_files(
 fn pull(args: &FilePullArgs, output: &Output) -> anyhow::Result<Exit> {
     let folder = args.output.clone().unwrap_or_else(|| PathBuf::from("."));
     let mut wanted: Vec<(&String, Option<PathBuf>)> = Vec::new();
+    if folder == Path::new("-") && io::stdout().is_terminal() {
+        let message = "a file of another machine is not printed to a terminal";
+        let failure = Failure::new(Exit::Usage, message);
+        return Err(failure
+            .help("pipe it to a program, or name a folder: `-o DIR`")
+            .into());
+    }
     for name in &args.names {
         if folder == Path::new("-") {
             wanted.push((name, None));
@@ -250,9 +271,8 @@ fn pull(args: &FilePullArgs, output: &Output) -> anyhow::Result<Exit> {
         }
         wanted.push((name, Some(target)));
     }
-    let mut name = NamedService::parse(args.channel.instance.as_deref().unwrap_or_default());
-    name.service = args.service.clone().or(name.service);
-    let (tool, channel) = (ToolName::FileProvide, &args.channel);
+    let name = NamedService::of(&args.service, "");
+    let (tool, channel) = (ToolName::FileProvide, &args.service.channel());
     with_service(tool, &name, "", channel, output, async |server, service| {
         for (name, target) in &wanted {
             match target {
@@ -304,7 +324,18 @@ async fn fetch<F: Write>(
     let mut arguments = Map::new();
     arguments.insert("path".to_owned(), Value::from(name));
     let fetched = server.fetch(service, &arguments, &new).await;
-    let mut file = match fetched.map_err(transferred)? {
+    let fetched = fetched.map_err(|why| {
+        let shown = name.escape_debug();
+        match why {
+            PiecesError::TooLargeToFetch(_) => {
+                let message = format!("`{shown}` is larger than 4 GiB");
+                let failure = Failure::new(Exit::Failed, message);
+                failure.help("split it in the provider").into()
+            }
+            why => transferred(why).context(format!("cannot fetch `{shown}`")),
+        }
+    });
+    let mut file = match fetched? {
         Fetched::Pieces(_, file) => file,
         Fetched::Whole(called) => {
             structured(&called).map_err(|failure| Failure {

@@ -107,6 +107,16 @@ fn sign(key: &str, status: i32, output: &Output) -> anyhow::Result<Exit> {
             }
             let source = PayloadSource::new(io::stdin());
             let signature = sign::sign(server, service, source).await?;
+            // The provider chose its key again, and may have chosen another one since.
+            let fingerprint = signature.fingerprint.to_ascii_uppercase();
+            let is_listed = public.fingerprints.contains(&fingerprint);
+            let signed = PublicKey {
+                fingerprints: vec![fingerprint],
+                ..public
+            };
+            if !is_listed || key.ends_with('!') && !is_key(key, &signed) {
+                return Err(other_key(key, &signed).into());
+            }
             // Git looks for this line after another one.
             let at = signature.time.parse::<jiff::Timestamp>();
             let at = at.map_or(0, jiff::Timestamp::as_second);

@@ -9,6 +9,7 @@ mod status;
 mod with_client;
 mod worker;
 
+pub(super) use answer::text_out;
 pub(super) use with_client::{ServerClient, interruptible, machine_on_host, with_client};
 pub(super) use worker::{run_helper, run_worker};
 

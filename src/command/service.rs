@@ -1,13 +1,15 @@
 //! Finds the service with a tool among those that the providers of this machine offer to it, and calls it.
 
+use std::io;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rmcp::model::Tool;
 use serde_json::{Map, Value};
 
-use super::mcp::{ServerClient, with_client};
+use super::mcp::{ServerClient, text_out, with_client};
 use super::output::Output;
-use crate::cli::ChannelArgs;
+use crate::cli::{ChannelArgs, ServiceArgs};
 use crate::digest::sha256;
 use crate::error::{Exit, Failure};
 use crate::mcp::TOOL_KEY;
@@ -32,6 +34,13 @@ pub(super) struct NamedService {
 }
 
 impl NamedService {
+    /// Reads the arguments; `otherwise` is what names the service if they do not.
+    pub(super) fn of(args: &ServiceArgs, otherwise: &str) -> Self {
+        let mut name = Self::parse(args.instance.as_deref().unwrap_or(otherwise));
+        name.service = args.service.clone().or(name.service);
+        name
+    }
+
     /// Parses `PROVIDER` or `PROVIDER/SERVICE`; an empty text names nothing.
     pub(super) fn parse(text: &str) -> Self {
         let part = |part: &str| (!part.is_empty()).then(|| part.to_owned());
@@ -113,14 +122,10 @@ fn only_provider(
         }
     }
     match found.as_slice() {
+        // The services of a silent provider are unknown, so it may be the one.
+        [] | [_] if !silent.is_empty() => Err(silent.remove(0)),
         [only] => Ok(only.clone()),
-        [] => {
-            if let Some(why) = silent.into_iter().next() {
-                // Its services are unknown, so it may be the one.
-                return Err(why);
-            }
-            Err(none(tool, &providers.join(", ")).into())
-        }
+        [] => Err(none(tool, &providers.join(", ")).into()),
         several => {
             let several = several.join(", ");
             let message = format!(
@@ -255,6 +260,11 @@ pub(super) fn structured(called: &Called) -> Result<Map<String, Value>, Failure>
         .as_ref()
         .and_then(Value::as_object);
     structured.cloned().ok_or_else(incomplete)
+}
+
+/// Prints a text of another machine, escaped if stdout is a terminal.
+pub(super) fn print(text: &str, output: &Output) -> io::Result<()> {
+    output.answer(text_out(&Foreign::new(text.to_owned())).as_bytes())
 }
 
 /// Returns a text of a result.

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::mcp::ServerClient;
 use super::output::Output;
-use super::service::{NamedService, send, structured, text, with_service};
+use super::service::{NamedService, print, send, structured, text, with_service};
 use crate::cli::{ChannelArgs, SignArgs};
 use crate::error::{Exit, Failure};
 use crate::mcp::client::Called;
@@ -59,21 +59,23 @@ pub(super) fn run(args: &SignArgs, output: &Output) -> anyhow::Result<Exit> {
                 .into());
         }
     }
-    let mut name = match &args.channel.instance {
-        Some(instance) => NamedService::parse(instance),
-        None => NamedService::parse(&std::env::var(SIGN).unwrap_or_default()),
-    };
-    name.service = args.service.clone().or(name.service);
-    with_signer(&name, &args.channel, output, async |server, service| {
-        if args.public_key {
-            let key = public_key(server, service).await?;
-            output.answer(key.armored.as_bytes())?;
-        }
-        for file in &args.files {
-            sign_file(server, service, file, output).await?;
-        }
-        Ok(Exit::Done)
-    })
+    let name = NamedService::of(&args.service, &std::env::var(SIGN).unwrap_or_default());
+    with_signer(
+        &name,
+        &args.service.channel(),
+        output,
+        async |server, service| {
+            if args.public_key {
+                let key = public_key(server, service).await?;
+                print(&key.armored, output)?;
+            }
+            for file in &args.files {
+                let signed = sign_file(server, service, file, args.force, output).await;
+                signed.map_err(|why| why.context(format!("cannot sign `{}`", shown(file))))?;
+            }
+            Ok(Exit::Done)
+        },
+    )
 }
 
 fn is_stdin(file: &Path) -> bool {
@@ -95,11 +97,12 @@ async fn sign_file(
     server: &mut ServerClient,
     service: &str,
     file: &Path,
+    force: bool,
     output: &Output,
 ) -> anyhow::Result<()> {
     if is_stdin(file) {
         let signature = sign(server, service, PayloadSource::new(io::stdin())).await?;
-        output.answer(signature.armored.as_bytes())?;
+        print(&signature.armored, output)?;
         return Ok(());
     }
     let opened = File::open(file).map_err(|why| {
@@ -110,7 +113,7 @@ async fn sign_file(
     })?;
     let signature = sign(server, service, PayloadSource::of_file(opened)).await?;
     let target = signature_file(file);
-    write(&target, signature.armored.as_bytes()).map_err(|why| {
+    write(&target, signature.armored.as_bytes(), force).map_err(|why| {
         Failure::new(
             Exit::Failed,
             format!("cannot write `{}`: {why}", shown(&target)),
@@ -121,7 +124,7 @@ async fn sign_file(
 }
 
 /// Writes a file whole or not at all.
-fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+fn write(path: &Path, content: &[u8], force: bool) -> io::Result<()> {
     let folder = path
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty());
@@ -129,7 +132,11 @@ fn write(path: &Path, content: &[u8]) -> io::Result<()> {
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
         .tempfile_in(folder.unwrap_or_else(|| Path::new(".")))?;
     file.write_all(content)?;
-    file.persist(path)?;
+    if force {
+        file.persist(path)?;
+    } else {
+        file.persist_noclobber(path)?;
+    }
     Ok(())
 }
 

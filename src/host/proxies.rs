@@ -102,7 +102,8 @@ pub(crate) async fn end(proxies: &[Proxy]) -> io::Result<()> {
         };
         // Opened before the comparison, so that the handle refers to the compared process.
         let handle = match pidfd_open(process, PidfdFlags::empty()) {
-            Err(Errno::SRCH) => continue,
+            // The number may have been given to a thread since.
+            Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => continue,
             handle => handle?,
         };
         if proxy(process).is_some_and(|now| now.started == one.started) {

@@ -169,7 +169,9 @@ fn strays(proxies: &[Proxy], needed: &[NeededProxy<'_>], began: u64) -> Vec<Prox
     newest_first.sort_by_key(|proxy| std::cmp::Reverse(proxy.started));
     let mut strays = Vec::new();
     for proxy in newest_first {
-        let place = left.iter().position(|one| one.is(proxy));
+        let exact = |one: &&NeededProxy<'_>| one.first.is_some() && one.is(proxy);
+        let place = left.iter().position(exact);
+        let place = place.or_else(|| left.iter().position(|one| one.is(proxy)));
         match place.filter(|_| proxy.has_machine) {
             Some(place) => drop(left.swap_remove(place)),
             None if proxy.started < began => strays.push(proxy.clone()),
@@ -427,6 +429,8 @@ mod tests {
         assert_eq!(found(&proxies, &[needs(None)]), [2, 3]);
         // A copy has the same addresses.
         assert_eq!(found(&proxies, &[needs(Some(7)), needs(None)]), [3]);
+        let two = [proxy(1, 30, "unix:/b", 7), proxy(2, 20, "unix:/b", 8)];
+        assert_eq!(found(&two, &[needs(None), needs(Some(7))]), [0; 0]);
         assert_eq!(found(&proxies, &[]), [2, 3, 1]);
         // Neither a newer process of another machine nor one that has outlived its machine serves the device.
         let mut others = [proxy(1, 20, "unix:/b", 7), proxy(2, 30, "unix:/b", 8)];

@@ -127,7 +127,7 @@ fn word(text: &str) -> String {
 }
 
 /// Returns the tool's text: unchanged for a pipe; for a terminal, escaped and with a final newline.
-fn text_out(text: &Foreign) -> String {
+pub(in crate::command) fn text_out(text: &Foreign) -> String {
     if !io::stdout().is_terminal() {
         return text.raw().clone();
     }

@@ -151,6 +151,9 @@ pub(super) async fn public_key(
             "--",
         ];
         let listed = gnupg.run(&[&list[..], &[&*signer.key]].concat()).await?;
+        if !listed.success {
+            return Err(GpgFault::Failed(None).into());
+        }
         let public = output::public(&listed.stdout);
         let answer = Signed {
             complete: true,
@@ -289,7 +292,7 @@ async fn export(gnupg: &GnuPg, key: &str) -> Result<String, ToolError> {
     if ended.success && !ended.stdout.is_empty() {
         Ok(ended.stdout)
     } else {
-        Err(GpgFault::Failed(Some("no public key to go with the signature".to_owned())).into())
+        Err(GpgFault::Failed(Some("the public key cannot be exported".to_owned())).into())
     }
 }
 

@@ -75,7 +75,7 @@ fn what_cannot_be_sent_is_named_before_anything_is_sent() {
         (
             &["note", "tree"],
             1,
-            "error: `tree/link` is neither a file nor a folder\n  = help: links, devices and pipes are not sent; nothing was\n",
+            "error: `tree/link` is neither a file nor a folder\n  = help: links, devices and pipes are not sent\n",
         ),
         (
             &["note", "-"],
