@@ -1,6 +1,7 @@
 //! Finds the service with a tool among those that the providers of this machine offer to it, and calls it.
 
 use std::io;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,14 +14,18 @@ use crate::cli::{ChannelArgs, ServiceArgs};
 use crate::digest::sha256;
 use crate::error::{Exit, Failure};
 use crate::mcp::TOOL_KEY;
-use crate::mcp::client::Called;
 use crate::mcp::client::pieces::{ArgumentPayload, PayloadSource, PiecesError};
+use crate::mcp::client::{Called, ClientError};
+use crate::mcp::server::OVERLOADED;
 use crate::name::ToolName;
 use crate::text::Foreign;
 use crate::transport::{self, Transport};
 
 /// Length from which content is sent in pieces, in bytes: one caller may have fewer transfers than calls at once.
 const WHOLE_MAX: u64 = 1024 * 1024;
+/// Number of times that an overloaded provider is called again, and the pause before each.
+const OVERLOADED_TRIES: u32 = 60;
+const OVERLOADED_PAUSE: Duration = Duration::from_millis(500);
 /// Maximum length of a name of a server in a message, in characters.
 const NAME_SHOWN: usize = 80;
 /// Maximum number of names in a message.
@@ -205,6 +210,26 @@ fn only_service(
     }
 }
 
+/// Calls a service; repeats the call while the provider says that it is overloaded, which runs nothing.
+pub(super) async fn call(
+    server: &mut ServerClient,
+    service: &str,
+    arguments: &Map<String, Value>,
+) -> anyhow::Result<Called> {
+    let mut left = OVERLOADED_TRIES;
+    loop {
+        match server.call(service, arguments.clone(), false).await {
+            Err(ClientError::Refused { refusal, .. })
+                if refusal.raw().code.0 == OVERLOADED && left > 0 =>
+            {
+                left -= 1;
+                tokio::time::sleep(OVERLOADED_PAUSE).await;
+            }
+            called => return Ok(called?),
+        }
+    }
+}
+
 /// Calls a service with the argument `data`: in one call if it is short, else in pieces. `is_file` is true for a tool that
 /// takes the size and the digest of the whole.
 pub(super) async fn send(
@@ -223,7 +248,7 @@ pub(super) async fn send(
             arguments.insert("sha256".to_owned(), sha256(&start).into());
         }
         arguments.insert("data".to_owned(), STANDARD.encode(start).into());
-        return Ok(server.call(service, arguments, false).await?);
+        return call(server, service, &arguments).await;
     }
     let payload = ArgumentPayload {
         name: "data".to_owned(),

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::mcp::ServerClient;
 use super::output::Output;
-use super::service::{NamedService, print, send, structured, text, with_service};
+use super::service::{NamedService, call, print, send, structured, text, with_service};
 use crate::cli::{ChannelArgs, SignArgs};
 use crate::error::{Exit, Failure};
 use crate::mcp::client::Called;
@@ -158,9 +158,7 @@ pub(super) async fn public_key(
 ) -> anyhow::Result<PublicKey> {
     let arguments = [("data", Value::from("")), ("public_key", true.into())];
     let arguments = arguments.map(|(key, value)| (key.to_owned(), value));
-    let called = server
-        .call(service, arguments.into_iter().collect(), false)
-        .await?;
+    let called = call(server, service, &arguments.into_iter().collect()).await?;
     let result = structured(&called)?;
     let texts = |key: &str| {
         let list = result
