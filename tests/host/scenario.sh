@@ -79,7 +79,10 @@ member_looks() {
     root 'cp -r /root/demo /home/op/demo && chown -R op:op /home/op/demo'
     member 'cd demo && anklume apply --dry-run | grep -x "nothing to do: Incus is as declared" && anklume mcp list -i vault-signer && anklume doctor' || return
     # Only root may make channels, and is named.
-    member 'cd demo && anklume apply' 2>&1 | tee /dev/stderr | grep -q 'run this as root'
+    local said
+    if said=$(member 'cd demo && anklume apply' 2>&1); then return 1; fi
+    printf '%s\n' "$said"
+    grep -q 'run this as root' <<<"$said"
 }
 
 # --- restarts ---
