@@ -392,10 +392,11 @@ impl Listening {
             .collect()
     }
 
-    /// The peak memory of the server and its workers so far, in KiB.
+    /// The peak memory of the server and its workers so far, in KiB, without the pages of the program's file, which they
+    /// share.
     pub(super) fn peak_kib(&self) -> u64 {
-        let processes = self.processes().into_iter();
-        processes.map(|process| number_of(process, "VmHWM:")).sum()
+        let own = |process| number_of(process, "VmHWM:") - number_of(process, "RssFile:");
+        self.processes().into_iter().map(own).sum()
     }
 
     /// Waits for the server to exit; returns its exit code, or -1 if a signal killed it.
