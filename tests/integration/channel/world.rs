@@ -392,11 +392,10 @@ impl Listening {
             .collect()
     }
 
-    /// The peak memory of the server and its workers so far, in KiB, without the pages of the program's file, which they
-    /// share.
+    /// The peak memory of the server and its workers so far, in KiB.
     pub(super) fn peak_kib(&self) -> u64 {
-        let own = |process| number_of(process, "VmHWM:") - number_of(process, "RssFile:");
-        self.processes().into_iter().map(own).sum()
+        let processes = self.processes().into_iter();
+        processes.map(|process| number_of(process, "VmHWM:")).sum()
     }
 
     /// Waits for the server to exit; returns its exit code, or -1 if a signal killed it.
