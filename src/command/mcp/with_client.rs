@@ -1,6 +1,7 @@
 //! Opens the channel that the flags ask for, talks to the server and ends what was started; explains failures.
 
 use std::fmt::Display;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use rmcp::model::{ErrorCode, ErrorData};
@@ -17,7 +18,9 @@ use crate::session::block_on;
 use crate::session::interrupt::StopSignals;
 use crate::setup::account::Account;
 use crate::text::Foreign;
-use crate::transport::{self, Route, RouteContext, Transport, Unreachable, WantedMachine, Watch};
+use crate::transport::{
+    self, Route, RouteContext, Transport, TransportEnd, Unreachable, WantedMachine, Watch,
+};
 
 /// Maximum of `--timeout`, in seconds: a day.
 const TIMEOUT_MAX: f64 = 86_400.0;
@@ -36,7 +39,26 @@ pub(in crate::command) fn with_client(
     let route = route(args)?;
     interruptible(async {
         let channel = find(route, timeouts, output).await?;
-        talk_over(channel, timeouts, output, talk).await
+        let opened = transport::open(channel, timeouts.first, watch(output))
+            .await
+            .map_err(|why| unreachable(&why))?;
+        let mut talked = Talked {
+            end: opened.end,
+            timeout: timeouts.first,
+            has_started: false,
+            has_called: false,
+        };
+        let result = match Client::start(opened.reader, opened.writer, timeouts, LINE_MAX).await {
+            Ok(mut client) => {
+                talked.has_started = true;
+                let result = talk(&mut client, &talked.end.channel).await;
+                talked.has_called = client.has_called();
+                result
+            }
+            Err(why) => Err(why.into()),
+        };
+        // The streams are closed only now, which stops a server that is waiting for its stdin to end.
+        talked.finish(result).await
     })
 }
 
@@ -84,6 +106,8 @@ pub(super) fn timeouts(args: &ChannelArgs) -> Result<Timeouts, Failure> {
 pub(in crate::command) fn interruptible(
     work: impl Future<Output = anyhow::Result<Exit>>,
 ) -> anyhow::Result<Exit> {
+    // One runtime for the work of all commands, instead of a compiled copy for each.
+    let work: Pin<&mut dyn Future<Output = anyhow::Result<Exit>>> = pin!(work);
     block_on(async {
         let mut signals = StopSignals::watch()?;
         tokio::select! {
@@ -134,58 +158,56 @@ pub(in crate::command) async fn machine_on_host(
     }
 }
 
-async fn talk_over(
-    channel: Transport,
-    timeouts: Timeouts,
-    output: &Output,
-    talk: impl AsyncFnOnce(&mut ServerClient, &Transport) -> anyhow::Result<Exit>,
-) -> anyhow::Result<Exit> {
-    let opened = transport::open(channel, timeouts.first, watch(output))
-        .await
-        .map_err(|why| unreachable(&why))?;
-    let end = opened.end;
-    let (mut has_started, mut has_called) = (false, false);
-    let result = match Client::start(opened.reader, opened.writer, timeouts, LINE_MAX).await {
-        Ok(mut client) => {
-            has_started = true;
-            let result = talk(&mut client, &end.channel).await;
-            has_called = client.has_called();
-            result
+/// A conversation that has ended.
+struct Talked {
+    end: TransportEnd,
+    /// Timeout for the first answer.
+    timeout: Duration,
+    has_started: bool,
+    has_called: bool,
+}
+
+impl Talked {
+    /// Ends what was started for the conversation, and explains its failure.
+    async fn finish(self, result: anyhow::Result<Exit>) -> anyhow::Result<Exit> {
+        let Self {
+            end,
+            timeout,
+            has_started,
+            has_called,
+        } = self;
+        let fault = match result {
+            Ok(exit) => {
+                end.calm().await;
+                return Ok(exit);
+            }
+            Err(error) => error.downcast::<ClientError>()?,
+        };
+        let failure = match &fault {
+            // A server is listening there, or was a moment ago.
+            ClientError::Closed if has_started && matches!(end.channel, Transport::Socket(_)) => {
+                unavailable(&fault).help("ask the operator")
+            }
+            ClientError::Closed => unreachable(&end.died(timeout).await),
+            ClientError::Silent(waited) => unreachable(&end.silent(*waited)),
+            ClientError::Refused { refusal, .. } => {
+                end.calm().await;
+                return Err(refused(&fault, refusal).into());
+            }
+            // The server did answer.
+            ClientError::Malformed { .. } => return Err(unavailable(&fault).into()),
+            other => unavailable(other),
+        };
+        if !has_called {
+            return Err(failure.into());
         }
-        Err(why) => Err(why.into()),
-    };
-    // The streams close only now, which stops a server that is waiting for its stdin to end.
-    let fault = match result {
-        Ok(exit) => {
-            end.calm().await;
-            return Ok(exit);
-        }
-        Err(error) => error.downcast::<ClientError>()?,
-    };
-    let failure = match &fault {
-        // A server is listening there, or was a moment ago.
-        ClientError::Closed if has_started && matches!(end.channel, Transport::Socket(_)) => {
-            unavailable(&fault).help("ask the operator")
-        }
-        ClientError::Closed => unreachable(&end.died(timeouts.first).await),
-        ClientError::Silent(waited) => unreachable(&end.silent(*waited)),
-        ClientError::Refused { refusal, .. } => {
-            end.calm().await;
-            return Err(refused(&fault, refusal).into());
-        }
-        // The server did answer.
-        ClientError::Malformed { .. } => return Err(unavailable(&fault).into()),
-        other => unavailable(other),
-    };
-    if !has_called {
-        return Err(failure.into());
+        let warning = "the call may have been carried out";
+        let help = match &failure.help {
+            Some(help) => format!("{warning}; {help}"),
+            None => warning.to_owned(),
+        };
+        Err(failure.help(help).into())
     }
-    let warning = "the call may have been carried out";
-    let help = match &failure.help {
-        Some(help) => format!("{warning}; {help}"),
-        None => warning.to_owned(),
-    };
-    Err(failure.help(help).into())
 }
 
 /// Explains a protocol error. A refused service looks like an unknown tool; an overloaded server refuses nothing.
