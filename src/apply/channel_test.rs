@@ -30,7 +30,7 @@ pub(crate) async fn carry_out(
         _ => None,
     });
     // The channels of a failed machine need no test.
-    let failed = |end: &End| report.has_failed(&machine(end));
+    let failed = |end: &End| report.has_failed(&end.into());
     let due =
         due.filter(|(_, proof)| !failed(&proof.edge.consumer) && !failed(&proof.edge.provider));
     let due: Vec<(&Action, &Verification)> = due.collect();
@@ -56,10 +56,6 @@ pub(crate) async fn carry_out(
     vec![outcomes.collect()]
 }
 
-fn machine(end: &End) -> Object {
-    Object::machine(end.domain.as_str(), end.machine.as_str())
-}
-
 /// Marks exactly those channels that did not answer, so that the next run tests them again.
 async fn remember(session: &Session, due: &[(&Action, &Verification)], ended: &[StepStatus]) {
     let mut edits: BTreeMap<Object, Vec<Edit>> = BTreeMap::new();
@@ -67,7 +63,7 @@ async fn remember(session: &Session, due: &[(&Action, &Verification)], ended: &[
         let unverified = *status != StepStatus::Done;
         if unverified != proof.marked {
             let edit = mark_unverified(&proof.edge.device_name(), unverified);
-            let consumer = machine(&proof.edge.consumer);
+            let consumer = Object::from(&proof.edge.consumer);
             edits.entry(consumer).or_default().push(edit);
         }
     }

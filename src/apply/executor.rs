@@ -14,7 +14,7 @@ use super::provision;
 use crate::host::{bridges, folders, log_timer, proxies, proxy_logs};
 use crate::incus::{ConfigMap, Edit, Incus, IncusError, Object, Power};
 use crate::infra::PROTECTION;
-use crate::plan::{Action, EXPIRY, Proxy, Revocation, Role, finished, mark_unverified, unfinished};
+use crate::plan::{Action, EXPIRY, Revocation, Role, finished, mark_unverified, unfinished};
 use crate::session::interrupt::LEFT;
 use crate::session::lock::Lock;
 use crate::session::{AT_ONCE, Session};
@@ -210,7 +210,7 @@ impl Executor<'_> {
                 new: value,
             };
             self.change(network, async |incus| {
-                incus.edit(network, std::slice::from_ref(&edit)).await
+                incus.edit(network, from_ref(&edit)).await
             })
             .await?;
         }
@@ -237,10 +237,7 @@ impl Executor<'_> {
                 let [listen, connect] = &pair.addresses;
                 let unlisted = || io::Error::other("the processes on the host cannot be listed");
                 let mut left = proxies::list().ok_or_else(unlisted)?;
-                left.retain(|one| {
-                    let ends = [&one.listen, &one.connect];
-                    ends.map(|end| &end.address) == [listen, connect] && is_in(one, first)
-                });
+                left.retain(|one| one.addresses() == [listen, connect] && one.is_in(first));
                 proxies::end(&left).await?;
             }
             Ok::<(), StepError>(())
@@ -365,14 +362,8 @@ async fn stop(incus: &mut Incus, machine: &Object) -> Result<(), StepError> {
     }
     if let Ok(first) = first {
         let mut left = proxies::list().unwrap_or_default();
-        left.retain(|one| is_in(one, first));
+        left.retain(|one| one.is_in(first));
         proxies::end(&left).await?;
     }
     Ok(())
-}
-
-fn is_in(proxy: &Proxy, process: u32) -> bool {
-    [&proxy.listen, &proxy.connect]
-        .iter()
-        .any(|end| end.within == process)
 }

@@ -83,8 +83,7 @@ impl StepOutcome {
             subject: subject.cloned(),
             tested: match action {
                 Action::VerifyChannel(Verification { edge, .. }) => {
-                    let ends = [&edge.consumer, &edge.provider];
-                    Some(ends.map(|end| Object::machine(end.domain.as_str(), end.machine.as_str())))
+                    Some([&edge.consumer, &edge.provider].map(Object::from))
                 }
                 _ => None,
             },

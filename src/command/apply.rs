@@ -75,8 +75,7 @@ pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
 
 /// Stores what is in force now, so that `doctor` knows what was not applied yet.
 fn remember(infra: &Infra, edges: &[Edge], report: &RunReport) {
-    let has_failed =
-        |end: &End| report.has_failed(&Object::machine(end.domain.as_str(), end.machine.as_str()));
+    let has_failed = |end: &End| report.has_failed(&end.into());
     let is_whole = report.outcomes.iter().all(StepOutcome::is_done);
     let declared = Applied::declared(infra, edges);
     // Without it, `doctor` calls such a channel broken instead.

@@ -154,7 +154,7 @@ impl Examiner<'_> {
         let ends = edges
             .iter()
             .flat_map(|edge| [&edge.consumer, &edge.provider]);
-        let ids: BTreeSet<InstanceId> = ends.map(id).collect();
+        let ids: BTreeSet<InstanceId> = ends.map(InstanceId::from).collect();
         let instances = self.state.instances.iter();
         instances.filter(move |instance| ids.contains(&instance.id()))
     }
@@ -493,7 +493,7 @@ impl Examiner<'_> {
     }
 
     fn calls(&self, provider: &End) -> Option<Broken> {
-        match self.calls.get(&id(provider))? {
+        match self.calls.get(&provider.into())? {
             LogState::Sound | LogState::Lost { .. } | LogState::Unknown(_) => None,
             LogState::Altered { detail, accept } => Some(Broken {
                 what: Cause::Audit,
@@ -515,12 +515,12 @@ impl Examiner<'_> {
     }
 
     pub(super) fn found(&self, end: &End) -> Option<&ObservedMachine> {
-        self.facts.inside.get(&id(end))
+        self.facts.inside.get(&end.into())
     }
 
     /// The reason why the content of a machine is unknown.
     pub(super) fn unread(&self, end: &End) -> Option<&String> {
-        self.facts.unread.get(&id(end))
+        self.facts.unread.get(&end.into())
     }
 
     fn identity(&self, end: &End) -> Option<&Identity> {
@@ -543,10 +543,6 @@ fn is_to_start(instance: &Instance) -> bool {
         Some(value) => is_true(value),
         None => power.is_some_and(|power| power == "RUNNING"),
     }
-}
-
-fn id(end: &End) -> InstanceId {
-    InstanceId::new(end.domain.as_str(), end.machine.as_str())
 }
 
 /// Returns a shell command that runs `incus` on a machine.

@@ -99,6 +99,18 @@ fn pair(machine: &Instance, keys: &ConfigMap, is_foreign: bool) -> Option<Device
     })
 }
 
+impl From<&End> for InstanceId {
+    fn from(end: &End) -> Self {
+        Self::new(end.domain.as_str(), end.machine.as_str())
+    }
+}
+
+impl From<&End> for Object {
+    fn from(end: &End) -> Self {
+        Self::machine(end.domain.as_str(), end.machine.as_str())
+    }
+}
+
 /// A machine's device that uses a socket in anklume's folder but belongs to no edge of the machine.
 #[derive(Debug)]
 pub(crate) struct ForeignDevice<'a> {

@@ -153,6 +153,18 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
+    /// Where it listens, and where it connects to.
+    pub(crate) fn addresses(&self) -> [&str; 2] {
+        [&self.listen, &self.connect].map(|end| end.address.as_str())
+    }
+
+    /// Returns whether one of its ends is in the mount namespace of this process.
+    pub(crate) fn is_in(&self, process: u32) -> bool {
+        [&self.listen, &self.connect]
+            .iter()
+            .any(|end| end.within == process)
+    }
+
     /// Describes a stray process.
     pub(crate) fn about(&self) -> String {
         let [from, to] = [&self.listen, &self.connect].map(|end| {

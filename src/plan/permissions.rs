@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::edges::{self, DevicePair};
 use super::{Action, PlanInputs};
-use crate::edge::{Edge, End};
+use crate::edge::Edge;
 use crate::incus::state::{Instance, InstanceId};
 use crate::incus::{Object, State};
 use crate::name::{MachineName, ServiceName};
@@ -160,7 +160,7 @@ fn of_provider(
     then: &[ServiceOutline],
 ) -> Vec<PermissionChange> {
     let edges = inputs.wanted.edges.iter();
-    let edges = edges.filter(|edge| id(&edge.provider) == *provider);
+    let edges = edges.filter(|edge| InstanceId::from(&edge.provider) == *provider);
     let edges: BTreeMap<&MachineName, &Edge> =
         edges.map(|edge| (&edge.consumer.machine, edge)).collect();
     let then = grants(then, |consumer| edges.contains_key(consumer));
@@ -230,8 +230,4 @@ fn is_open(inputs: &PlanInputs<'_>, edge: &Edge) -> bool {
                 .any(|pair| pair.is_consumers == is_consumers && pair.socket == socket)
         })
     })
-}
-
-fn id(end: &End) -> InstanceId {
-    InstanceId::new(end.domain.as_str(), end.machine.as_str())
 }

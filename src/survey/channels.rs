@@ -111,7 +111,7 @@ pub(super) async fn look(
             Some((end, fault?))
         });
         facts.broken.extend(faults);
-        let id = InstanceId::new(provider.domain.as_str(), provider.machine.as_str());
+        let id = InstanceId::from(provider);
         if let Some(found) = facts.inside.get_mut(&id).filter(|_| hangs(own)) {
             found.serving = Serving::Silent;
         }
@@ -128,9 +128,8 @@ struct NeededProxy<'a> {
 
 impl NeededProxy<'_> {
     fn is(&self, proxy: &Proxy) -> bool {
-        let ends = [&proxy.listen, &proxy.connect];
-        [self.listen, self.connect] == ends.map(|end| end.address.as_str())
-            && (self.first).is_none_or(|first| ends.iter().any(|end| end.within == first))
+        [self.listen, self.connect] == proxy.addresses()
+            && self.first.is_none_or(|first| proxy.is_in(first))
     }
 }
 
