@@ -97,20 +97,6 @@ pub struct ServiceArgs {
     pub timeout: Option<f64>,
 }
 
-impl ServiceArgs {
-    /// Returns the channel of these arguments.
-    #[must_use]
-    pub fn channel(&self) -> ChannelArgs {
-        ChannelArgs {
-            instance: self.instance.clone(),
-            project: self.project.clone(),
-            socket: self.socket.clone(),
-            timeout: self.timeout,
-            dry_run: false,
-        }
-    }
-}
-
 /// `anklume mcp list`
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  anklume mcp list vault-signer")]

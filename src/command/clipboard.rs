@@ -23,19 +23,12 @@ pub(super) fn run(command: &ClipboardCommand, output: &Output) -> anyhow::Result
 
 fn get(args: &ClipboardArgs, output: &Output) -> anyhow::Result<Exit> {
     let (tool, name) = (ToolName::ClipboardGet, NamedService::of(&args.service, ""));
-    with_service(
-        tool,
-        &name,
-        "",
-        &args.service.channel(),
-        output,
-        async |server, service| {
-            let called = server.call(service, Map::new(), false).await?;
-            let content = text(&structured(&called)?, "text")?;
-            print(&content, output)?;
-            Ok(Exit::Done)
-        },
-    )
+    with_service(tool, &name, "", output, async |server, service| {
+        let called = server.call(service, Map::new(), false).await?;
+        let content = text(&structured(&called)?, "text")?;
+        print(&content, output)?;
+        Ok(Exit::Done)
+    })
 }
 
 fn set(args: &ClipboardArgs, output: &Output) -> anyhow::Result<Exit> {
@@ -55,19 +48,12 @@ fn set(args: &ClipboardArgs, output: &Output) -> anyhow::Result<Exit> {
             .into());
     }
     let (tool, name) = (ToolName::ClipboardSet, NamedService::of(&args.service, ""));
-    with_service(
-        tool,
-        &name,
-        "",
-        &args.service.channel(),
-        output,
-        async |server, service| {
-            let arguments = [("content".to_owned(), content.into())];
-            let called = server
-                .call(service, arguments.into_iter().collect(), false)
-                .await?;
-            structured(&called)?;
-            Ok(Exit::Done)
-        },
-    )
+    with_service(tool, &name, "", output, async |server, service| {
+        let arguments = [("content".to_owned(), content.into())];
+        let called = server
+            .call(service, arguments.into_iter().collect(), false)
+            .await?;
+        structured(&called)?;
+        Ok(Exit::Done)
+    })
 }

@@ -3,13 +3,13 @@
 use std::fs::{self, Permissions};
 use std::io::{self, IsTerminal as _, Write};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::FileType;
 use rustix::io::Errno;
 use serde_json::{Map, Value};
 use tempfile::NamedTempFile;
@@ -18,7 +18,7 @@ use super::mcp::ServerClient;
 use super::output::Output;
 use super::service::{NamedService, send, structured, text, transferred, with_service};
 use crate::cli::{FileCommand, FilePullArgs, FilePushArgs};
-use crate::dir::{BENEATH, Dir, READ, SEARCH};
+use crate::dir::{BENEATH, Dir, NotRead, READ, RegularFile, SEARCH};
 use crate::error::{Exit, Failure};
 use crate::mcp::client::pieces::{Fetched, PayloadSource, PiecesError};
 use crate::name::ToolName;
@@ -29,8 +29,8 @@ const FILES_MAX: usize = 100_000;
 const DEPTH_MAX: usize = 64;
 /// The permissions that are sent; the others are special.
 const MODE: u32 = 0o777;
-/// Permissions of a fetched file.
-const PULLED_MODE: u32 = 0o644;
+/// Permissions of a new file.
+const NEW_MODE: u32 = 0o644;
 
 /// Runs `anklume file …`.
 pub(super) fn run(command: &FileCommand, output: &Output) -> anyhow::Result<Exit> {
@@ -60,8 +60,8 @@ fn push(args: &FilePushArgs, output: &Output) -> anyhow::Result<Exit> {
         outgoing(path, args.name.as_deref(), &mut all)?;
     }
     let name = NamedService::of(&args.service, "");
-    let (tool, channel) = (ToolName::FileAccept, &args.service.channel());
-    with_service(tool, &name, "", channel, output, async |server, service| {
+    let tool = ToolName::FileAccept;
+    with_service(tool, &name, "", output, async |server, service| {
         for (done, one) in all.iter().enumerate() {
             if let Err(why) = push_one(server, service, one, output).await {
                 if done > 0 {
@@ -85,17 +85,13 @@ async fn push_one(
     let source = match &one.place {
         None => PayloadSource::new(io::stdin()),
         Some((folder, path)) => {
-            let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-            let file = folder.open_at(path, flags);
-            let file = file.map_err(|why| unreadable(&one.shown, &why.into()))?;
-            let file = fs::File::from(file);
-            let is = file
-                .metadata()
-                .map_err(|why| unreadable(&one.shown, &why))?;
-            if !is.is_file() {
-                return Err(not_sent(&one.shown).into());
-            }
-            let mode = format!("{:04o}", is.mode() & MODE);
+            let unread = |why: Errno| unreadable(&one.shown, &why.into());
+            let opened = folder.regular(path).map_err(|why| match why {
+                NotRead::System(why) => unread(why),
+                NotRead::Link | NotRead::NotRegular => not_sent(&one.shown),
+            })?;
+            let RegularFile { file, stat } = opened.ok_or_else(|| unread(Errno::NOENT))?;
+            let mode = format!("{:04o}", stat.st_mode & MODE);
             arguments.insert("mode".to_owned(), mode.into());
             PayloadSource::of_file(file)
         }
@@ -111,11 +107,12 @@ async fn push_one(
     Ok(())
 }
 
-fn shown(path: &Path) -> String {
+/// Returns a path as it is shown in a message.
+pub(super) fn shown(path: &Path) -> String {
     path.display().to_string().escape_debug().to_string()
 }
 
-fn unreadable(shown: &str, why: &io::Error) -> Failure {
+pub(super) fn unreadable(shown: &str, why: &io::Error) -> Failure {
     Failure::new(Exit::Failed, format!("cannot read `{shown}`: {why}"))
 }
 
@@ -272,8 +269,8 @@ fn pull(args: &FilePullArgs, output: &Output) -> anyhow::Result<Exit> {
         wanted.push((name, Some(target)));
     }
     let name = NamedService::of(&args.service, "");
-    let (tool, channel) = (ToolName::FileProvide, &args.service.channel());
-    with_service(tool, &name, "", channel, output, async |server, service| {
+    let tool = ToolName::FileProvide;
+    with_service(tool, &name, "", output, async |server, service| {
         for (name, target) in &wanted {
             match target {
                 None => fetch(server, service, name, || Ok(io::stdout()))
@@ -299,7 +296,7 @@ fn exists(target: &Path) -> Failure {
     Failure::new(Exit::Failed, message).help("remove it, or fetch into another folder: `-o DIR`")
 }
 
-fn unwritable(path: &Path, why: &io::Error) -> Failure {
+pub(super) fn unwritable(path: &Path, why: &io::Error) -> Failure {
     Failure::new(
         Exit::Failed,
         format!("cannot write `{}`: {why}", shown(path)),
@@ -307,10 +304,10 @@ fn unwritable(path: &Path, why: &io::Error) -> Failure {
 }
 
 /// Creates a temporary file in a folder.
-fn fresh(folder: &Path) -> io::Result<NamedTempFile> {
+pub(super) fn fresh(folder: &Path) -> io::Result<NamedTempFile> {
     tempfile::Builder::new()
         .prefix(".anklume-")
-        .permissions(Permissions::from_mode(PULLED_MODE))
+        .permissions(Permissions::from_mode(NEW_MODE))
         .tempfile_in(folder)
 }
 

@@ -8,7 +8,6 @@ use std::os::unix::process::CommandExt as _;
 use super::output::Output;
 use super::service::NamedService;
 use super::sign::{self, PublicKey, SIGN, with_signer};
-use crate::cli::ChannelArgs;
 use crate::error::{Exit, Failure};
 use crate::mcp::client::pieces::PayloadSource;
 use crate::transport;
@@ -96,40 +95,35 @@ fn request(args: &[OsString]) -> Result<GitRequest, Failure> {
 
 fn sign(key: &str, status: i32, output: &Output) -> anyhow::Result<Exit> {
     let name = named();
-    with_signer(
-        &name,
-        &ChannelArgs::default(),
-        output,
-        async |server, service| {
-            let public = sign::public_key(server, service).await?;
-            if !is_key(key, &public) {
-                return Err(other_key(key, &public).into());
-            }
-            let source = PayloadSource::new(io::stdin());
-            let signature = sign::sign(server, service, source).await?;
-            // The provider chose its key again, and may have chosen another one since.
-            let fingerprint = signature.fingerprint.to_ascii_uppercase();
-            let is_listed = public.fingerprints.contains(&fingerprint);
-            let signed = PublicKey {
-                fingerprints: vec![fingerprint],
-                ..public
-            };
-            if !is_listed || key.ends_with('!') && !is_key(key, &signed) {
-                return Err(other_key(key, &signed).into());
-            }
-            // Git looks for this line after another one.
-            let at = signature.time.parse::<jiff::Timestamp>();
-            let at = at.map_or(0, jiff::Timestamp::as_second);
-            let (key, digest) = algorithms(&signature.algorithm);
-            let lines = format!(
-                "[GNUPG:] BEGIN_SIGNING H{digest}\n[GNUPG:] SIG_CREATED D {key} {digest} 00 {at} {}\n",
-                signature.fingerprint
-            );
-            tell(status, &lines)?;
-            output.answer(signature.armored.as_bytes())?;
-            Ok(Exit::Done)
-        },
-    )
+    with_signer(&name, output, async |server, service| {
+        let public = sign::public_key(server, service).await?;
+        if !is_key(key, &public) {
+            return Err(other_key(key, &public).into());
+        }
+        let source = PayloadSource::new(io::stdin());
+        let signature = sign::sign(server, service, source).await?;
+        // The provider chose its key again, and may have chosen another one since.
+        let fingerprint = signature.fingerprint.to_ascii_uppercase();
+        let is_listed = public.fingerprints.contains(&fingerprint);
+        let signed = PublicKey {
+            fingerprints: vec![fingerprint],
+            ..public
+        };
+        if !is_listed || key.ends_with('!') && !is_key(key, &signed) {
+            return Err(other_key(key, &signed).into());
+        }
+        // Git looks for this line after another one.
+        let at = signature.time.parse::<jiff::Timestamp>();
+        let at = at.map_or(0, jiff::Timestamp::as_second);
+        let (key, digest) = algorithms(&signature.algorithm);
+        let lines = format!(
+            "[GNUPG:] BEGIN_SIGNING H{digest}\n[GNUPG:] SIG_CREATED D {key} {digest} 00 {at} {}\n",
+            signature.fingerprint
+        );
+        tell(status, &lines)?;
+        output.answer(signature.armored.as_bytes())?;
+        Ok(Exit::Done)
+    })
 }
 
 /// Writes status lines to a descriptor that git opened.

@@ -31,32 +31,39 @@ const NAME_SHOWN: usize = 80;
 /// Maximum number of names in a message.
 const NAMES_MAX: usize = 10;
 
-/// A service, as far as the user named it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// A service, as far as the user named it, and the way to it.
+#[derive(Debug, Default)]
 pub(super) struct NamedService {
-    pub(super) provider: Option<String>,
-    pub(super) service: Option<String>,
+    service: Option<String>,
+    /// Its machine is the provider; `None` if that is not named.
+    channel: ChannelArgs,
 }
 
 impl NamedService {
     /// Reads the arguments; `otherwise` is what names the service if they do not.
     pub(super) fn of(args: &ServiceArgs, otherwise: &str) -> Self {
-        let mut name = Self::parse(args.instance.as_deref().unwrap_or(otherwise));
-        name.service = args.service.clone().or(name.service);
-        name
+        let name = Self::parse(args.instance.as_deref().unwrap_or(otherwise));
+        Self {
+            service: args.service.clone().or(name.service),
+            channel: ChannelArgs {
+                instance: name.channel.instance,
+                project: args.project.clone(),
+                socket: args.socket.clone(),
+                timeout: args.timeout,
+                dry_run: false,
+            },
+        }
     }
 
     /// Parses `PROVIDER` or `PROVIDER/SERVICE`; an empty text names nothing.
     pub(super) fn parse(text: &str) -> Self {
         let part = |part: &str| (!part.is_empty()).then(|| part.to_owned());
-        match text.split_once('/') {
-            Some((provider, service)) => Self {
-                provider: part(provider),
-                service: part(service),
-            },
-            None => Self {
-                provider: part(text),
-                service: None,
+        let (provider, service) = text.split_once('/').unwrap_or((text, ""));
+        Self {
+            service: part(service),
+            channel: ChannelArgs {
+                instance: part(provider),
+                ..ChannelArgs::default()
             },
         }
     }
@@ -68,25 +75,19 @@ pub(super) fn with_service(
     tool: ToolName,
     name: &NamedService,
     otherwise: &str,
-    args: &ChannelArgs,
     output: &Output,
     work: impl AsyncFnOnce(&mut ServerClient, &str) -> anyhow::Result<Exit>,
 ) -> anyhow::Result<Exit> {
-    let provider = match &name.provider {
-        Some(provider) => Some(provider.clone()),
-        None if args.socket.is_some() => None,
-        None => Some(only_provider(tool, name, otherwise, args, output)?),
-    };
-    let channel = ChannelArgs {
-        instance: provider.clone(),
-        ..args.clone()
-    };
+    let mut channel = name.channel.clone();
+    if channel.instance.is_none() && channel.socket.is_none() {
+        channel.instance = Some(only_provider(tool, name, otherwise, output)?);
+    }
     with_client(&channel, output, async |server, transport| {
         let tools = match transport {
             Transport::Socket(_) => server.tools().await?,
             Transport::Local | Transport::Exec(_) => server.callable().await?,
         };
-        let service = only_service(tool, &tools, name, provider.as_deref())?;
+        let service = only_service(tool, &tools, name, channel.instance.as_deref())?;
         work(server, &service).await
     })
 }
@@ -96,7 +97,6 @@ fn only_provider(
     tool: ToolName,
     name: &NamedService,
     otherwise: &str,
-    args: &ChannelArgs,
     output: &Output,
 ) -> anyhow::Result<String> {
     let help = format!("name it: `-i PROVIDER`{otherwise}");
@@ -109,7 +109,7 @@ fn only_provider(
     for provider in &providers {
         let channel = ChannelArgs {
             instance: Some(provider.clone()),
-            ..args.clone()
+            ..name.channel.clone()
         };
         let mut offers = false;
         let asked = with_client(&channel, output, async |server, _| {

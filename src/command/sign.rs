@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::file::{fresh, shown, unreadable, unwritable};
 use super::mcp::ServerClient;
 use super::output::Output;
 use super::service::{NamedService, call, print, send, structured, text, with_service};
-use crate::cli::{ChannelArgs, SignArgs};
+use crate::cli::SignArgs;
 use crate::error::{Exit, Failure};
 use crate::mcp::client::Called;
 use crate::mcp::client::pieces::PayloadSource;
@@ -60,30 +61,21 @@ pub(super) fn run(args: &SignArgs, output: &Output) -> anyhow::Result<Exit> {
         }
     }
     let name = NamedService::of(&args.service, &std::env::var(SIGN).unwrap_or_default());
-    with_signer(
-        &name,
-        &args.service.channel(),
-        output,
-        async |server, service| {
-            if args.public_key {
-                let key = public_key(server, service).await?;
-                print(&key.armored, output)?;
-            }
-            for file in &args.files {
-                let signed = sign_file(server, service, file, args.force, output).await;
-                signed.map_err(|why| why.context(format!("cannot sign `{}`", shown(file))))?;
-            }
-            Ok(Exit::Done)
-        },
-    )
+    with_signer(&name, output, async |server, service| {
+        if args.public_key {
+            let key = public_key(server, service).await?;
+            print(&key.armored, output)?;
+        }
+        for file in &args.files {
+            let signed = sign_file(server, service, file, args.force, output).await;
+            signed.map_err(|why| why.context(format!("cannot sign `{}`", shown(file))))?;
+        }
+        Ok(Exit::Done)
+    })
 }
 
 fn is_stdin(file: &Path) -> bool {
     file == Path::new("-")
-}
-
-fn shown(path: &Path) -> String {
-    path.display().to_string().escape_debug().to_string()
 }
 
 fn signature_file(file: &Path) -> PathBuf {
@@ -105,20 +97,11 @@ async fn sign_file(
         print(&signature.armored, output)?;
         return Ok(());
     }
-    let opened = File::open(file).map_err(|why| {
-        Failure::new(
-            Exit::Failed,
-            format!("cannot read `{}`: {why}", shown(file)),
-        )
-    })?;
+    let opened = File::open(file).map_err(|why| unreadable(&shown(file), &why))?;
     let signature = sign(server, service, PayloadSource::of_file(opened)).await?;
     let target = signature_file(file);
-    write(&target, signature.armored.as_bytes(), force).map_err(|why| {
-        Failure::new(
-            Exit::Failed,
-            format!("cannot write `{}`: {why}", shown(&target)),
-        )
-    })?;
+    let written = write(&target, signature.armored.as_bytes(), force);
+    written.map_err(|why| unwritable(&target, &why))?;
     output.say(&format!("created {}", shown(&target)));
     Ok(())
 }
@@ -128,9 +111,7 @@ fn write(path: &Path, content: &[u8], force: bool) -> io::Result<()> {
     let folder = path
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty());
-    let mut file = tempfile::Builder::new()
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
-        .tempfile_in(folder.unwrap_or_else(|| Path::new(".")))?;
+    let mut file = fresh(folder.unwrap_or_else(|| Path::new(".")))?;
     file.write_all(content)?;
     if force {
         file.persist(path)?;
@@ -143,12 +124,11 @@ fn write(path: &Path, content: &[u8], force: bool) -> io::Result<()> {
 /// Finds the service that signs and runs `work` with its name over its channel.
 pub(super) fn with_signer(
     name: &NamedService,
-    args: &ChannelArgs,
     output: &Output,
     work: impl AsyncFnOnce(&mut ServerClient, &str) -> anyhow::Result<Exit>,
 ) -> anyhow::Result<Exit> {
     let otherwise = format!(", or `{SIGN}=PROVIDER` in the environment");
-    with_service(ToolName::GpgSign, name, &otherwise, args, output, work)
+    with_service(ToolName::GpgSign, name, &otherwise, output, work)
 }
 
 /// Fetches the public key of a service that signs; nothing is signed.
