@@ -26,6 +26,8 @@ pub const PIECE: u64 = 1024 * 1024;
 pub const CLIPBOARD_MAX: usize = 64 * 1024;
 /// Maximum size of content that `gpg_sign` signs in pieces, in bytes.
 pub const SIGN_MAX: u64 = 4 * 1024 * 1024 * 1024;
+/// The `path` of `file_provide` that stands for the folder in which all files of a caller are.
+pub const WHOLE_PORTAL: &str = ".";
 /// Largest integer that every JSON reader represents exactly (2^53 - 1).
 const EXACT_MAX: u64 = 9_007_199_254_740_991;
 
@@ -96,6 +98,12 @@ pub struct FileAccept {
     /// SHA-256 of the whole content, in hexadecimal; the file appears only when it matches
     #[schemars(regex(pattern = r"^[0-9A-Fa-f]{64}$"))]
     pub sha256: Option<String>,
+    /// Time of the file's last change: RFC 3339, such as 2026-07-01T12:00:00Z; default: now
+    pub modified: Option<String>,
+    /// When sending in pieces, with `size` in the empty first piece: true to keep what was received if the connection breaks, and to go on with what an earlier connection left; the answer's `size` is the offset of the next piece, its `sha256` that of what was received. A `final` piece before the end discards it
+    pub resume: Option<bool>,
+    /// True to create a folder; `data` must then be empty
+    pub folder: Option<bool>,
 }
 
 /// Arguments of `file_provide`.
@@ -104,12 +112,16 @@ pub struct FileAccept {
 pub struct FileProvide {
     /// File to read: a path below the portal, such as `reports/july.pdf`
     pub path: String,
-    /// When reading in pieces: this piece's offset, in bytes
+    /// When reading in pieces: this piece's offset, in bytes; with `entries`, the number of entries to skip
     #[schemars(range(max = EXACT_MAX))]
     pub offset: Option<u64>,
     /// When reading in pieces: the maximum number of bytes; one answer returns up to 3145728; default 1048576
     #[schemars(range(min = 1, max = ONE_CALL_MAX))]
     pub length: Option<u64>,
+    /// True to go on at `offset` after a connection broke, up to 4294967296: the digest then covers what precedes `offset` too
+    pub resume: Option<bool>,
+    /// True to list a folder instead of reading a file: up to 1000 entries, in the order of their names; the `path` `.` is the whole portal
+    pub entries: Option<bool>,
 }
 
 /// Output of `gpg_sign`.
@@ -178,24 +190,24 @@ pub struct Accepted {
     pub size: u64,
     /// True once the file is in place; false while more pieces are expected
     pub complete: bool,
-    /// SHA-256 of the file, in hexadecimal; present once complete
+    /// SHA-256 of the file, in hexadecimal; present once complete; with `resume`, that of what was received
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
 }
 
 /// Output of `file_provide`.
-#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Default, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Provided {
     /// Path of the file, relative to the portal
     pub path: String,
-    /// Size of the whole file in bytes
+    /// Size of the whole file in bytes; of a folder, the number of its entries
     pub size: u64,
-    /// Offset of this piece, in bytes
+    /// Offset of this piece, in bytes; of a folder, the number of entries skipped
     pub offset: u64,
-    /// Bytes in this piece
+    /// Bytes in this piece; of a folder, entries in this answer
     pub length: u64,
-    /// True if this piece reaches the end of the file
+    /// True if this piece reaches the end
     pub complete: bool,
     /// The content of this piece, in base64; omitted if only one copy was requested, which is then the result's text
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -203,6 +215,28 @@ pub struct Provided {
     /// SHA-256 of the whole file, in hexadecimal; present with the last piece if the pieces were read in order from 0
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
+    /// Permissions of the file in octal, without special bits
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+    /// Time of the file's last change: RFC 3339, UTC
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub modified: Option<String>,
+    /// With `entries` requested: the names of the folder's files and, with a `/` at the end, of its folders
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entries: Option<Vec<String>>,
+    /// With `entries` requested: the number of entries that cannot be read, such as links, and are not listed
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<u64>,
+}
+
+/// Parses the time of a file's last change.
+///
+/// # Errors
+///
+/// It is not a time in RFC 3339.
+pub fn time_of_change(text: &str) -> Result<jiff::Timestamp, BadArguments> {
+    text.parse()
+        .map_err(|_| "`modified` is not a time in RFC 3339, such as 2026-07-01T12:00:00Z".into())
 }
 
 /// Bytes in base64 that have not been decoded yet.

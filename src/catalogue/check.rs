@@ -4,12 +4,12 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::path::PortalPath;
-use super::{BadArguments, CLIPBOARD_MAX, Payload, schema};
+use super::{BadArguments, CLIPBOARD_MAX, Payload, WHOLE_PORTAL, schema, time_of_change};
 use crate::name::{ToolName, closest};
 use crate::text::shown;
 
 /// Arguments that belong to one transfer, and so cannot be fixed for all transfers.
-const OF_A_TRANSFER: [&str; 3] = ["offset", "final", "length"];
+const OF_A_TRANSFER: [&str; 4] = ["offset", "final", "length", "resume"];
 /// Maximum length of a caller's text when a message quotes it back, in characters.
 const SHOWN_MAX: usize = 80;
 
@@ -111,7 +111,7 @@ fn fault(tool: ToolName, name: &str, value: &Value) -> Option<String> {
     };
     type_fault(name, property, value)
         .or_else(|| range_fault(name, property, value))
-        .or_else(|| text_fault(name, value.as_str()?))
+        .or_else(|| text_fault(tool, name, value.as_str()?))
 }
 
 /// Refuses an unknown argument and names the closest known one, or lists them all.
@@ -165,14 +165,16 @@ fn range_fault(name: &str, property: &Value, value: &Value) -> Option<String> {
 }
 
 /// Refuses text that its argument does not allow. Base64 is not checked here.
-fn text_fault(name: &str, text: &str) -> Option<String> {
+fn text_fault(tool: ToolName, name: &str, text: &str) -> Option<String> {
     let (length, shown) = (text.len(), || shown(text, SHOWN_MAX));
     match name {
+        "path" if tool == ToolName::FileProvide && text == WHOLE_PORTAL => None,
         "path" => PortalPath::new(text).err().map(|bad| bad.to_string()),
         "mode" if !is_mode(text) => Some(format!(
             "`mode` must be three octal digits such as 644 (no setuid, setgid or sticky bit), not `{}`",
             shown()
         )),
+        "modified" => time_of_change(text).err().map(|bad| bad.to_string()),
         "sha256" if length != 64 || !is_hexadecimal(text) => {
             Some("`sha256` must be 64 hexadecimal digits".to_owned())
         }

@@ -227,6 +227,18 @@ fn the_input_of_file_accept_is_this() {
                 "description": "SHA-256 of the whole content, in hexadecimal; the file appears only when it matches",
                 "type": "string",
                 "pattern": "^[0-9A-Fa-f]{64}$"
+            },
+            "modified": {
+                "description": "Time of the file's last change: RFC 3339, such as 2026-07-01T12:00:00Z; default: now",
+                "type": "string"
+            },
+            "resume": {
+                "description": "When sending in pieces, with `size` in the empty first piece: true to keep what was received if the connection breaks, and to go on with what an earlier connection left; the answer's `size` is the offset of the next piece, its `sha256` that of what was received. A `final` piece before the end discards it",
+                "type": "boolean"
+            },
+            "folder": {
+                "description": "True to create a folder; `data` must then be empty",
+                "type": "boolean"
             }
         },
         "additionalProperties": false,
@@ -238,7 +250,10 @@ fn the_input_of_file_accept_is_this() {
     let names: Vec<_> = properties_of(&input).keys().collect();
     assert_eq!(
         names,
-        ["path", "data", "mode", "offset", "final", "size", "sha256"]
+        [
+            "path", "data", "mode", "offset", "final", "size", "sha256", "modified", "resume",
+            "folder"
+        ]
     );
 }
 
@@ -259,7 +274,12 @@ fn hidden_arguments_leave_properties_and_required() {
     });
     assert_eq!(less["required"], json!(["data"]));
     let names: Vec<_> = properties_of(&less).keys().collect();
-    assert_eq!(names, ["data", "offset", "final", "size", "sha256"]);
+    assert_eq!(
+        names,
+        [
+            "data", "offset", "final", "size", "sha256", "modified", "resume", "folder"
+        ]
+    );
     let none = input_without(ToolName::ClipboardSet, |_| true);
     assert_eq!(
         Value::Object(none),

@@ -175,8 +175,10 @@ pub struct SignArgs {
 pub enum FileCommand {
     /// Send files and folders
     Push(FilePushArgs),
-    /// Fetch files
+    /// Fetch files and folders
     Pull(FilePullArgs),
+    /// List the files that can be fetched
+    List(FileListArgs),
 }
 
 /// `anklume file push`
@@ -185,7 +187,7 @@ pub enum FileCommand {
     after_help = "Examples:\n  anklume file push -i vault-signer release.tar.gz photos\n  tar -c photos | anklume file push -i vault-signer - --name photos.tar"
 )]
 pub struct FilePushArgs {
-    /// Files, and folders with all their files; `-` is stdin
+    /// Files, and folders with everything in them; `-` is stdin
     #[arg(value_name = "FILE", required = true)]
     pub files: Vec<PathBuf>,
     /// Its name in the provider [default: the same]
@@ -202,12 +204,26 @@ pub struct FilePushArgs {
     after_help = "Examples:\n  anklume file pull -i vault-signer reports/july.pdf -o ~/Documents"
 )]
 pub struct FilePullArgs {
-    /// Names of files in the provider's portal
+    /// Names of files and folders in the provider's portal; `anklume file list` shows them
     #[arg(value_name = "NAME", required = true)]
     pub names: Vec<String>,
     /// The folder to write to; `-` is stdout [default: the current folder]
     #[arg(short, long, value_name = "DIR")]
     pub output: Option<PathBuf>,
+    /// The service to call.
+    #[command(flatten)]
+    pub service: ServiceArgs,
+}
+
+/// `anklume file list`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  anklume file list -i vault-signer\n  anklume file list -i vault-signer reports"
+)]
+pub struct FileListArgs {
+    /// A folder in the provider's portal [default: the whole portal, as far as it is for this machine]
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
     /// The service to call.
     #[command(flatten)]
     pub service: ServiceArgs,

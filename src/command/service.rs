@@ -8,13 +8,13 @@ use base64::engine::general_purpose::STANDARD;
 use rmcp::model::Tool;
 use serde_json::{Map, Value};
 
-use super::mcp::{ServerClient, text_out, with_client};
+use super::mcp::{ServerClient, interruptible, text_out, with_client};
 use super::output::Output;
 use crate::cli::{ChannelArgs, ServiceArgs};
 use crate::digest::sha256;
 use crate::error::{Exit, Failure};
 use crate::mcp::TOOL_KEY;
-use crate::mcp::client::pieces::{ArgumentPayload, PayloadSource, PiecesError};
+use crate::mcp::client::pieces::{ArgumentPayload, Moved, PayloadSource, PiecesError};
 use crate::mcp::client::{Called, ClientError};
 use crate::mcp::server::OVERLOADED;
 use crate::name::ToolName;
@@ -26,6 +26,15 @@ const WHOLE_MAX: u64 = 1024 * 1024;
 /// Number of times that an overloaded provider is called again, and the pause before each.
 const OVERLOADED_TRIES: u32 = 60;
 const OVERLOADED_PAUSE: Duration = Duration::from_millis(500);
+/// Pauses before a broken connection is opened again, without progress in between: a machine takes some seconds to restart.
+const BROKEN_PAUSES: [Duration; 6] = [
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(5),
+    Duration::from_secs(10),
+    Duration::from_secs(30),
+];
 /// Maximum length of a name of a server in a message, in characters.
 const NAME_SHOWN: usize = 80;
 /// Maximum number of names in a message.
@@ -90,6 +99,52 @@ pub(super) fn with_service(
         let service = only_service(tool, &tools, name, channel.instance.as_deref())?;
         work(server, &service).await
     })
+}
+
+/// Runs `work` as [`with_service`] does, again over another connection when one breaks after the first had opened: `work`
+/// goes on with its state. `advanced` is the number of bytes or steps that it has done.
+pub(super) fn with_service_again<S>(
+    tool: ToolName,
+    name: &NamedService,
+    output: &Output,
+    state: &mut S,
+    advanced: impl Fn(&S) -> u64,
+    work: impl AsyncFn(&mut ServerClient, &str, &mut S) -> anyhow::Result<Exit>,
+) -> anyhow::Result<Exit> {
+    let (mut tries, mut last) = (0, None);
+    let mut has_opened = false;
+    loop {
+        let result = with_service(tool, name, "", output, async |server, service| {
+            has_opened = true;
+            work(server, service, state).await
+        });
+        let why = match result {
+            Err(why) if has_opened && is_broken(&why) => why,
+            result => return result,
+        };
+        let now = Some(advanced(state));
+        if now != last {
+            (tries, last) = (0, now);
+        }
+        let Some(pause) = BROKEN_PAUSES.get(tries) else {
+            return Err(why);
+        };
+        tries += 1;
+        output.say(&format!("{why}; trying again in {} s", pause.as_secs_f64()));
+        let slept = interruptible(async {
+            tokio::time::sleep(*pause).await;
+            Ok(Exit::Done)
+        })?;
+        if slept != Exit::Done {
+            return Ok(slept);
+        }
+    }
+}
+
+/// Returns whether a connection ended before its work did.
+fn is_broken(why: &anyhow::Error) -> bool {
+    let failure = why.downcast_ref::<Failure>();
+    failure.is_some_and(|failure| failure.exit == Exit::Unavailable)
 }
 
 /// Returns the only provider of this machine that offers a service with this tool.
@@ -231,13 +286,14 @@ pub(super) async fn call(
 }
 
 /// Calls a service with the argument `data`: in one call if it is short, else in pieces. `is_file` is true for a tool that
-/// takes the size and the digest of the whole.
+/// takes the size and the digest of the whole, and keeps a file whose connection breaks.
 pub(super) async fn send(
     server: &mut ServerClient,
     service: &str,
     mut arguments: Map<String, Value>,
     mut source: PayloadSource,
     is_file: bool,
+    moved: Moved<'_>,
 ) -> anyhow::Result<Called> {
     let start = source
         .read(WHOLE_MAX)
@@ -254,9 +310,12 @@ pub(super) async fn send(
         name: "data".to_owned(),
         size: is_file,
         digest: is_file,
+        resume: is_file,
         source: source.after(start),
     };
-    let sent = server.send_pieces(service, &arguments, payload).await;
+    let sent = server
+        .send_pieces(service, &arguments, payload, moved)
+        .await;
     sent.map_err(transferred)
 }
 

@@ -162,7 +162,7 @@ pub(super) async fn sign(
     service: &str,
     source: PayloadSource,
 ) -> anyhow::Result<Signature> {
-    let called = send(server, service, Map::new(), source, false).await?;
+    let called = send(server, service, Map::new(), source, false, &mut |_, _| ()).await?;
     signature(&called)
 }
 

@@ -4,6 +4,8 @@
 //! `outgoing/CALLER/` and `outgoing/all/`.
 
 mod accept;
+mod listing;
+mod partial;
 mod portal;
 mod provide;
 mod unpublished;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::file::Usage;
 use super::gpg::WAITING_MAX;
@@ -88,6 +88,8 @@ pub struct Settings {
     pub(super) open_signatures: Arc<Semaphore>,
     /// Permits for all signatures: one that is waiting for its next piece counts as a call in flight.
     pub(super) signatures: Arc<Semaphore>,
+    /// The permit to take up a transfer that broke, which reads up to gigabytes for one short request.
+    resumptions: Arc<Semaphore>,
 }
 
 /// The error for a portal whose path is not absolute.
@@ -137,6 +139,18 @@ impl Settings {
             usage: Usage::default(),
             open_signatures: Arc::new(Semaphore::new(WAITING_MAX)),
             signatures: Arc::new(Semaphore::new(IN_FLIGHT as usize)),
+            resumptions: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// Waits for the permit to take up a transfer, if `wanted`.
+    pub(super) async fn resumption(&self, wanted: bool) -> Option<OwnedSemaphorePermit> {
+        let permits = Arc::clone(&self.resumptions);
+        // The semaphore is never closed.
+        if wanted {
+            permits.acquire_owned().await.ok()
+        } else {
+            None
         }
     }
 

@@ -84,6 +84,17 @@ impl Bench {
         self
     }
 
+    /// Opens another connection of the same caller, beside this one.
+    pub(super) fn beside(&self) -> Self {
+        Self {
+            root: Arc::clone(&self.root),
+            settings: self.settings.clone(),
+            caller: self.caller.clone(),
+            copies: self.copies,
+            session: ToolSession::new(Arc::new(self.settings.clone())),
+        }
+    }
+
     /// Ends the connection and opens another.
     pub(super) fn reconnect(mut self) -> Self {
         self.session = ToolSession::new(Arc::new(self.settings.clone()));
@@ -176,6 +187,7 @@ fn fits(tool: ToolName, outcome: &ToolOutcome) {
         let found = match value {
             Value::String(_) => "string",
             Value::Bool(_) => "boolean",
+            Value::Array(_) => "array",
             Value::Number(number) if number.is_u64() => "integer",
             other => panic!("{tool}: {name}: {other}"),
         };

@@ -32,6 +32,7 @@ mod reload;
 mod starved;
 mod steady;
 mod tamper;
+mod transfer;
 mod unlogged;
 mod unseen;
 mod worker;

@@ -79,7 +79,7 @@ fn every_fault_of_a_call_is_said_in_words() {
         (
             ToolName::FileProvide,
             json!({"path": "a", "zzz\u{1b}": 1}),
-            "unknown argument `zzz\\u{1b}`; `file_provide` takes `path`, `offset`, `length`",
+            "unknown argument `zzz\\u{1b}`; `file_provide` takes `path`, `offset`, `length`, `resume`, `entries`",
         ),
         (
             ToolName::ClipboardGet,
@@ -146,6 +146,17 @@ fn every_fault_of_a_call_is_said_in_words() {
             json!({"path": "../a", "data": ""}),
             "`path` is `../a`, and `..` is not allowed",
         ),
+        // Only `file_provide` takes the whole portal.
+        (
+            ToolName::FileAccept,
+            json!({"path": ".", "data": ""}),
+            "`path` is `.`, and `.` is not allowed",
+        ),
+        (
+            ToolName::FileAccept,
+            json!({"path": "a", "data": "", "modified": "yesterday"}),
+            "`modified` is not a time in RFC 3339, such as 2026-07-01T12:00:00Z",
+        ),
     ] {
         assert_eq!(faults(tool, arguments), [said]);
     }
@@ -159,7 +170,7 @@ fn every_fault_of_a_call_is_said_in_words() {
             "missing argument `data`",
             "`mode` must be a string, not a number",
             "`path` must be relative to the portal, not `/x`",
-            "unknown argument `nope!`; `file_accept` takes `path`, `data`, `mode`, `offset`, `final`, `size`, `sha256`",
+            "unknown argument `nope!`; `file_accept` takes `path`, `data`, `mode`, `offset`, `final`, `size`, `sha256`, `modified`, `resume`, `folder`",
         ]
     );
 }

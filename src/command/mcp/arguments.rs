@@ -245,6 +245,7 @@ impl Arguments {
                             name: key,
                             size,
                             digest,
+                            resume: false,
                             source: source.after(start),
                         });
                         return Ok(());
@@ -284,6 +285,7 @@ impl Arguments {
                 name: argument,
                 size,
                 digest,
+                resume: false,
                 source: PayloadSource::new(io::Cursor::new(bytes)),
             });
         }

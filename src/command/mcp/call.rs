@@ -23,7 +23,7 @@ use crate::cli::{ChannelArgs, McpCallArgs, McpListArgs};
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 use crate::incus::MachineRef;
-use crate::mcp::client::pieces::{self, Fetched, Pieces, PiecesError};
+use crate::mcp::client::pieces::{self, Fetched, Fetching, Pieces, PiecesError};
 use crate::mcp::client::{CALL, DryRunRequest, LIST, Wish, call_params, dry_run_messages};
 use crate::mcp::{TOOL_KEY, server};
 use crate::name::{MachineName, ServiceName, ToolName, closest};
@@ -215,13 +215,18 @@ async fn ask(
     }
     let Arguments { object, payload } = arguments;
     if let Some(payload) = payload {
-        let sent = server.send_pieces(name, &object, payload);
-        return Ok(CallAnswer::Whole(sent.await.map_err(client_error)?));
+        let sent = server
+            .send_pieces(name, &object, payload, &mut |_, _| ())
+            .await;
+        return Ok(CallAnswer::Whole(sent.map_err(client_error)?));
     }
     if !comes_in_pieces(tool.raw(), &object) {
         return Ok(CallAnswer::Whole(server.call(name, object, false).await?));
     }
-    let fetched = server.fetch(name, &object, payload_file).await;
+    let mut fetching = Fetching::default();
+    let fetched = server
+        .fetch(name, &object, &mut fetching, payload_file, &mut |_, _| ())
+        .await;
     match fetched.map_err(client_error)? {
         Fetched::Whole(called) => Ok(CallAnswer::Whole(called)),
         Fetched::Pieces(result, file) => Ok(CallAnswer::InFile { result, file }),

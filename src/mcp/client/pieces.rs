@@ -130,6 +130,20 @@ impl PayloadSource {
         }
     }
 
+    /// Reads the next `length` bytes only to digest them; returns false at the end.
+    async fn skip(&mut self, length: u64, digest: &mut Digester) -> io::Result<bool> {
+        let mut left = length;
+        while left > 0 {
+            let piece = self.read(left.min(PIECE)).await?;
+            if piece.is_empty() {
+                return Ok(false);
+            }
+            digest.add(&piece);
+            left = left.saturating_sub(u64::try_from(piece.len()).unwrap_or(u64::MAX));
+        }
+        Ok(true)
+    }
+
     /// Reads the next `limit` bytes, or fewer at the end.
     pub(crate) async fn read(&mut self, limit: u64) -> io::Result<Vec<u8>> {
         let Some(mut reader) = self.reader.take() else {
@@ -155,9 +169,14 @@ pub(crate) struct ArgumentPayload {
     pub(crate) size: bool,
     /// True if the tool takes a digest of the whole payload.
     pub(crate) digest: bool,
+    /// True if the tool keeps what it received of a payload of known size when the connection breaks.
+    pub(crate) resume: bool,
     /// The bytes.
     pub(crate) source: PayloadSource,
 }
+
+/// Hears how many bytes have been transferred, of how many if that is known.
+pub(crate) type Moved<'a> = &'a mut dyn FnMut(u64, Option<u64>);
 
 /// The reason why a piecewise transfer failed.
 #[derive(Debug, thiserror::Error)]
@@ -174,6 +193,9 @@ pub(crate) enum PiecesError {
     TooLargeToFetch(u64),
     #[error("the content cannot be stored: {0}")]
     Keep(#[source] io::Error),
+    /// What an earlier connection sent differs from the content; it has been discarded.
+    #[error("the content changed while it was sent")]
+    Changed,
 }
 
 /// Returns the number of bytes sent so far, including this piece.
@@ -209,14 +231,19 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         tool: &str,
         arguments: &Map<String, Value>,
         payload: ArgumentPayload,
+        moved: Moved<'_>,
     ) -> Result<Called, PiecesError> {
         let ArgumentPayload {
             name,
             size,
             digest,
+            resume,
             mut source,
         } = payload;
         let mut arguments = arguments.clone();
+        let mut whole = Digester::default();
+        let mut offset: u64 = 0;
+        let total = source.size;
         if let Some(known) = source.size {
             if known > SEND_MAX {
                 return Err(PiecesError::TooLarge);
@@ -226,14 +253,23 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
                 let mut first = arguments.clone();
                 first.insert(name.clone(), "".into());
                 first.insert("offset".to_owned(), 0.into());
+                if resume {
+                    first.insert("resume".to_owned(), true.into());
+                }
                 let called = self.call(tool, first, false).await?;
                 if called.has_failed() {
                     return Ok(called);
                 }
+                if resume {
+                    offset = received(&called)?.min(known);
+                    let is_same = source.skip(offset, &mut whole).await;
+                    if !is_same.map_err(PiecesError::Read)? || differs(&called, offset, &whole) {
+                        self.discard(tool, &arguments, &name, offset).await?;
+                        return Err(PiecesError::Changed);
+                    }
+                }
             }
         }
-        let mut whole = Digester::default();
-        let mut offset: u64 = 0;
         let mut piece = source.read(PIECE).await.map_err(PiecesError::Read)?;
         loop {
             let next = source.read(PIECE).await.map_err(PiecesError::Read)?;
@@ -254,27 +290,49 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
             }
             offset = end;
             piece = next;
+            moved(offset, total);
         }
     }
 
+    /// Has the server discard the `offset` bytes that it received over an earlier connection: as if they were the whole.
+    async fn discard(
+        &mut self,
+        tool: &str,
+        arguments: &Map<String, Value>,
+        name: &str,
+        offset: u64,
+    ) -> Result<(), ClientError> {
+        let mut last = arguments.clone();
+        last.insert(name.to_owned(), "".into());
+        last.insert("offset".to_owned(), offset.into());
+        last.insert("final".to_owned(), true.into());
+        // A digest that no content has.
+        last.insert("sha256".to_owned(), "0".repeat(64).into());
+        self.call(tool, last, false).await.map(drop)
+    }
+
     /// Fetches a payload in one call if it fits, otherwise in pieces into the file that `new` makes; checks the digest of
-    /// the whole.
+    /// the whole. After an error, a call over another connection goes on with `fetching`.
     pub(crate) async fn fetch<F: Write>(
         &mut self,
         tool: &str,
         arguments: &Map<String, Value>,
+        fetching: &mut Fetching<F>,
         new: impl FnOnce() -> io::Result<F>,
+        moved: Moved<'_>,
     ) -> Result<Fetched<F>, PiecesError> {
         let mut new = Some(new);
-        let mut file = None;
-        let mut whole = Digester::default();
-        let mut offset: u64 = 0;
-        let mut size = None;
-        let mut length = ONE_CALL_MAX;
+        let mut is_resumed = fetching.offset > 0;
         loop {
+            let offset = fetching.offset;
+            let length = if offset == 0 { ONE_CALL_MAX } else { PIECE };
             let mut arguments = arguments.clone();
             arguments.insert("offset".to_owned(), offset.into());
             arguments.insert("length".to_owned(), length.into());
+            if is_resumed {
+                arguments.insert("resume".to_owned(), true.into());
+                is_resumed = false;
+            }
             let called = self.call(tool, arguments, true).await?;
             if called.has_failed() {
                 return Ok(Fetched::Whole(called));
@@ -284,17 +342,20 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
                 check_whole(&piece, &bytes)?;
                 return Ok(Fetched::Whole(called));
             }
-            check(&piece, offset, &bytes, *size.get_or_insert(piece.size))?;
-            whole.add(&bytes);
-            if let Some(new) = new.take() {
-                file = Some(new().map_err(PiecesError::Keep)?);
-            }
-            if let Some(file) = &mut file {
-                file.write_all(&bytes).map_err(PiecesError::Keep)?;
-            }
-            offset += bytes.len() as u64;
-            if let Some(file) = file.take_if(|_| piece.complete) {
-                if piece.sha256 != Some(whole.end()) {
+            let size = *fetching.size.get_or_insert(piece.size);
+            check(&piece, offset, &bytes, size)?;
+            fetching.whole.add(&bytes);
+            let file = match (&mut fetching.file, new.take()) {
+                (Some(file), _) => file,
+                (none, Some(new)) => none.insert(new().map_err(PiecesError::Keep)?),
+                // `new` made one before.
+                (None, None) => return Err(wrong("a piece has no file")),
+            };
+            file.write_all(&bytes).map_err(PiecesError::Keep)?;
+            fetching.offset += bytes.len() as u64;
+            moved(fetching.offset, Some(size));
+            if let Some(file) = fetching.file.take_if(|_| piece.complete) {
+                if piece.sha256 != Some(fetching.whole.clone().end()) {
                     return Err(wrong(
                         "the digest of the pieces does not match that of the whole",
                     ));
@@ -305,9 +366,42 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
                 });
                 return Ok(Fetched::Pieces(result, file));
             }
-            length = PIECE;
         }
     }
+}
+
+/// What was fetched of a payload before a connection broke.
+#[derive(Debug)]
+pub(crate) struct Fetching<F> {
+    file: Option<F>,
+    whole: Digester,
+    offset: u64,
+    size: Option<u64>,
+}
+
+impl<F> Default for Fetching<F> {
+    fn default() -> Self {
+        Self {
+            file: None,
+            whole: Digester::default(),
+            offset: 0,
+            size: None,
+        }
+    }
+}
+
+/// Returns how much of a payload the server has received over earlier connections, in bytes.
+fn received(called: &Called) -> Result<u64, PiecesError> {
+    let content = called.result.raw().structured_content.as_ref();
+    let size = content.and_then(|content| content.get("size")?.as_u64());
+    size.ok_or_else(|| wrong("it lacks `size`"))
+}
+
+/// Returns whether what the server has received differs from the first `offset` bytes of the payload.
+fn differs(called: &Called, offset: u64, start: &Digester) -> bool {
+    let content = called.result.raw().structured_content.as_ref();
+    let digest = content.and_then(|content| content.get("sha256")?.as_str());
+    offset > 0 && digest != Some(&start.clone().end())
 }
 
 fn read_piece(result: &CallToolResult) -> Result<(AnswerPiece, Vec<u8>), PiecesError> {

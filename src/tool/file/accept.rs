@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
+use super::partial::{self, Partial};
 use super::portal::{self, Portal, explain};
 use super::unpublished::Unpublished;
 use super::usage::QuotaReservation;
-use crate::catalogue::{Accepted, BadArguments, FileAccept, PortalPath, parse};
+use crate::catalogue::{Accepted, BadArguments, FileAccept, PortalPath, parse, time_of_change};
 use crate::digest::hex;
 use crate::name::MachineName;
 use crate::policy::{Caller, Grant};
@@ -38,6 +40,8 @@ pub(super) struct UploadOptions {
     size: Option<u64>,
     /// In lower-case hexadecimal.
     sha256: Option<String>,
+    /// Of the last change.
+    modified: Option<Timestamp>,
 }
 
 /// One call's piece, or the whole file.
@@ -48,6 +52,8 @@ pub(super) struct UploadPiece {
     pub(super) data: Vec<u8>,
     pub(super) options: UploadOptions,
     pub(super) last: bool,
+    /// True to go on with what an earlier connection left.
+    pub(super) resume: bool,
 }
 
 pub(in crate::tool) async fn accept(
@@ -57,15 +63,30 @@ pub(in crate::tool) async fn accept(
     let arguments: FileAccept = parse(grant.tool(), grant.arguments())?;
     let caller = grant.caller().clone();
     let mut path = PortalPath::new(&arguments.path)?;
+    if partial::is_reserved(path.split().1) {
+        return Err(reserved(&path));
+    }
     if let Caller::Consumer(name) = &caller {
         path = path.below(&incoming(name));
     }
     let settings = Arc::clone(&session.settings);
+    if arguments.folder == Some(true) {
+        check_folder(&arguments)?;
+        return blocking(move |stop| make_folder(&settings, &path, &caller, stop)).await;
+    }
+    let resume = arguments.resume == Some(true);
+    let begins = arguments.size.is_some() && arguments.offset == Some(0);
+    if resume && !(begins && arguments.data.encoded_length() == 0) {
+        let message = "`resume` belongs to the first piece, which is empty and has `size`";
+        return Err(BadArguments::from(message).into());
+    }
+    // Reads again what was received.
+    let _permit = settings.resumption(resume).await;
     let Some(offset) = arguments.offset else {
         pieces::not_final(arguments.r#final)?;
         return blocking(move |stop| {
             let piece = UploadPiece::new(path, caller, &arguments, true)?;
-            let upload = Upload::begin(&settings, &piece)?;
+            let upload = Upload::begin(&settings, &piece, stop)?;
             upload
                 .take(&settings, &piece, stop)?
                 .finish(&settings, stop)
@@ -87,6 +108,71 @@ fn incoming(consumer: &MachineName) -> String {
     format!("incoming/{consumer}")
 }
 
+fn reserved(path: &PortalPath) -> ToolError {
+    let message = format!("`path` is `{path}`, a name that anklume uses for incomplete files");
+    BadArguments::from(message).into()
+}
+
+/// Checks that a folder is requested without anything that only a file has.
+fn check_folder(arguments: &FileAccept) -> Result<(), BadArguments> {
+    let FileAccept {
+        path: _,
+        data,
+        mode,
+        offset,
+        r#final,
+        size,
+        sha256,
+        modified,
+        resume,
+        folder: _,
+    } = arguments;
+    let is_alone = data.encoded_length() == 0
+        && offset.is_none()
+        && r#final.is_none()
+        && size.is_none()
+        && resume.is_none()
+        && [mode, sha256, modified].iter().all(|text| text.is_none());
+    is_alone
+        .then_some(())
+        .ok_or_else(|| "a `folder` has only a `path`, and its `data` is empty".into())
+}
+
+fn make_folder(
+    settings: &Settings,
+    path: &PortalPath,
+    caller: &Caller,
+    stop: &BlockingStop,
+) -> Result<ToolOutcome, ToolError> {
+    let portal = Portal::open_or_make(settings)?;
+    let mut reservation = reservation(settings, caller);
+    if let Some(reservation) = &mut reservation {
+        // Like an empty file.
+        reservation.grow(&portal, 0)?;
+    }
+    stop.check()?;
+    let folders = portal.make_folder(path)?;
+    if let Some(reservation) = reservation {
+        reservation.commit_folders(folders);
+    }
+    let accepted = Accepted {
+        path: path.as_str().to_owned(),
+        size: 0,
+        complete: true,
+        sha256: None,
+    };
+    ToolOutcome::new(accepted.path.clone(), &accepted)
+}
+
+/// Begins to count what a caller sends; `None` for the operator.
+fn reservation(settings: &Settings, caller: &Caller) -> Option<QuotaReservation> {
+    let Caller::Consumer(consumer) = caller else {
+        return None;
+    };
+    let folder = incoming(consumer);
+    Some(settings.usage.reserve(folder, settings.incoming_max))
+}
+
 fn take_piece(
     settings: &Settings,
     turn: TransferTurn<Upload>,
@@ -103,7 +189,7 @@ fn take_piece(
     let (piece, upload) = match (checked, upload) {
         (Ok(piece), Some(upload)) => (piece, upload),
         (Ok(piece), None) => {
-            let upload = Upload::begin(settings, &piece)?;
+            let upload = Upload::begin(settings, &piece, stop)?;
             (piece, upload)
         }
         (Err(refused), upload) => {
@@ -122,7 +208,7 @@ fn take_piece(
         path: upload.path.as_str().to_owned(),
         size: upload.size,
         complete: false,
-        sha256: None,
+        sha256: piece.resume.then(|| hex(&upload.digest.clone().finalize())),
     };
     turn.wait(upload.size, upload);
     ToolOutcome::new(pieces::progress(accepted.size), &accepted)
@@ -146,11 +232,12 @@ impl UploadPiece {
             mode.filter(|mode| *mode <= 0o777)
                 .ok_or_else(|| BadArguments::from("`mode` is not octal"))
         };
-        let sha256 = arguments.sha256.as_ref();
+        let (sha256, modified) = (arguments.sha256.as_ref(), arguments.modified.as_ref());
         let options = UploadOptions {
             mode: arguments.mode.as_ref().map(mode).transpose()?,
             size: arguments.size,
             sha256: sha256.map(|sha256| sha256.to_ascii_lowercase()),
+            modified: modified.map(|text| time_of_change(text)).transpose()?,
         };
         Ok(Self {
             path,
@@ -158,6 +245,7 @@ impl UploadPiece {
             data,
             options,
             last,
+            resume: arguments.resume == Some(true),
         })
     }
 }
@@ -174,8 +262,12 @@ impl UploadOptions {
         if self.size.is_some() && other.size.is_some() && self.size != other.size {
             return Err(contradicts("size"));
         }
+        if self.modified.is_some() && other.modified.is_some() && self.modified != other.modified {
+            return Err(contradicts("modified"));
+        }
         self.mode = self.mode.or(other.mode);
         self.size = self.size.or(other.size);
+        self.modified = self.modified.or(other.modified);
         self.sha256 = self.sha256.take().or_else(|| other.sha256.clone());
         Ok(())
     }
@@ -186,8 +278,12 @@ impl UploadOptions {
 }
 
 impl Upload {
-    /// Begins an upload, if the file's name is free.
-    pub(super) fn begin(settings: &Settings, piece: &UploadPiece) -> Result<Self, ToolError> {
+    /// Begins an upload, or goes on with an earlier one, if the file's name is free.
+    pub(super) fn begin(
+        settings: &Settings,
+        piece: &UploadPiece,
+        stop: &BlockingStop,
+    ) -> Result<Self, ToolError> {
         let portal = Portal::open_or_make(settings)?;
         let path = &piece.path;
         let (_, name) = path.split();
@@ -199,29 +295,64 @@ impl Upload {
         {
             return Err(name_taken(path));
         }
-        let mut reservation = match &piece.caller {
-            Caller::Operator => None,
-            Caller::Consumer(consumer) => {
-                let folder = incoming(consumer);
-                Some(settings.usage.reserve(folder, settings.incoming_max))
+        let kept = match piece.options.size {
+            Some(size) if piece.resume => {
+                if let Caller::Consumer(consumer) = &piece.caller {
+                    // What is received counts against the quota of this folder.
+                    portal.make_folder(&PortalPath::new(&incoming(consumer))?)?;
+                }
+                let modified = piece.options.modified.map(|time| time.to_string());
+                let modified = modified.as_deref().unwrap_or_default();
+                let name = partial::name(path, (size, modified));
+                let folders = portal.existing_folders(path)?;
+                let left = partial::find(&folders, &name, path, size, stop)?;
+                Some((name, left))
             }
+            _ => None,
         };
-        if let Some(size) = piece.options.size {
+        let left = kept.as_ref().and_then(|(_, left)| left.as_ref());
+        let mut reservation = reservation(settings, &piece.caller);
+        if let Some(announced) = piece.options.size {
+            let left = left.map_or(0, |left| left.size);
             if let Some(reservation) = &mut reservation {
-                reservation.grow(&portal, size)?;
+                if left > 0 {
+                    reservation.settle(left);
+                }
+                reservation.grow(&portal, announced)?;
             }
-            portal.check_space(size)?;
+            portal.check_space(announced.saturating_sub(left))?;
         }
-        let file = Unpublished::create(portal.nearest(path)?, piece.options.mode())
-            .map_err(|refused| explain(refused, path, "write"))?;
+        let mode = piece.options.mode();
+        let nearest =
+            || -> Result<_, ToolError> { Ok(portal.existing_folders(path)?.swap_remove(0)) };
+        let left = match kept {
+            Some((_, Some(left))) => left,
+            Some((name, None)) => Partial::new(partial::create(nearest()?, &name, path, mode)?),
+            None => Partial::new(
+                Unpublished::create(nearest()?, mode)
+                    .map_err(|refused| explain(refused, path, "write"))?,
+            ),
+        };
+        let Partial { file, size, digest } = left;
         Ok(Self {
             path: path.clone(),
             file,
-            size: 0,
-            digest: Sha256::new(),
+            size,
+            digest,
             options: piece.options.clone(),
             reservation,
         })
+    }
+
+    /// Reserves space for a file of `size` bytes. Those already in a file that has a name count as used.
+    fn reserve(&mut self, portal: &Portal, size: u64) -> Result<(), ToolError> {
+        let Some(reservation) = &mut self.reservation else {
+            return Ok(());
+        };
+        if self.file.is_kept() {
+            reservation.settle(self.size);
+        }
+        reservation.grow(portal, size)
     }
 
     pub(super) fn take(
@@ -239,12 +370,13 @@ impl Upload {
             );
             return Err(BadArguments::from(message).into());
         }
-        if let Some(reservation) = &mut self.reservation {
-            reservation.grow(&Portal::open(settings)?, size)?;
+        self.reserve(&Portal::open(settings)?, size)?;
+        if let Err(refused) = self.file.write(&piece.data) {
+            // Most likely the disk is full, so it must not stay.
+            self.file.discard();
+            let doing = format!("write `{}`", self.path);
+            return Err(ToolError::system(doing, refused));
         }
-        self.file
-            .write(&piece.data)
-            .map_err(|refused| ToolError::system(format!("write `{}`", self.path), refused))?;
         self.digest.update(&piece.data);
         self.size = size;
         Ok(self)
@@ -252,10 +384,11 @@ impl Upload {
 
     /// Gives the file its name, unless its digest differs from the announced one.
     pub(super) fn finish(
-        self,
+        mut self,
         settings: &Settings,
         stop: &BlockingStop,
     ) -> Result<ToolOutcome, ToolError> {
+        self.file.discard();
         let Self { path, options, .. } = self;
         let actual = hex(&self.digest.finalize());
         let mode = options.mode();
@@ -273,7 +406,7 @@ impl Upload {
         // The path is opened again: folders may have been moved since the first piece.
         let (parent, folders) = Portal::open_or_make(settings)?.make_parent(&path)?;
         let (_, name) = path.split();
-        let published = self.file.publish(&parent, name, mode);
+        let published = self.file.publish(&parent, name, mode, options.modified);
         published.map_err(|refused| match Errno::from_io_error(&refused) {
             Some(Errno::EXIST) => name_taken(&path),
             Some(errno) => explain(errno, &path, "write"),

@@ -80,15 +80,18 @@ impl Portal {
         }
     }
 
-    /// Opens the deepest existing folder on a file's path.
-    pub(super) fn nearest(&self, path: &PortalPath) -> Result<Dir, ToolError> {
+    /// Opens the existing folders on a file's path, from the deepest one to the portal itself.
+    pub(super) fn existing_folders(&self, path: &PortalPath) -> Result<Vec<Dir>, ToolError> {
         let (mut folders, _) = path.split();
+        let mut existing = Vec::new();
         loop {
             match self.0.dir(&folders.join("/")) {
-                Err(Errno::NOENT) if folders.pop().is_some() => {}
-                found => {
-                    return found.map_err(|refused| explain(refused, path, "open the folder of"));
-                }
+                Err(Errno::NOENT) if !folders.is_empty() => {}
+                found => existing
+                    .push(found.map_err(|refused| explain(refused, path, "open the folder of"))?),
+            }
+            if folders.pop().is_none() {
+                return Ok(existing);
             }
         }
     }
@@ -98,7 +101,17 @@ impl Portal {
         if let Some(parent) = self.parent(path)? {
             return Ok((parent, 0));
         }
-        let (folders, _) = path.split();
+        self.make_folders(&path.split().0, path)
+    }
+
+    /// Creates a folder and any missing folders above it; returns the number of new ones.
+    pub(super) fn make_folder(&self, path: &PortalPath) -> Result<u64, ToolError> {
+        let (mut folders, last) = path.split();
+        folders.push(last);
+        Ok(self.make_folders(&folders, path)?.1)
+    }
+
+    fn make_folders(&self, folders: &[&str], path: &PortalPath) -> Result<(Dir, u64), ToolError> {
         let failed = |refused| explain(refused, path, "create the folder of");
         let mut made: u64 = 0;
         let mut folder = self.0.dir(".").map_err(failed)?;
@@ -112,11 +125,10 @@ impl Portal {
     }
 
     /// Opens a folder in the portal for listing; returns `None` if it does not exist.
-    pub(super) fn list(&self, folder: &str) -> Result<Option<OwnedFd>, ToolError> {
+    pub(super) fn open_folder(&self, folder: &str) -> Result<Option<OwnedFd>, Errno> {
         match self.0.open_at(folder, READ) {
-            Ok(folder) => Ok(Some(folder)),
             Err(Errno::NOENT) => Ok(None),
-            Err(refused) => Err(ToolError::system(format!("list `{folder}`"), refused)),
+            opened => opened.map(Some),
         }
     }
 }

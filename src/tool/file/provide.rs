@@ -8,19 +8,27 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
 use rustix::fs::{FileType, Stat, fstat};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
+use super::listing::{self, list};
 use super::portal::Portal;
-use crate::catalogue::{BadArguments, FileProvide, PIECE, Payload, PortalPath, Provided, parse};
+use crate::catalogue::{
+    BadArguments, FileProvide, PIECE, Payload, PortalPath, Provided, WHOLE_PORTAL, parse,
+};
 use crate::digest::{hex, sha256};
 use crate::policy::{Caller, Grant};
 use crate::text;
-use crate::tool::{Copies, Settings, ToolError, ToolOutcome, ToolSession, blocking};
+use crate::tool::{BlockingStop, Copies, Settings, ToolError, ToolOutcome, ToolSession, blocking};
 
 /// Maximum number of files that one connection may be reading in pieces; beyond it, the least recent one is forgotten.
 const READS_MAX: usize = 16;
+/// Maximum size of the answer with a folder's entries, in bytes: each name, once as text and once in JSON.
+const LISTING_MAX: usize = listing::ANSWER_MAX * 1024;
+/// Maximum offset at which a read may be resumed, in bytes: what precedes it is read again.
+const RESUME_MAX: u64 = 4 * 1024 * 1024 * 1024;
 
 /// The files that one connection is reading in pieces, by the path that the caller sent; the least recent comes first.
 #[derive(Debug, Clone, Default)]
@@ -40,6 +48,7 @@ struct ProvidedIdentity {
     device: u64,
     inode: u64,
     size: u64,
+    mode: u32,
     modified: (i64, u64),
     changed: (i64, u64),
 }
@@ -50,19 +59,36 @@ pub(in crate::tool) async fn provide(
     copies: Copies,
 ) -> Result<ToolOutcome, ToolError> {
     let arguments: FileProvide = parse(grant.tool(), grant.arguments())?;
-    let path = PortalPath::new(&arguments.path)?;
     let caller = grant.caller().clone();
+    let settings = Arc::clone(&session.settings);
+    if arguments.entries == Some(true) {
+        let path = match arguments.path.as_str() {
+            WHOLE_PORTAL => None,
+            path => Some(PortalPath::new(path)?),
+        };
+        let offset = arguments.offset.unwrap_or(0);
+        return blocking(move |_| list(&settings, path.as_ref(), &caller, offset)).await;
+    }
+    let path = PortalPath::new(&arguments.path)?;
     let FileProvide { offset, length, .. } = arguments;
+    let resume = arguments.resume == Some(true);
+    if resume && offset.unwrap_or(0) > RESUME_MAX {
+        let message = format!("with `resume`, `offset` is at most {RESUME_MAX}");
+        return Err(BadArguments::from(message).into());
+    }
+    let _permit = settings.resumption(resume).await;
     let is_whole = offset.is_none() && length.is_none();
     let offset = offset.unwrap_or(0);
     let length = length.unwrap_or(PIECE).min(copies.payload_max());
-    let settings = Arc::clone(&session.settings);
     let reads = session.reads.clone();
-    blocking(move |_| {
+    blocking(move |stop| {
         let source = FileSource::open(&settings, &path, &caller)?;
         if is_whole {
             source.whole(copies)
         } else {
+            if resume {
+                reads.put(path.clone(), source.progress_to(offset, stop)?);
+            }
             source.part(offset, length, &path, &reads, copies)
         }
     })
@@ -72,6 +98,9 @@ pub(in crate::tool) async fn provide(
 /// Returns the maximum size of an answer in memory, in bytes: the file or piece, and its base64, once or twice.
 pub(in crate::tool) fn largest_answer(arguments: &Map<String, Value>, copies: Copies) -> usize {
     let number = |name| arguments.get(name).and_then(Value::as_u64);
+    if arguments.get("entries") == Some(&Value::Bool(true)) {
+        return LISTING_MAX;
+    }
     let requested = match (number("offset"), number("length")) {
         (_, Some(length)) => length,
         (Some(_), None) => PIECE,
@@ -168,6 +197,23 @@ impl FileSource {
         self.answer(offset, &bytes, digest, copies)
     }
 
+    /// Reads what precedes `offset` again, for the digest of the whole.
+    fn progress_to(&self, offset: u64, stop: &BlockingStop) -> Result<ReadProgress, ToolError> {
+        let mut digest = Sha256::new();
+        let (mut next, end) = (0, offset.min(self.identity.size));
+        while next < end {
+            stop.check()?;
+            let length = PIECE.min(end - next);
+            digest.update(self.read(next, length)?);
+            next += length;
+        }
+        Ok(ReadProgress {
+            identity: self.identity,
+            digest: Some(digest),
+            next: offset,
+        })
+    }
+
     /// Reads exactly this part; fails if the file changes meanwhile.
     fn read(&self, offset: u64, length: u64) -> Result<Vec<u8>, ToolError> {
         let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
@@ -199,6 +245,9 @@ impl FileSource {
             complete: offset.saturating_add(length) == size,
             data: (copies == Copies::Two).then(|| Payload::of(text.clone())),
             sha256,
+            mode: Some(format!("{:04o}", self.identity.mode & 0o777)),
+            modified: self.identity.modified(),
+            ..Provided::default()
         };
         ToolOutcome::new(text, &provided)
     }
@@ -254,9 +303,18 @@ impl ProvidedIdentity {
             device: stat.st_dev,
             inode: stat.st_ino,
             size: u64::try_from(stat.st_size).unwrap_or(0),
+            mode: stat.st_mode,
             modified: (stat.st_mtime, stat.st_mtime_nsec),
             changed: (stat.st_ctime, stat.st_ctime_nsec),
         }
+    }
+
+    /// Returns the time of the last change; `None` if it is beyond the years of RFC 3339.
+    fn modified(&self) -> Option<String> {
+        let (second, nanosecond) = self.modified;
+        let second = i128::from(second).checked_mul(1_000_000_000)?;
+        let time = Timestamp::from_nanosecond(second + i128::from(nanosecond)).ok()?;
+        Some(time.to_string())
     }
 }
 
@@ -272,7 +330,7 @@ fn regular(file: &impl AsFd, path: &PortalPath) -> Result<Stat, ToolError> {
         FileType::RegularFile => {
             "has a second name (a hard link), which may lie outside the portal"
         }
-        FileType::Directory => "is a folder",
+        FileType::Directory => "is a folder, which `entries` lists",
         FileType::Symlink => "is a symbolic link, which is not followed",
         FileType::Fifo => "is a named pipe",
         FileType::Socket => "is a socket",

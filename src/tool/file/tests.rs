@@ -2,6 +2,7 @@
 
 mod pieces;
 mod race;
+mod resume;
 mod shares;
 
 use std::fs;
@@ -62,10 +63,15 @@ fn a_file_goes_in_and_comes_out() {
         .call("file_provide", json!({"path": "a/b/c.txt"}))
         .unwrap();
     assert_eq!(outcome.text, "aGk=");
+    let mut said = outcome.structured;
+    let modified: jiff::Timestamp = said["modified"].as_str().unwrap().parse().unwrap();
+    let on_disk = fs::metadata(&path).unwrap().modified().unwrap();
+    assert_eq!(std::time::SystemTime::from(modified), on_disk);
+    said.shift_remove("modified");
     assert_eq!(
-        outcome.structured,
+        said,
         structured(json!({
-            "path": "a/b/c.txt", "size": 2, "offset": 0, "length": 2, "complete": true, "data": "aGk=", "sha256": sha256(b"hi")
+            "path": "a/b/c.txt", "size": 2, "offset": 0, "length": 2, "complete": true, "data": "aGk=", "sha256": sha256(b"hi"), "mode": "0644"
         }))
     );
     // An empty file is valid.
@@ -205,7 +211,7 @@ fn only_regular_files_with_one_name_are_given() {
     for (path, what) in [
         (
             "folder",
-            "`folder` is a folder; only regular files can be read",
+            "`folder` is a folder, which `entries` lists; only regular files can be read",
         ),
         // An earlier anklume hung here.
         (

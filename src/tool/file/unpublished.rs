@@ -1,16 +1,19 @@
 //! Keeps a file invisible until it is complete: without a name, or, on file systems without unnamed files, under a
-//! temporary name that is removed if the file is not completed.
+//! temporary name that is removed if the file is not completed. A file that may be completed later keeps a hidden name.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, Seek as _, Write as _};
 use std::os::fd::AsRawFd as _;
+use std::time::Duration;
 
+use jiff::Timestamp;
 use rustix::fs::{
-    AtFlags, CWD, Mode, OFlags, RenameFlags, linkat, openat, renameat_with, unlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT, fstat,
+    futimens, linkat, openat, renameat_with, unlinkat,
 };
 use rustix::io::Errno;
 
-use crate::dir::{Dir, permit};
+use crate::dir::{Dir, is_own, lock_within, permit};
 
 /// Permissions while the file is being written.
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
@@ -21,6 +24,17 @@ pub(super) struct Unpublished {
     file: File,
     /// Its folder and temporary name, if it has one.
     name: Option<(Dir, String)>,
+    /// True if its name stays when this value is dropped, for a later connection.
+    is_kept: bool,
+}
+
+/// An incomplete file that an earlier connection left.
+#[derive(Debug)]
+pub(super) enum Taken {
+    Absent,
+    /// Another connection is writing it.
+    Locked,
+    Up(Unpublished),
 }
 
 impl Unpublished {
@@ -31,6 +45,7 @@ impl Unpublished {
             Ok(file) => Ok(Self {
                 file: file.into(),
                 name: None,
+                is_kept: false,
             }),
             // FUSE and NFS do not support unnamed files.
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
@@ -47,7 +62,67 @@ impl Unpublished {
         Ok(Self {
             file,
             name: Some((folder, name)),
+            is_kept: false,
         })
+    }
+
+    /// Creates a new file that is kept under this name until it is complete, and locks it.
+    pub(super) fn create_kept(folder: Dir, name: &str, mode: Mode) -> io::Result<Self> {
+        let file = folder.create(name, mode)?;
+        file.try_lock()?;
+        Ok(Self {
+            file,
+            name: Some((folder, name.to_owned())),
+            is_kept: true,
+        })
+    }
+
+    /// Opens a file that [`Self::create_kept`] made, and locks it within `wait`. Anything else under its name counts as
+    /// absent.
+    pub(super) fn taken_up(folder: Dir, name: &str, wait: Duration) -> io::Result<Taken> {
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match folder.open_at(name, flags) {
+            Err(Errno::NOENT) => return Ok(Taken::Absent),
+            file => File::from(file?),
+        };
+        match lock_within(wait, || file.try_lock()) {
+            Err(TryLockError::WouldBlock) => return Ok(Taken::Locked),
+            locked => locked?,
+        }
+        // Its last owner may have published or removed it just before the lock.
+        let stat = fstat(&file)?;
+        let named = folder.stat(name)?;
+        let is_named = named.is_some_and(|named| named.st_ino == stat.st_ino);
+        let is_plain = FileType::from_raw_mode(stat.st_mode).is_file() && stat.st_nlink == 1;
+        if !(is_named && is_plain && is_own(&stat)) {
+            return Ok(Taken::Absent);
+        }
+        Ok(Taken::Up(Self {
+            file,
+            name: Some((folder, name.to_owned())),
+            is_kept: true,
+        }))
+    }
+
+    /// The content, from where it was last read or written.
+    pub(super) const fn content(&mut self) -> &mut File {
+        &mut self.file
+    }
+
+    /// Removes the content.
+    pub(super) fn empty(&mut self) -> io::Result<()> {
+        self.file.rewind()?;
+        self.file.set_len(0)
+    }
+
+    /// Returns whether the file stays when this value is dropped.
+    pub(super) const fn is_kept(&self) -> bool {
+        self.is_kept
+    }
+
+    /// Has the file removed when this value is dropped, even if it was kept.
+    pub(super) const fn discard(&mut self) {
+        self.is_kept = false;
     }
 
     /// Appends bytes.
@@ -55,12 +130,24 @@ impl Unpublished {
         self.file.write_all(bytes)
     }
 
-    /// Sets the permissions, syncs the file to disk, and gives it its name in `folder`; `EXIST` if the name is taken.
-    pub(super) fn publish(mut self, folder: &Dir, name: &str, mode: Mode) -> io::Result<()> {
+    /// Sets the permissions and the time of last change, syncs the file to disk, and gives it its name in `folder`;
+    /// `EXIST` if the name is taken.
+    pub(super) fn publish(
+        mut self,
+        folder: &Dir,
+        name: &str,
+        mode: Mode,
+        modified: Option<Timestamp>,
+    ) -> io::Result<()> {
+        // From here on, only a published file stays.
+        self.discard();
         match permit(&self.file, mode) {
             // A confined process may not change modes, so it creates another file instead.
             Err(Errno::PERM) => self = self.copy(folder.dir(".")?, mode)?,
             permitted => permitted?,
+        }
+        if let Some(modified) = modified {
+            set_modified(&self.file, modified)?;
         }
         self.file.sync_all()?;
         match &self.name {
@@ -102,6 +189,26 @@ impl Unpublished {
     }
 }
 
+/// Sets a file's time of last change.
+fn set_modified(file: &File, modified: Timestamp) -> Result<(), Errno> {
+    // Nanoseconds count from the second before, also before 1970.
+    let nanoseconds = modified.as_nanosecond();
+    let second = 1_000_000_000;
+    let modified = Timespec {
+        tv_sec: i64::try_from(nanoseconds.div_euclid(second)).unwrap_or_default(),
+        tv_nsec: i64::try_from(nanoseconds.rem_euclid(second)).unwrap_or_default(),
+    };
+    let unchanged = Timespec {
+        tv_sec: 0,
+        tv_nsec: UTIME_OMIT,
+    };
+    let times = Timestamps {
+        last_access: unchanged,
+        last_modification: modified,
+    };
+    futimens(file, &times)
+}
+
 /// Renames a file to an unused name.
 fn rename(parent: &Dir, own: &str, folder: &Dir, name: &str) -> Result<(), Errno> {
     match renameat_with(parent, own, folder, name, RenameFlags::NOREPLACE) {
@@ -116,7 +223,7 @@ fn rename(parent: &Dir, own: &str, folder: &Dir, name: &str) -> Result<(), Errno
 
 impl Drop for Unpublished {
     fn drop(&mut self) {
-        if let Some((folder, name)) = &self.name {
+        if let Some((folder, name)) = self.name.as_ref().filter(|_| !self.is_kept) {
             // Someone else may have removed it.
             let _ = unlinkat(folder, name, AtFlags::empty());
         }
@@ -161,8 +268,13 @@ mod tests {
             file.write(b"two").unwrap();
             let name = format!("file{index}");
             assert!(!root.path().join(&name).exists());
-            file.publish(&folder(root.path()), &name, Mode::from_raw_mode(0o641))
-                .unwrap();
+            file.publish(
+                &folder(root.path()),
+                &name,
+                Mode::from_raw_mode(0o641),
+                None,
+            )
+            .unwrap();
             let path = root.path().join(&name);
             assert_eq!(fs::read(&path).unwrap(), b"one two");
             let found = fs::metadata(&path).unwrap();
@@ -206,7 +318,7 @@ mod tests {
             for (mut file, _) in both(root.path()) {
                 file.write(b"second").unwrap();
                 let refused = file
-                    .publish(&folder(root.path()), name, PRIVATE)
+                    .publish(&folder(root.path()), name, PRIVATE, None)
                     .unwrap_err();
                 assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
             }

@@ -62,6 +62,8 @@ pub(super) struct QuotaReservation {
     folder: String,
     limit: u64,
     bytes: u64,
+    /// Bytes of the file that count as used, no longer as reserved.
+    settled: u64,
 }
 
 impl Usage {
@@ -74,6 +76,7 @@ impl Usage {
             folder,
             limit,
             bytes: 0,
+            settled: 0,
         }
     }
 }
@@ -81,7 +84,7 @@ impl Usage {
 impl QuotaReservation {
     /// Grows the reservation to fit a file of `size` bytes.
     pub(super) fn grow(&mut self, portal: &Portal, size: u64) -> Result<(), ToolError> {
-        let wanted = blocks(size).saturating_sub(self.bytes);
+        let wanted = blocks(size).saturating_sub(self.bytes + self.settled);
         let share = &self.share;
         let measured = share.measured.lock();
         // The lock is held until the space is reserved, so that two files never take the same space.
@@ -109,10 +112,27 @@ impl QuotaReservation {
         })
     }
 
+    /// Counts the first `size` bytes of a file that has a name as used, because a measurement finds them.
+    pub(super) fn settle(&mut self, size: u64) {
+        let now = blocks(size).saturating_sub(self.settled);
+        let reserved = now.min(self.bytes);
+        self.settled += now;
+        self.bytes -= reserved;
+        self.share.reserved.fetch_sub(reserved, Ordering::Relaxed);
+        // The rest was counted over an earlier connection.
+        self.share.bytes.fetch_add(reserved, Ordering::Relaxed);
+    }
+
     /// Counts the completed file, and the folders that were made for it.
     pub(super) fn commit(self, folders: u64) {
         let bytes = self.bytes.saturating_add(folders.saturating_mul(BLOCK));
         // The reservation ends when `self` is dropped.
+        self.share.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts the folders that were made, which is all that was reserved for.
+    pub(super) fn commit_folders(self, folders: u64) {
+        let bytes = folders.saturating_mul(BLOCK);
         self.share.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 }
@@ -138,10 +158,11 @@ fn blocks(size: u64) -> u64 {
 
 /// Returns the number of bytes below a portal folder, in whole blocks.
 fn measure(portal: &Portal, folder: &str) -> Result<u64, ToolError> {
-    let Some(opened) = portal.list(folder)? else {
+    let failed = |refused| ToolError::system(format!("list `{folder}`"), refused);
+    let Some(opened) = portal.open_folder(folder).map_err(failed)? else {
         return Ok(0);
     };
-    sum(opened, DEPTH_MAX).map_err(|refused| ToolError::system(format!("list `{folder}`"), refused))
+    sum(opened, DEPTH_MAX).map_err(failed)
 }
 
 fn sum(folder: OwnedFd, depth: usize) -> Result<u64, Errno> {

@@ -1,6 +1,9 @@
 //! `anklume file` in a consumer, as a user would call it.
 
 use std::fs;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use super::world::{Listening, World};
@@ -8,7 +11,7 @@ use super::world::{Listening, World};
 const ACCEPT: &str = "{name: inbox, tool: file_accept, consumers: [alice]}";
 const PROVIDE: &str = "{name: outbox, tool: file_provide, consumers: [alice]}";
 
-fn alice() -> (World, Listening) {
+pub(super) fn alice() -> (World, Listening) {
     let world = World::new(&[ACCEPT, PROVIDE]);
     let server = world.listen();
     fs::create_dir(world.path("alice")).unwrap();
@@ -17,13 +20,31 @@ fn alice() -> (World, Listening) {
     (world.env("ANKLUME_SOCKET_DIR", sockets), server)
 }
 
+fn time(second: i64, nanosecond: u32) -> SystemTime {
+    let second = if second < 0 {
+        SystemTime::UNIX_EPOCH - Duration::from_secs(second.unsigned_abs())
+    } else {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(second.unsigned_abs())
+    };
+    second + Duration::from_nanos(nanosecond.into())
+}
+
+fn modified(path: &Path) -> SystemTime {
+    fs::metadata(path).unwrap().modified().unwrap()
+}
+
+fn set_modified(path: &Path, time: SystemTime) {
+    let file = fs::File::options().append(true).open(path).unwrap();
+    file.set_modified(time).unwrap();
+}
+
 /// The path of a file that alice sent.
-fn incoming(name: &str) -> String {
+pub(super) fn incoming(name: &str) -> String {
     format!("portal/incoming/alice/{name}")
 }
 
 #[test]
-fn files_and_folders_are_sent_whole_with_their_modes() {
+fn files_and_folders_are_sent_whole_with_their_modes_and_times() {
     let (world, server) = alice();
     let large = vec![7; 3 * 1024 * 1024 + 1];
     for folder in ["tree", "tree/b", "tree/empty"] {
@@ -34,16 +55,29 @@ fn files_and_folders_are_sent_whole_with_their_modes() {
     fs::set_permissions(world.path("tree/b/run"), fs::Permissions::from_mode(0o6750)).unwrap();
     world.write("note", "hello");
     symlink("note", world.path("link")).unwrap();
+    // Before 1970, and with nanoseconds.
+    let times = [
+        ("tree/b/run", time(-1, 250)),
+        ("tree/large", time(1_700_000_000, 999_999_999)),
+    ];
+    for (name, time) in times {
+        set_modified(&world.path(name), time);
+    }
     world.run(&["file", "push", "note", "tree", "link"]).is(
         0,
         "",
         "sent note as incoming/alice/note\nsent tree/large as incoming/alice/tree/large\n\
-         sent tree/b/run as incoming/alice/tree/b/run\nsent link as incoming/alice/link\n",
+         sent tree/b/run as incoming/alice/tree/b/run\nsent tree/empty as incoming/alice/tree/empty\n\
+         sent link as incoming/alice/link\n",
     );
+    assert!(world.path(&incoming("tree/empty")).is_dir());
     assert!(fs::read(world.path(&incoming("tree/large"))).unwrap() == large);
     let run = fs::metadata(world.path(&incoming("tree/b/run"))).unwrap();
     assert_eq!(run.permissions().mode() & 0o7777, 0o750);
     assert_eq!(fs::read(world.path(&incoming("link"))).unwrap(), b"hello");
+    for (name, time) in times {
+        assert_eq!(modified(&world.path(&incoming(name))), time, "{name}");
+    }
     // Nothing is overwritten.
     world.write("note", "other");
     let again = world.run(&["file", "push", "note", "-i", "vault"]);
@@ -116,11 +150,25 @@ fn files_are_fetched_whole_or_not_at_all() {
     }
     world.write("portal/outgoing/all/r/july", "july");
     fs::write(world.path("portal/outgoing/all/large"), &large).unwrap();
+    let permit = |name: &str, mode| {
+        let path = world.path(&format!("portal/outgoing/all/{name}"));
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    permit("r/july", 0o4755);
+    permit("large", 0o600);
+    let past = time(1_700_000_000, 5);
+    set_modified(&world.path("portal/outgoing/all/large"), past);
     world
         .run(&["file", "pull", "r/july", "large", "-o", "here"])
         .is(0, "", "created here/july\ncreated here/large\n");
     assert_eq!(fs::read(world.path("here/july")).unwrap(), b"july");
     assert!(fs::read(world.path("here/large")).unwrap() == large);
+    let mode = |name: &str| {
+        let found = fs::metadata(world.path(name)).unwrap();
+        found.permissions().mode() & 0o7777
+    };
+    assert_eq!((mode("here/july"), mode("here/large")), (0o755, 0o600));
+    assert_eq!(modified(&world.path("here/large")), past);
     world
         .run(&["file", "pull", "r/july", "-o", "-"])
         .is(0, "july", "");
@@ -135,12 +183,68 @@ fn files_are_fetched_whole_or_not_at_all() {
     );
     let twice = world.run(&["file", "pull", "r/july", "july"]);
     assert_eq!(twice.status, 1, "{twice:?}");
-    world.run(&["file", "pull", "r/"]).is(
+    world.run(&["file", "pull", ".."]).is(
         2,
         "",
-        "error: `r/` names no file\n  = help: name files, such as `reports/july.pdf`\n",
+        "error: `..` names no file\n  = help: name files or folders, such as `reports/july.pdf`\n",
     );
     let left = fs::read_dir(world.path("here")).unwrap().count();
     assert_eq!(left, 2);
+    server.end();
+}
+
+#[test]
+fn folders_are_listed_and_fetched_whole_without_what_leads_out_of_them() {
+    let (world, server) = alice();
+    for folder in ["all/r/deep/empty", "alice/r", "bob/r"] {
+        fs::create_dir_all(world.path(&format!("portal/outgoing/{folder}"))).unwrap();
+    }
+    world.write("portal/outgoing/all/r/deep/f", "deep");
+    world.write("portal/outgoing/all/r/one", "for all");
+    world.write("portal/outgoing/alice/r/one", "for alice");
+    world.write("portal/outgoing/bob/r/two", "for bob");
+    world.write("portal/outgoing/all/single", "single");
+    symlink("/etc/passwd", world.path("portal/outgoing/all/r/passwd")).unwrap();
+    world.run(&["file", "list"]).is(0, "r/\nsingle\n", "");
+    world.run(&["file", "list", "-i", "vault", "r/"]).is(
+        0,
+        "deep/\none\n",
+        "note: 1 more cannot be fetched: links, devices, or names that are not safe to show\n",
+    );
+    world
+        .run(&["file", "list", "r", "--format", "json", "-q"])
+        .is(0, "[\n  \"deep/\",\n  \"one\"\n]\n", "");
+    for (name, why) in [
+        ("none", "no file `none` in the portal"),
+        ("single", "`single` is not a folder"),
+        ("../bob", "`path` is `../bob`, and `..` is not allowed"),
+    ] {
+        let why = format!("error: the provider reports: {why}\n");
+        world.run(&["file", "list", name]).is(1, "", &why);
+    }
+    world.run(&["file", "pull", "r/", "single"]).is(
+        0,
+        "",
+        "created ./r with 2 files\ncreated ./single\n",
+    );
+    assert_eq!(fs::read(world.path("r/deep/f")).unwrap(), b"deep");
+    assert_eq!(fs::read(world.path("r/one")).unwrap(), b"for alice");
+    assert!(world.path("r/deep/empty").is_dir());
+    assert_eq!(fs::read_dir(world.path("r")).unwrap().count(), 2);
+    let mode = fs::metadata(world.path("r")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o755);
+    let again = "error: `./r` already exists\n  = help: remove it, or fetch into another folder: `-o DIR`\n";
+    world.run(&["file", "pull", "r"]).is(1, "", again);
+    world.run(&["file", "pull", "r", "-o", "-"]).is(
+        1,
+        "",
+        "error: `r` was not fetched: the provider reports: `outgoing/alice/r` is a folder, which `entries` lists; only regular files can be read\n",
+    );
+    let names = fs::read_dir(world.path("")).unwrap();
+    let hidden = names.filter(|name| {
+        let name = name.as_ref().unwrap().file_name();
+        name.to_string_lossy().starts_with(".anklume-")
+    });
+    assert_eq!(hidden.count(), 0);
     server.end();
 }

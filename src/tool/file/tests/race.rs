@@ -133,8 +133,9 @@ fn file_accept_never_writes_outside_the_portal() {
             data: b"x".to_vec(),
             options: UploadOptions::default(),
             last: true,
+            resume: false,
         };
-        let written = Upload::begin(&field.settings, &piece)
+        let written = Upload::begin(&field.settings, &piece, &stop)
             .and_then(|upload| upload.take(&field.settings, &piece, &stop))
             .and_then(|upload| upload.finish(&field.settings, &stop));
         if index % 100 == 99 {

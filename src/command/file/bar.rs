@@ -1,0 +1,73 @@
+//! Shows on a terminal how far the transfer of a file is.
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::command::output::Output;
+
+/// The bar of the current file; it is there only on a terminal, once the file's first piece has been transferred.
+pub(super) struct TransferBar {
+    output: Output,
+    bar: Option<ProgressBar>,
+    name: String,
+    /// Bytes of all files.
+    moved: u64,
+    /// Bytes of the current file.
+    current: u64,
+}
+
+impl TransferBar {
+    pub(super) fn new(output: &Output) -> Self {
+        Self {
+            output: output.clone(),
+            bar: None,
+            name: String::new(),
+            moved: 0,
+            current: 0,
+        }
+    }
+
+    /// Begins another file, or the same one over another connection.
+    pub(super) fn begin(&mut self, name: &str) {
+        self.end();
+        name.clone_into(&mut self.name);
+    }
+
+    /// Shows that `bytes` of the current file have been transferred, of `total` if that is known.
+    pub(super) fn moved(&mut self, bytes: u64, total: Option<u64>) {
+        self.moved += bytes.saturating_sub(self.current);
+        self.current = bytes;
+        if !self.output.animates() {
+            return;
+        }
+        let bar = self.bar.get_or_insert_with(|| {
+            let bar = match total {
+                Some(total) => ProgressBar::new(total).with_style(style(
+                    "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left",
+                )),
+                None => ProgressBar::no_length().with_style(style("{msg} {bytes} {bytes_per_sec}")),
+            };
+            // What an earlier connection transferred says nothing about the speed of this one.
+            bar.set_position(bytes);
+            bar.reset_eta();
+            bar.with_message(self.name.clone())
+        });
+        bar.set_position(bytes);
+    }
+
+    /// Returns how many bytes of all files have been transferred.
+    pub(super) const fn all_moved(&self) -> u64 {
+        self.moved
+    }
+
+    /// Ends the current file's bar.
+    pub(super) fn end(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+        self.current = 0;
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}

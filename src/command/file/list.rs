@@ -1,0 +1,88 @@
+//! `anklume file list`: the files that a provider has for this machine.
+
+use serde_json::{Map, Value};
+
+use crate::catalogue::{PortalPath, WHOLE_PORTAL};
+use crate::cli::FileListArgs;
+use crate::command::mcp::ServerClient;
+use crate::command::output::Output;
+use crate::command::service::{NamedService, call, print, structured, with_service};
+use crate::error::{Exit, Failure};
+use crate::name::ToolName;
+
+pub(super) fn run(args: &FileListArgs, output: &Output) -> anyhow::Result<Exit> {
+    let folder = args.name.as_deref().unwrap_or(WHOLE_PORTAL);
+    let folder = folder.strip_suffix('/').unwrap_or(folder);
+    let name = NamedService::of(&args.service, "");
+    with_service(
+        ToolName::FileProvide,
+        &name,
+        "",
+        output,
+        async |server, service| {
+            let Listing { entries, left_out } = entries(server, service, folder).await??;
+            if output.is_json() {
+                output.json(&entries)?;
+            } else {
+                let lines: String = entries.iter().map(|entry| format!("{entry}\n")).collect();
+                print(&lines, output)?;
+            }
+            if left_out > 0 {
+                output.say(&format!(
+                "note: {left_out} more cannot be fetched: links, devices, or names that are not safe to show"
+            ));
+            }
+            Ok(Exit::Done)
+        },
+    )
+}
+
+/// The entries of a provider's folder; the name of a folder ends with `/`.
+pub(super) struct Listing {
+    pub(super) entries: Vec<String>,
+    pub(super) left_out: u64,
+}
+
+/// Lists a provider's folder; the inner error is in the provider's words. No name leads out of the folder.
+pub(super) async fn entries(
+    server: &mut ServerClient,
+    service: &str,
+    folder: &str,
+) -> anyhow::Result<Result<Listing, Failure>> {
+    let mut entries: Vec<String> = Vec::new();
+    loop {
+        let mut arguments = Map::new();
+        arguments.insert("path".to_owned(), folder.into());
+        arguments.insert("entries".to_owned(), true.into());
+        arguments.insert("offset".to_owned(), entries.len().into());
+        let result = match structured(&call(server, service, &arguments).await?) {
+            Ok(result) => result,
+            Err(failure) => return Ok(Err(failure)),
+        };
+        let listed = result.get("entries").and_then(Value::as_array);
+        let more = listed.into_iter().flatten().filter_map(Value::as_str);
+        let before = entries.len();
+        for entry in more {
+            let name = entry.strip_suffix('/').unwrap_or(entry);
+            if name.contains('/') || PortalPath::new(name).is_err() {
+                return Err(unusable().into());
+            }
+            entries.push(entry.to_owned());
+        }
+        super::check_count(entries.len())?;
+        let left_out = result.get("left_out").and_then(Value::as_u64);
+        match result.get("complete").and_then(Value::as_bool) {
+            Some(true) => {
+                let left_out = left_out.unwrap_or_default();
+                return Ok(Ok(Listing { entries, left_out }));
+            }
+            // Without progress, it would never end.
+            Some(false) if entries.len() > before => {}
+            _ => return Err(unusable().into()),
+        }
+    }
+}
+
+fn unusable() -> Failure {
+    Failure::new(Exit::Failed, "the provider's list of files is unusable")
+}

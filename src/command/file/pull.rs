@@ -1,0 +1,381 @@
+//! `anklume file pull`: fetches files and folders from a provider's portal.
+
+use std::fs::{self, FileTimes, Permissions};
+use std::io::{self, IsTerminal as _, Stdout, Write};
+use std::mem;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
+use rmcp::model::CallToolResult;
+use rustix::fs::{CWD, Mode, RenameFlags, renameat_with};
+use rustix::io::Errno;
+use rustix::process::umask;
+use serde_json::{Map, Value};
+use tempfile::{NamedTempFile, TempDir};
+
+use super::bar::TransferBar;
+use super::list::{Listing, entries};
+use super::{MODE, NEW_MODE, check_count, fresh, shown, unwritable};
+use crate::cli::FilePullArgs;
+use crate::command::mcp::ServerClient;
+use crate::command::output::Output;
+use crate::command::service::{NamedService, structured, transferred, with_service_again};
+use crate::error::{Exit, Failure};
+use crate::mcp::client::pieces::{Fetched, Fetching, PiecesError};
+use crate::name::ToolName;
+use crate::text::Foreign;
+
+pub(super) fn run(args: &FilePullArgs, output: &Output) -> anyhow::Result<Exit> {
+    let folder = args.output.clone().unwrap_or_else(|| PathBuf::from("."));
+    let to_stdout = folder == Path::new("-");
+    if to_stdout && io::stdout().is_terminal() {
+        let message = "a file of another machine is not printed to a terminal";
+        let failure = Failure::new(Exit::Usage, message);
+        return Err(failure
+            .help("pipe it to a program, or name a folder: `-o DIR`")
+            .into());
+    }
+    let mut wanted: Vec<Wanted> = Vec::new();
+    for name in &args.names {
+        let remote = name.strip_suffix('/').unwrap_or(name).to_owned();
+        if to_stdout {
+            let target = None;
+            wanted.push(Wanted { remote, target });
+            continue;
+        }
+        let last = Path::new(&remote).file_name();
+        let last = last.ok_or_else(|| {
+            let message = format!("`{}` names no file", name.escape_debug());
+            Failure::new(Exit::Usage, message)
+                .help("name files or folders, such as `reports/july.pdf`")
+        })?;
+        let target = Some(folder.join(last));
+        let is_named = wanted.iter().any(|other| other.target == target);
+        let is_there = |target: &PathBuf| target.symlink_metadata().is_ok();
+        if let Some(target) = target
+            .as_ref()
+            .filter(|target| is_named || is_there(target))
+        {
+            return Err(exists(target).into());
+        }
+        wanted.push(Wanted { remote, target });
+    }
+    let name = NamedService::of(&args.service, "");
+    let mut pull = Pull {
+        folder,
+        done: 0,
+        fetching: Fetching::default(),
+        tree: None,
+        bar: TransferBar::new(output),
+        umask: current_umask(),
+    };
+    with_service_again(
+        ToolName::FileProvide,
+        &name,
+        output,
+        &mut pull,
+        Pull::advanced,
+        async |server, service, pull| {
+            while let Some(one) = wanted.get(pull.done) {
+                let line = pull.fetch_one(server, service, one).await;
+                pull.bar.end();
+                line?.iter().for_each(|line| output.say(line));
+                pull.done += 1;
+            }
+            Ok(Exit::Done)
+        },
+    )
+}
+
+/// A file or folder of the provider.
+struct Wanted {
+    remote: String,
+    /// The new file or folder; `None` for stdout.
+    target: Option<PathBuf>,
+}
+
+/// How far a run is, over all its connections.
+struct Pull {
+    /// In which new files and folders are made.
+    folder: PathBuf,
+    done: usize,
+    /// The current file.
+    fetching: Fetching<Sink>,
+    /// The current folder.
+    tree: Option<Tree>,
+    bar: TransferBar,
+    umask: u32,
+}
+
+/// A folder of which every file is fetched before it gets its name.
+struct Tree {
+    folder: TempDir,
+    /// Paths of files below the folder that are still to be fetched, the next one last.
+    left: Vec<String>,
+    files: usize,
+}
+
+/// A new file, or stdout.
+#[derive(Debug)]
+enum Sink {
+    Stdout(Stdout),
+    File(NamedTempFile),
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Stdout(stdout) => stdout.write(bytes),
+            Self::File(file) => file.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Stdout(stdout) => stdout.flush(),
+            Self::File(file) => file.flush(),
+        }
+    }
+}
+
+/// What a provider says of a file, besides its content.
+struct Attributes {
+    mode: Option<u32>,
+    modified: Option<Timestamp>,
+}
+
+impl Pull {
+    /// Returns a number that grows with each step.
+    fn advanced(&self) -> u64 {
+        let left = self
+            .tree
+            .as_ref()
+            .map_or(0, |tree| tree.files - tree.left.len());
+        let steps = u64::try_from(self.done + left).unwrap_or(u64::MAX);
+        self.bar.all_moved().saturating_add(steps)
+    }
+
+    /// Fetches one file or folder; returns what to say of it.
+    async fn fetch_one(
+        &mut self,
+        server: &mut ServerClient,
+        service: &str,
+        wanted: &Wanted,
+    ) -> anyhow::Result<Option<String>> {
+        let Wanted { remote, target } = wanted;
+        let is_folder = self.tree.is_some();
+        let mut fetched = Err(None);
+        if !is_folder {
+            let folder = target.as_ref().map(|_| self.folder.clone());
+            fetched = self
+                .file(server, service, remote, folder)
+                .await?
+                .map_err(Some);
+        }
+        match (fetched, target) {
+            (Ok((Sink::Stdout(_), _)), _) | (Ok(_), None) => return Ok(None),
+            (Ok((Sink::File(file), attributes)), Some(target)) => {
+                self.keep(file, target, &attributes)?;
+                return Ok(Some(format!("created {}", shown(target))));
+            }
+            (Err(Some(failure)), None) => return Err(failure.into()),
+            (Err(Some(failure)), Some(_)) => {
+                let Some(tree) = self.tree(server, service, remote).await? else {
+                    return Err(failure.into());
+                };
+                self.tree = Some(tree);
+            }
+            (Err(None), _) => {}
+        }
+        // A folder is not written to stdout.
+        let Some(target) = target else {
+            return Ok(None);
+        };
+        while let Some((top, path)) = self.tree.as_ref().and_then(Tree::next) {
+            let here = top.join(&path);
+            let above = here.parent().unwrap_or(&top).to_owned();
+            let remote = format!("{remote}/{path}");
+            let (sink, attributes) = self.file(server, service, &remote, Some(above)).await??;
+            if let Sink::File(file) = sink {
+                self.keep(file, &here, &attributes)?;
+            }
+            if let Some(tree) = &mut self.tree {
+                tree.left.pop();
+            }
+        }
+        let tree = self.tree.take();
+        tree.map(|tree| tree.keep(target))
+            .transpose()
+            .map_err(Into::into)
+    }
+
+    /// Fetches a file; the inner error is that of the tool.
+    async fn file(
+        &mut self,
+        server: &mut ServerClient,
+        service: &str,
+        remote: &str,
+        folder: Option<PathBuf>,
+    ) -> anyhow::Result<Result<(Sink, Attributes), Failure>> {
+        let shown = remote.escape_debug().to_string();
+        self.bar.begin(&shown);
+        let mut arguments = Map::new();
+        arguments.insert("path".to_owned(), Value::from(remote));
+        let new = || match &folder {
+            None => Ok(Sink::Stdout(io::stdout())),
+            Some(folder) => fresh(folder).map(Sink::File),
+        };
+        let bar = &mut self.bar;
+        let mut moved = |bytes, total| bar.moved(bytes, total);
+        let fetched = server.fetch(service, &arguments, &mut self.fetching, new, &mut moved);
+        let fetched = fetched.await.map_err(|why| match why {
+            PiecesError::TooLargeToFetch(_) => {
+                let failure = Failure::new(Exit::Failed, format!("`{shown}` is larger than 4 GiB"));
+                failure.help("split it in the provider").into()
+            }
+            why => transferred(why).context(format!("cannot fetch `{shown}`")),
+        });
+        let (mut sink, result) = match fetched? {
+            Fetched::Pieces(result, sink) => (sink, result),
+            Fetched::Whole(called) => {
+                if let Err(failure) = structured(&called) {
+                    let message = format!("`{shown}` was not fetched: {}", failure.message);
+                    return Ok(Err(Failure { message, ..failure }));
+                }
+                let mut sink = new()?;
+                let result = called.result;
+                let blocks = result.raw().content.iter();
+                for block in blocks.filter_map(|block| block.as_text()) {
+                    // `fetch` has decoded it once, to check it.
+                    sink.write_all(&STANDARD.decode(&block.text)?)?;
+                }
+                (sink, result)
+            }
+        };
+        sink.flush()?;
+        // The next file begins anew.
+        mem::take(&mut self.fetching);
+        Ok(Ok((sink, Attributes::of(&result))))
+    }
+
+    /// Gives a fetched file its permissions, its time of last change and its name.
+    fn keep(
+        &self,
+        file: NamedTempFile,
+        target: &Path,
+        attributes: &Attributes,
+    ) -> Result<(), Failure> {
+        let failed = |why| unwritable(target, &why);
+        let mode = attributes.mode.unwrap_or(NEW_MODE) & !self.umask;
+        let permissions = Permissions::from_mode(mode);
+        file.as_file()
+            .set_permissions(permissions)
+            .map_err(failed)?;
+        if let Some(modified) = attributes.modified {
+            let times = FileTimes::new().set_modified(SystemTime::from(modified));
+            file.as_file().set_times(times).map_err(failed)?;
+        }
+        let kept = file.persist_noclobber(target);
+        kept.map_err(|why| match why.error.kind() {
+            io::ErrorKind::AlreadyExists => exists(target),
+            _ => failed(why.error),
+        })?;
+        Ok(())
+    }
+
+    /// Lists everything in a provider's folder, and makes its folders here; returns `None` if it is not a folder.
+    async fn tree(
+        &self,
+        server: &mut ServerClient,
+        service: &str,
+        remote: &str,
+    ) -> anyhow::Result<Option<Tree>> {
+        let Ok(Listing { entries: all, .. }) = entries(server, service, remote).await? else {
+            return Ok(None);
+        };
+        let folder = tempfile::Builder::new()
+            .prefix(".anklume-")
+            .permissions(Permissions::from_mode(MODE))
+            .tempdir_in(&self.folder)
+            .map_err(|why| unwritable(&self.folder, &why))?;
+        let mut left = all;
+        let (mut files, mut count) = (Vec::new(), left.len());
+        while let Some(path) = left.pop() {
+            let Some(inner) = path.strip_suffix('/') else {
+                files.push(path);
+                continue;
+            };
+            let made = folder.path().join(inner);
+            fs::create_dir(&made).map_err(|why| unwritable(&made, &why))?;
+            let below = format!("{remote}/{inner}");
+            let below = entries(server, service, &below).await??;
+            count += below.entries.len();
+            check_count(count)?;
+            left.extend(
+                below
+                    .entries
+                    .into_iter()
+                    .map(|entry| format!("{path}{entry}")),
+            );
+        }
+        // The next one is the last.
+        files.sort_unstable_by(|one, other| other.cmp(one));
+        Ok(Some(Tree {
+            files: files.len(),
+            folder,
+            left: files,
+        }))
+    }
+}
+
+impl Tree {
+    /// Returns the folder, and the path below it of the next file.
+    fn next(&self) -> Option<(PathBuf, String)> {
+        let next = self.left.last()?.clone();
+        Some((self.folder.path().to_owned(), next))
+    }
+
+    /// Gives the folder its name.
+    fn keep(self, target: &Path) -> Result<String, Failure> {
+        let made = self.folder.path();
+        match renameat_with(CWD, made, CWD, target, RenameFlags::NOREPLACE) {
+            Err(Errno::EXIST) => return Err(exists(target)),
+            renamed => renamed.map_err(|why| unwritable(target, &why.into()))?,
+        }
+        // It is no longer there to be removed.
+        let _ = self.folder.keep();
+        let files = self.files;
+        let plural = if files == 1 { "file" } else { "files" };
+        Ok(format!("created {} with {files} {plural}", shown(target)))
+    }
+}
+
+impl Attributes {
+    /// Reads them from an answer; what cannot be read counts as missing.
+    fn of(result: &Foreign<CallToolResult>) -> Self {
+        let content = result.raw().structured_content.as_ref();
+        let text = |key| content.and_then(|content| content.get(key)?.as_str());
+        let mode = text("mode").and_then(|mode| u32::from_str_radix(mode, 8).ok());
+        Self {
+            mode: mode.map(|mode| mode & MODE),
+            modified: text("modified").and_then(|time| time.parse().ok()),
+        }
+    }
+}
+
+fn exists(target: &Path) -> Failure {
+    let message = format!("`{}` already exists", shown(target));
+    Failure::new(Exit::Failed, message).help("remove it, or fetch into another folder: `-o DIR`")
+}
+
+/// Returns the permissions that new files of this process do not get.
+fn current_umask() -> u32 {
+    // It can only be read by setting it.
+    let mask = umask(Mode::from_raw_mode(0o077));
+    umask(mask);
+    mask.as_raw_mode()
+}

@@ -1,0 +1,290 @@
+//! `anklume file push`: sends files and folders to a provider's portal.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::rc::Rc;
+
+use jiff::Timestamp;
+use rustix::fs::{FileType, Stat};
+use rustix::io::Errno;
+use serde_json::{Map, Value};
+
+use super::bar::TransferBar;
+use super::{MODE, check_count, shown, unreadable};
+use crate::cli::FilePushArgs;
+use crate::command::mcp::ServerClient;
+use crate::command::output::Output;
+use crate::command::service::{NamedService, send, structured, text, with_service_again};
+use crate::dir::{BENEATH, Dir, NotRead, READ, RegularFile, SEARCH};
+use crate::error::{Exit, Failure};
+use crate::mcp::client::Called;
+use crate::mcp::client::pieces::{Moved, PayloadSource, PiecesError};
+use crate::name::ToolName;
+
+/// Maximum number of folders inside one another.
+const DEPTH_MAX: usize = 64;
+
+/// What is sent: a file, a folder without entries, or stdin.
+struct Outgoing {
+    content: Content,
+    /// As the user names it.
+    shown: String,
+    /// Its path in the provider.
+    remote: String,
+}
+
+enum Content {
+    Stdin,
+    /// The open folder that contains it, and its path below it.
+    File(Rc<Dir>, String),
+    EmptyFolder,
+}
+
+pub(super) fn run(args: &FilePushArgs, output: &Output) -> anyhow::Result<Exit> {
+    if let (Some(_), [_, _, ..]) = (&args.name, args.files.as_slice()) {
+        let failure = Failure::new(Exit::Usage, "`--name` is for one file");
+        return Err(failure.help("send the files one by one").into());
+    }
+    let mut all = Vec::new();
+    for path in &args.files {
+        outgoing(path, args.name.as_deref(), &mut all)?;
+    }
+    let name = NamedService::of(&args.service, "");
+    let mut push = Push {
+        done: 0,
+        begun: 0,
+        bar: TransferBar::new(output),
+    };
+    let pushed = with_service_again(
+        ToolName::FileAccept,
+        &name,
+        output,
+        &mut push,
+        Push::advanced,
+        async |server, service, push| {
+            while let Some(one) = all.get(push.done) {
+                push.bar.begin(&one.shown);
+                let path = push.send_one(server, service, one).await;
+                push.bar.end();
+                let path = path?.escape_debug().to_string();
+                output.say(&format!("sent {} as {path}", one.shown));
+                push.done += 1;
+            }
+            Ok(Exit::Done)
+        },
+    );
+    if pushed.is_err() && push.done > 0 {
+        output.say(&format!("{} of {} files were sent", push.done, all.len()));
+    }
+    pushed
+}
+
+/// How far a run is, over all its connections.
+struct Push {
+    /// Number of files sent.
+    done: usize,
+    /// Number of files begun.
+    begun: usize,
+    bar: TransferBar,
+}
+
+impl Push {
+    /// Returns a number that grows with each step.
+    fn advanced(&self) -> u64 {
+        let done = u64::try_from(self.done).unwrap_or(u64::MAX);
+        self.bar.all_moved().saturating_add(done)
+    }
+
+    /// Sends one file and returns its path in the provider.
+    async fn send_one(
+        &mut self,
+        server: &mut ServerClient,
+        service: &str,
+        one: &Outgoing,
+    ) -> anyhow::Result<String> {
+        // True if a connection broke while it was sent.
+        let again = self.begun > self.done;
+        self.begun = self.done + 1;
+        if again && matches!(one.content, Content::Stdin) {
+            let message = "the connection broke, and `-` cannot be read again";
+            return Err(Failure::new(Exit::Failed, message).into());
+        }
+        let mut moved = |bytes, total| self.bar.moved(bytes, total);
+        let mut sent = send_content(server, service, one, &mut moved).await;
+        if let Err(why) = &sent
+            && let Some(PiecesError::Changed) = why.downcast_ref()
+        {
+            // What an earlier run left under this name has been discarded.
+            sent = send_content(server, service, one, &mut moved).await;
+        }
+        let called = sent.map_err(|why| why.context(format!("cannot send `{}`", one.shown)))?;
+        let result = structured(&called).map_err(|failure| {
+            let message = format!("`{}` was not sent: {}", one.shown, failure.message);
+            let failure = Failure { message, ..failure };
+            if again {
+                failure.help("the connection broke while it was sent: it may be there already")
+            } else {
+                failure
+            }
+        })?;
+        Ok(text(&result, "path")?)
+    }
+}
+
+async fn send_content(
+    server: &mut ServerClient,
+    service: &str,
+    one: &Outgoing,
+    moved: Moved<'_>,
+) -> anyhow::Result<Called> {
+    let mut arguments = Map::new();
+    arguments.insert("path".to_owned(), one.remote.clone().into());
+    let source = match &one.content {
+        Content::Stdin => PayloadSource::new(io::stdin()),
+        Content::EmptyFolder => {
+            arguments.insert("folder".to_owned(), true.into());
+            PayloadSource::new(io::empty())
+        }
+        Content::File(folder, path) => {
+            let unread = |why: Errno| unreadable(&one.shown, &why.into());
+            let opened = folder.regular(path).map_err(|why| match why {
+                NotRead::System(why) => unread(why),
+                NotRead::Link | NotRead::NotRegular => not_sent(&one.shown),
+            })?;
+            let RegularFile { file, stat } = opened.ok_or_else(|| unread(Errno::NOENT))?;
+            let mode = format!("{:04o}", stat.st_mode & MODE);
+            arguments.insert("mode".to_owned(), mode.into());
+            let modified = modified(&stat).map(|time| ("modified".to_owned(), Value::from(time)));
+            arguments.extend(modified);
+            PayloadSource::of_file(file)
+        }
+    };
+    let is_file = !matches!(one.content, Content::EmptyFolder);
+    send(server, service, arguments, source, is_file, moved).await
+}
+
+/// Returns the time of a file's last change; `None` if RFC 3339 cannot express it.
+fn modified(stat: &Stat) -> Option<String> {
+    let nanosecond = i32::try_from(stat.st_mtime_nsec).ok()?;
+    let time = Timestamp::new(stat.st_mtime, nanosecond).ok()?;
+    Some(time.to_string())
+}
+
+fn not_sent(shown: &str) -> Failure {
+    let message = format!("`{shown}` is neither a file nor a folder");
+    Failure::new(Exit::Failed, message).help("links, devices and pipes are not sent")
+}
+
+fn nameless(shown: &str) -> Failure {
+    let message = format!("`{shown}` has no name that the provider could use");
+    Failure::new(Exit::Usage, message).help("name it there: `--name NAME`")
+}
+
+/// Adds a file, stdin, or everything in a folder.
+fn outgoing(path: &Path, name: Option<&str>, all: &mut Vec<Outgoing>) -> Result<(), Failure> {
+    let shown = shown(path);
+    if path == Path::new("-") {
+        let remote = name.ok_or_else(|| nameless("-"))?.to_owned();
+        let content = Content::Stdin;
+        all.push(Outgoing {
+            content,
+            shown,
+            remote,
+        });
+        return Ok(());
+    }
+    let last = path.file_name().and_then(|last| last.to_str());
+    let remote = name.or(last).ok_or_else(|| nameless(&shown))?.to_owned();
+    // A link that the user names is followed; those inside a folder are not.
+    let path = fs::canonicalize(path).map_err(|why| unreadable(&shown, &why))?;
+    let unread = |why: Errno| unreadable(&shown, &why.into());
+    match Dir::open(&path, READ, BENEATH) {
+        Ok(folder) => return folder_files(&Rc::new(folder), &shown, &remote, all),
+        Err(Errno::NOTDIR) => {}
+        Err(why) => return Err(unread(why)),
+    }
+    let last = path.file_name().and_then(|last| last.to_str());
+    let last = last.ok_or_else(|| nameless(&shown))?.to_owned();
+    let above = path.parent().unwrap_or_else(|| Path::new("/"));
+    let above = Rc::new(Dir::open(above, SEARCH, BENEATH).map_err(unread)?);
+    let is = above.stat(&last).map_err(unread)?;
+    if !is.is_some_and(|is| FileType::from_raw_mode(is.st_mode).is_file()) {
+        return Err(not_sent(&shown));
+    }
+    all.push(Outgoing {
+        content: Content::File(above, last),
+        shown,
+        remote,
+    });
+    Ok(())
+}
+
+/// Adds everything in a folder, in the order of the names; nothing is opened through a link.
+fn folder_files(
+    top: &Rc<Dir>,
+    shown: &str,
+    remote: &str,
+    all: &mut Vec<Outgoing>,
+) -> Result<(), Failure> {
+    let mut folders = vec![String::new()];
+    while let Some(at) = folders.pop() {
+        let below = |name: &str| match at.as_str() {
+            "" => name.to_owned(),
+            at => format!("{at}/{name}"),
+        };
+        let unread = |why: Errno| {
+            let path = format!("{shown}/{}", at.escape_debug());
+            unreadable(path.trim_end_matches('/'), &why.into())
+        };
+        let folder = top.dir(&at).map_err(unread)?;
+        let mut entries = Vec::new();
+        let listed = rustix::fs::Dir::read_from(folder.handle().as_fd()).map_err(unread)?;
+        for entry in listed {
+            let name = entry.map_err(unread)?.file_name().to_owned();
+            let name = name.into_string().map_err(|why| {
+                let name = why.into_cstring();
+                let name = name.to_string_lossy();
+                let message = format!("`{shown}/{}` is not a name in UTF-8", name.escape_debug());
+                Failure::new(Exit::Failed, message)
+                    .help("rename it, or send an archive of the folder")
+            })?;
+            if ![".", ".."].contains(&name.as_str()) {
+                entries.push(name);
+            }
+        }
+        if entries.is_empty() {
+            all.push(Outgoing {
+                content: Content::EmptyFolder,
+                shown: format!("{shown}/{}", at.escape_debug()),
+                remote: format!("{remote}/{at}").trim_end_matches('/').to_owned(),
+            });
+        }
+        entries.sort_unstable();
+        let mut inner = Vec::new();
+        for name in entries {
+            let path = below(&name);
+            let shown = format!("{shown}/{}", path.escape_debug());
+            let Some(is) = folder.stat(&name).map_err(unread)? else {
+                continue;
+            };
+            match FileType::from_raw_mode(is.st_mode) {
+                FileType::Directory => inner.push(path),
+                FileType::RegularFile => all.push(Outgoing {
+                    remote: format!("{remote}/{path}"),
+                    content: Content::File(Rc::clone(top), path),
+                    shown,
+                }),
+                _ => return Err(not_sent(&shown)),
+            }
+        }
+        if at.split('/').count() >= DEPTH_MAX && !inner.is_empty() {
+            let message = format!("`{shown}` has more than {DEPTH_MAX} folders inside one another");
+            return Err(Failure::new(Exit::Failed, message).help("make an archive of them"));
+        }
+        check_count(all.len())?;
+        folders.extend(inner.into_iter().rev());
+    }
+    Ok(())
+}
