@@ -18,7 +18,7 @@ mod service;
 mod sign;
 mod sync;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
 use std::path::Path;
 
@@ -34,8 +34,8 @@ use crate::infra::{self, ReadInfra};
 use crate::machine_state::SERVICES;
 use crate::name::{MachineName, closest};
 use crate::setup::account::Account;
-use crate::text::write_json;
-use crate::transport::{self, RouteContext};
+use crate::text::{escaped, write_json};
+use crate::transport::{self, RouteContext, shell_line};
 use output::Output;
 
 /// Parses, runs and reports.
@@ -118,13 +118,17 @@ const WARNINGS_MAX: usize = 20;
 
 /// Reads the infrastructure that the flags name and writes its warnings to stderr; fails if it has faults.
 fn open_infra(args: &InfraArgs, output: &Output) -> anyhow::Result<ReadInfra> {
-    let read = infra::open(args.infra.as_deref()).map_err(|faults| {
+    let mut read = infra::open(args.infra.as_deref()).map_err(|faults| {
         let is_absent = args.infra.is_none() && faults.is_not_found();
         match (is_absent, on_host_only()) {
             (true, Some(failure)) => anyhow::Error::from(failure),
             _ => faults.into(),
         }
     })?;
+    if let Some(path) = &args.infra {
+        let flag = shell_line([OsStr::new("--infra"), path.as_os_str()]);
+        read.infra.flag = format!(" {}", escaped(&flag));
+    }
     if !read.warnings.is_empty() {
         let all = read.warnings.as_slice();
         let (drawn, more) = match all.split_at_checked(WARNINGS_MAX) {

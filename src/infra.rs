@@ -98,6 +98,8 @@ pub struct Infra {
     pub written_empty: Vec<&'static str>,
     /// Keys that anklume reads, checks and writes for Ansible but does not apply itself; each is listed once.
     pub unapplied: Vec<Unapplied>,
+    /// The flag that names this file in a command, with a space before it; empty if the command finds it by itself.
+    pub flag: String,
     /// Positions of the machines, as (domain, machine).
     index: HashMap<MachineName, (usize, usize)>,
 }

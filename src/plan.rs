@@ -228,6 +228,11 @@ struct PlanInputs<'a> {
 }
 
 impl<'a> PlanInputs<'a> {
+    /// Returns the flag that names the file, for a command in a message.
+    fn flag(&self) -> &'a str {
+        &self.wanted.infra.flag
+    }
+
     fn new(wanted: DesiredState<'a>, state: &'a State, facts: &'a Facts) -> Self {
         let machines = state.instances.iter();
         let machines = machines.map(|one| ((one.project.as_str(), one.name.as_str()), one));

@@ -19,7 +19,6 @@ use crate::error::{Exit, Failure};
 use crate::incus::socket_path;
 use crate::infra::Infra;
 use crate::session::block_on;
-use crate::transport::shell_line;
 
 /// Runs `anklume doctor`.
 pub(crate) fn run(args: &DoctorArgs, output: &Output) -> anyhow::Result<Exit> {
@@ -31,12 +30,7 @@ pub(crate) fn run(args: &DoctorArgs, output: &Output) -> anyhow::Result<Exit> {
         let none = format!("no channels for {machines}\n");
         return print(&Examination::default(), output, none);
     }
-    let path = args.infra.infra.as_ref().map(|path| path.to_string_lossy());
-    let mut apply = vec!["anklume", "apply"];
-    if let Some(path) = &path {
-        apply.extend(["--infra", path]);
-    }
-    let apply = shell_line(apply);
+    let apply = format!("anklume apply{}", infra.flag);
     let examined = block_on(async {
         let session = match open_session(output).await {
             // A computer without Incus has no channels of an earlier file either.

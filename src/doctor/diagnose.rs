@@ -24,6 +24,9 @@ use crate::survey::consumer::ConsumerFailure;
 use crate::survey::instance;
 use crate::transport::shell_line;
 
+#[cfg(test)]
+mod tests;
+
 /// Maximum number of machines named in one note.
 const NAMES_MAX: usize = 8;
 
@@ -271,7 +274,7 @@ impl Examiner<'_> {
                 detail: format!(
                     "{name} is not running yet: Incus started {age} s ago and may still be starting its machines"
                 ),
-                fix: "anklume doctor".to_owned(),
+                fix: format!("anklume doctor{}", self.infra.flag),
             });
         }
         let status = instance.status.to_lowercase();

@@ -211,6 +211,7 @@ fn infra(roots: &[(FileRole, Node<'_>)], project: &str, findings: &mut Findings)
         policies,
         written_empty: sections.written_empty,
         unapplied: findings.take_unapplied(),
+        flag: String::new(),
         index: HashMap::new(),
     };
     Some(infra.with_index())

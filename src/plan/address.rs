@@ -178,18 +178,18 @@ pub(super) fn check(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
             continue;
         }
         let (name, project) = (holder.name.escape_debug(), holder.project.escape_debug());
+        let (adopt, flag) = (&machine.name, inputs.flag());
         let rename = format!(
             "`incus stop {name} --project {project}`, `incus rename {name} {} --project {project}`",
             machine.name
         );
         let help = match machine_owner(holder, inputs.project()) {
             Ownership::Ours => format!(
-                "delete it: `{}`; or, if it is the same machine: {rename}, then `anklume apply --adopt {}`",
-                destroy_command(holder),
-                machine.name,
+                "delete it: `{}`; or, if it is the same machine: {rename}, then `anklume apply --adopt {adopt}{flag}`",
+                destroy_command(holder, flag),
             ),
             Ownership::Copy(_) => format!(
-                "if it is the same machine: {rename}, then `anklume apply`; if it is a copy: `incus config device unset {name} {NIC} {ADDRESS} --project {project}`"
+                "if it is the same machine: {rename}, then `anklume apply{flag}`; if it is a copy: `incus config device unset {name} {NIC} {ADDRESS} --project {project}`"
             ),
             Ownership::Other(_) | Ownership::Nobody => {
                 "give one of them another address".to_owned()

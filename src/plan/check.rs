@@ -145,7 +145,7 @@ fn namesake(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
         ),
         format!(
             "give this one a `project_name` of its own; or, if the domains were renamed, delete the old ones first: `{}`",
-            destroy_domain_command(inputs.state, first)
+            destroy_domain_command(inputs.state, first, inputs.flag())
         ),
     );
 }
@@ -258,6 +258,7 @@ fn uids(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
 }
 
 fn host_folders(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
+    let flag = inputs.flag();
     let has_edges = !inputs.wanted.edges.is_empty();
     if !has_edges && inputs.facts.sockets.is_empty() {
         return;
@@ -277,7 +278,7 @@ fn host_folders(inputs: &PlanInputs<'_>, faults: &mut Obstacles) {
             PlanCode::HostFolder,
             None,
             format!("services need the folder `{HOST_FOLDER}`, which only root may manage"),
-            "run this as root: `sudo anklume apply`",
+            format!("run this as root: `sudo anklume apply{flag}`"),
         );
     }
 }
@@ -288,6 +289,7 @@ fn is_own(device: &str) -> bool {
 }
 
 fn sources(inputs: &PlanInputs<'_>, machine: &Machine, faults: &mut Obstacles) {
+    let flag = inputs.flag();
     for device in &machine.devices {
         let source = device.get("source");
         let Some(source) = source.filter(|source| inputs.facts.missing.contains(*source)) else {
@@ -298,7 +300,7 @@ fn sources(inputs: &PlanInputs<'_>, machine: &Machine, faults: &mut Obstacles) {
             let help = format!("create it: `mkdir -p {source}`; or write `required: false`");
             ("does not exist on the host", help)
         } else if !inputs.facts.root && !inputs.wanted.is_shown {
-            let help = "run this as root: `sudo anklume apply`".to_owned();
+            let help = format!("run this as root: `sudo anklume apply{flag}`");
             (
                 "does not exist on the host, and only root may create it",
                 help,
@@ -415,12 +417,12 @@ pub(crate) fn awaits_restart(instance: &Instance) -> Option<String> {
 /// Returns the notes for the user.
 pub(super) fn notes(inputs: &PlanInputs<'_>) -> Vec<String> {
     let infra = inputs.wanted.infra;
+    let flag = inputs.flag();
     let mut notes = Vec::new();
     if !inputs.facts.root && !inputs.wanted.edges.is_empty() {
-        notes.push(
-            "only root can create channels: `sudo anklume apply`; this plan omits what only root can see"
-                .to_owned(),
-        );
+        notes.push(format!(
+            "only root can create channels: `sudo anklume apply{flag}`; this plan omits what only root can see"
+        ));
     }
     if let Rotation::Nobody(why) = &inputs.facts.rotation
         && !inputs.wanted.edges.is_empty()
@@ -460,14 +462,14 @@ pub(super) fn notes(inputs: &PlanInputs<'_>) -> Vec<String> {
             notes.push(format!(
                 "the machine {name} (project {}) is disabled or no longer declared, but still exists; `{}` deletes it",
                 quote(&instance.project),
-                destroy_command(instance)
+                destroy_command(instance, flag)
             ));
             continue;
         };
         let image = instance.config.get(ownership::IMAGE);
         if let Some(image) = image.filter(|image| **image != machine.os_image) {
             notes.push(format!(
-                "{name} was created from {} and keeps that image; to lose everything in it and get the new one: `incus stop {1} --project {2}`, `incus rebuild {3} {1} --project {2}`, then `anklume apply`",
+                "{name} was created from {} and keeps that image; to lose everything in it and get the new one: `incus stop {1} --project {2}`, `incus rebuild {3} {1} --project {2}`, then `anklume apply{flag}`",
                 quote(image),
                 instance.name.escape_debug(),
                 instance.project.escape_debug(),
@@ -480,7 +482,7 @@ pub(super) fn notes(inputs: &PlanInputs<'_>) -> Vec<String> {
             notes.push(format!(
                 "the domain {} is disabled or no longer declared, but still exists; `{}` deletes it",
                 quote(&project.name),
-                destroy_domain_command(inputs.state, &project.name)
+                destroy_domain_command(inputs.state, &project.name, flag)
             ));
         }
     }

@@ -113,8 +113,8 @@ fn full_name(instance: &Instance) -> String {
     format!("{}/{}", instance.project, instance.name)
 }
 
-/// Returns the command that deletes this machine, and no other one of its name.
-pub(super) fn destroy_command(instance: &Instance) -> String {
+/// Returns the command that deletes this machine, and no other one of its name; `flag` is [`crate::infra::Infra::flag`].
+pub(super) fn destroy_command(instance: &Instance, flag: &str) -> String {
     let (domain, name) = (
         instance.project.escape_debug(),
         instance.name.escape_debug(),
@@ -124,15 +124,16 @@ pub(super) fn destroy_command(instance: &Instance) -> String {
     } else {
         ""
     };
-    format!("anklume destroy --domain {domain} --machine {name}{force}")
+    format!("anklume destroy --domain {domain} --machine {name}{force}{flag}")
 }
 
 /// Returns the command that deletes this domain.
-pub(super) fn destroy_domain_command(state: &State, domain: &str) -> String {
+pub(super) fn destroy_domain_command(state: &State, domain: &str, flag: &str) -> String {
     let mut machines = state.instances.iter();
     let force = machines.any(|one| one.project == domain && is_protected(one));
     let force = if force { " --force" } else { "" };
-    format!("anklume destroy --domain {}{force}", domain.escape_debug())
+    let domain = domain.escape_debug();
+    format!("anklume destroy --domain {domain}{force}{flag}")
 }
 
 fn is_protected(instance: &Instance) -> bool {

@@ -52,7 +52,7 @@ pub(super) fn make(one: MachineInputs<'_>, faults: &mut Obstacles) -> Vec<Action
             ),
             format!(
                 "declare its actual `type`, or delete it: `{}`",
-                destroy_command(current)
+                destroy_command(current, one.plan.flag())
             ),
         );
         return actions;

@@ -170,7 +170,7 @@ pub(super) fn may_touch(
     let owner = owner(config, inputs.project());
     let name = domain.name.as_str();
     let adopted = inputs.adopts(name) || inputs.adopts(object.name());
-    claim(object, name, &owner, adopted, &domain.place, faults)
+    claim(inputs, object, name, &owner, adopted, &domain.place, faults)
 }
 
 /// Returns whether a declared machine exists and may be changed.
@@ -187,11 +187,13 @@ pub(super) fn may_touch_of_machine(
     faults: &mut Obstacles,
 ) -> bool {
     let (name, place) = (one.name(), &one.machine.place);
-    claim(object, name, owner, one.plan.adopts(name), place, faults)
+    let adopted = one.plan.adopts(name);
+    claim(one.plan, object, name, owner, adopted, place, faults)
 }
 
 /// Returns whether an object may be changed; reports an obstacle if not. `adopt` is its name for `--adopt`.
 fn claim(
+    inputs: &PlanInputs<'_>,
     object: &Object,
     adopt: &str,
     owner: &Ownership,
@@ -203,6 +205,7 @@ fn claim(
         return true;
     }
     let subject = format!("the {} {}", object.kind(), quote(object.name()));
+    let flag = inputs.flag();
     let (fault, help) = match owner {
         Ownership::Other(other) => (
             format!(
@@ -216,11 +219,13 @@ fn claim(
                 "in Incus is a copy of {} and was not created by anklume",
                 quote(it)
             ),
-            format!("`anklume apply --adopt {adopt}` takes it over"),
+            format!("`anklume apply --adopt {adopt}{flag}` takes it over"),
         ),
         Ownership::Nobody | Ownership::Ours => (
             "already exists in Incus and was not created by anklume".to_owned(),
-            format!("`anklume apply --adopt {adopt}` takes it over, or give it another name here"),
+            format!(
+                "`anklume apply --adopt {adopt}{flag}` takes it over, or give it another name here"
+            ),
         ),
     };
     let message = format!("{subject} {fault}");

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::time::Duration;
 
@@ -214,9 +214,12 @@ impl Prober<'_> {
             return (ProbeResult::Nothing, Some(RecreateReason::NoProcess));
         }
         match answer {
-            Ok(ProbeResult::Silence) if connections(edge) >= self.connections_max(edge) => {
-                (ProbeResult::Crowd, None)
-            }
+            Ok(ProbeResult::Silence) => match connections(edge) {
+                Ok(count) if count >= self.connections_max(edge) => (ProbeResult::Crowd, None),
+                Ok(_) => (ProbeResult::Silence, None),
+                // Silence restarts the server, so it must be certain.
+                Err(_) => (ProbeResult::Nothing, None),
+            },
             Ok(result) => (result, None),
             Err(fault) => (ProbeResult::Nothing, Some(fault)),
         }
@@ -321,9 +324,9 @@ async fn probe(stream: UnixStream) -> ProbeResult {
 }
 
 /// Counts the connections to an edge's socket on the host, including those that are waiting.
-fn connections(edge: &Edge) -> usize {
-    let table = fs::read("/proc/net/unix").unwrap_or_default();
-    connections_in(&table, &edge.host_socket())
+fn connections(edge: &Edge) -> io::Result<usize> {
+    let table = fs::read("/proc/net/unix")?;
+    Ok(connections_in(&table, &edge.host_socket()))
 }
 
 /// Counts the connections in the kernel's table (proc_net(5)), in which the listening socket itself is flagged.

@@ -9,11 +9,11 @@ use std::os::unix::fs::MetadataExt as _;
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use serde::Deserialize;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
-use super::shares;
+use super::{LOOK_PAUSES, shares};
 use crate::dir::RIGHTS;
 use crate::edge::{Edge, HOST_FOLDER};
 use crate::host::folders::FOLDERS;
@@ -25,10 +25,12 @@ use crate::transport;
 /// Timeout for one run of the `incus` program, which may ask a remote.
 const TIMEOUT: Duration = Duration::from_secs(30);
 const FOLDER_MODE: u32 = 0o711;
+/// Exit codes of `getent` that answer: everything, or not everything, is there (`man getent`).
+const GETENT_ANSWERS: [Option<i32>; 2] = [Some(0), Some(2)];
 
 pub(super) async fn facts(infra: &Infra, edges: &[Edge]) -> anyhow::Result<Facts> {
     let mut ids = ids_of_files()?;
-    ids.extend(ids_of_directories(edges).await);
+    ids.extend(ids_of_directories(edges).await?);
     Ok(Facts {
         ids,
         sockets: sockets().with_context(|| format!("cannot list `{HOST_FOLDER}`"))?,
@@ -112,25 +114,38 @@ fn ids(line: &str, source: &str, is_range: bool) -> Option<TakenIds> {
 }
 
 /// Returns the users and groups from a directory service, which are not in any file.
-async fn ids_of_directories(edges: &[Edge]) -> Vec<TakenIds> {
+async fn ids_of_directories(edges: &[Edge]) -> anyhow::Result<Vec<TakenIds>> {
     let uids: BTreeSet<String> = edges.iter().map(|edge| edge.uid.to_string()).collect();
     let mut taken = Vec::new();
     if uids.is_empty() {
-        return taken;
+        return Ok(taken);
     }
     for database in ["passwd", "group"] {
         // Without the program, the files are the only source.
         let Ok(mut getent) = transport::program("getent") else {
             break;
         };
+        let source = format!("getent {database}");
         getent.arg(database).args(&uids).kill_on_drop(true);
-        if let Ok(output) = getent.output().await {
-            let lines = String::from_utf8_lossy(&output.stdout);
-            let source = format!("getent {database}");
-            taken.extend(lines.lines().filter_map(|line| ids(line, &source, false)));
-        }
+        let mut tries = 0;
+        let output = loop {
+            let run = timeout(TIMEOUT, getent.output()).await;
+            let why = match run {
+                Ok(Ok(output)) if GETENT_ANSWERS.contains(&output.status.code()) => break output,
+                Ok(Ok(output)) => format!("it ended: {}", output.status),
+                Ok(Err(why)) => why.to_string(),
+                Err(_) => format!("no answer within {} s", TIMEOUT.as_secs()),
+            };
+            let Some(pause) = LOOK_PAUSES.get(tries) else {
+                bail!("cannot look up users and groups: `{source}`: {why}");
+            };
+            tries += 1;
+            sleep(*pause).await;
+        };
+        let lines = String::from_utf8_lossy(&output.stdout);
+        taken.extend(lines.lines().filter_map(|line| ids(line, &source, false)));
     }
-    taken
+    Ok(taken)
 }
 
 /// Lists the edges' sockets; none if there is no folder, or if this user may not list it.

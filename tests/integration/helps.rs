@@ -26,6 +26,21 @@ const PROGRAMS: [&str; 16] = [
     "usermod",
 ];
 
+/// The subcommands that a literal without backticks may begin with.
+const SUBCOMMANDS: [&str; 11] = [
+    "apply",
+    "audit",
+    "clipboard",
+    "destroy",
+    "doctor",
+    "file",
+    "init",
+    "mcp",
+    "policy",
+    "sign",
+    "sync",
+];
+
 /// Who runs the command.
 enum By {
     /// This test runs it as written, and checks its effect.
@@ -49,12 +64,16 @@ const COMMANDS: &[(&str, By)] = &[
         Test("the_server_and_its_services_are_looked_at"),
     ),
     (
-        "anklume apply --adopt {adopt}",
+        "anklume apply --adopt {adopt}{flag}",
         Test("the_help_for_each_obstacle_removes_it"),
     ),
     (
-        "anklume apply --adopt {}",
-        Test("the_help_for_each_obstacle_removes_it"),
+        "anklume apply{flag}",
+        Test("the_commands_of_notes_delete_what_they_name_and_nothing_else"),
+    ),
+    (
+        "anklume apply{}",
+        Test("the_server_and_its_services_are_looked_at"),
     ),
     (
         "anklume audit show -i PROVIDER",
@@ -64,6 +83,15 @@ const COMMANDS: &[(&str, By)] = &[
         "anklume audit verify",
         Test("every_single_changed_byte_is_found"),
     ),
+    (
+        "anklume destroy --domain {domain} --machine {name}{force}{flag}",
+        Test("the_commands_of_notes_delete_what_they_name_and_nothing_else"),
+    ),
+    (
+        "anklume destroy --domain {domain}{force}{flag}",
+        Test("the_commands_of_notes_delete_what_they_name_and_nothing_else"),
+    ),
+    ("anklume doctor{}", Host),
     (
         "anklume init",
         Test("the_consoles_of_the_readme_show_what_happens"),
@@ -108,10 +136,15 @@ const COMMANDS: &[(&str, By)] = &[
         "anklume mcp serve --list-tools --format json",
         Test("list_tools_prints_what_the_operator_may_call"),
     ),
+    ("anklume mcp serve", Mention),
     ("anklume mcp serve --listen", Mention),
     (
         "anklume mcp status",
         Test("systemd_keeps_the_server_running"),
+    ),
+    (
+        "anklume policy explain --caller {caller} --service {service}{provider}",
+        Test("a_name_is_a_socket_and_every_end_has_its_exit_code"),
     ),
     (
         "anklume policy export --machine NAME",
@@ -231,7 +264,7 @@ const COMMANDS: &[(&str, By)] = &[
         Test("folders_of_the_host_are_made_and_closed_by_the_commands_of_the_help"),
     ),
     (
-        "sudo anklume apply",
+        "sudo anklume apply{flag}",
         Test("a_member_of_the_group_sees_the_plan_and_only_root_carries_it_out"),
     ),
     (
@@ -276,7 +309,15 @@ fn commands() -> BTreeSet<String> {
     literals(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut all);
     let mut found = BTreeSet::new();
     for literal in all {
-        for part in literal.split('`').skip(1).step_by(2) {
+        let parts = literal.split('`').skip(1).step_by(2);
+        // A literal without backticks may be a whole command, which another one embeds.
+        let is_whole = SUBCOMMANDS.iter().any(|name| {
+            let rest = literal.strip_prefix("anklume ");
+            rest.and_then(|rest| rest.strip_prefix(name))
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '{']))
+        });
+        let whole = is_whole.then_some(literal.as_str());
+        for part in parts.chain(whole) {
             let mut words = part.split(' ');
             let is_program = words.next().is_some_and(|first| PROGRAMS.contains(&first));
             if is_program && words.next().is_some() {

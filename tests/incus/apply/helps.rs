@@ -80,6 +80,18 @@ fn the_help_for_each_obstacle_removes_it() {
     let dev = world.machine(1, "dev");
     let unset = ["config", "unset", &dev, "user.anklume.project"];
     succeeded(&world.incus(1, &unset));
+    // The command names the file that was named.
+    let refused = world.run(&["apply", "--infra", "./infra.yml"]);
+    let adopt = commands(&refused.stderr);
+    let adopt = adopt.iter().filter(|one| one.contains("--adopt"));
+    let adopt: Vec<String> = adopt.cloned().collect();
+    assert_eq!(
+        adopt,
+        [format!("anklume apply --adopt {dev} --infra ./infra.yml")]
+    );
+    follow(&world, &adopt);
+    world.is_settled();
+    succeeded(&world.incus(1, &unset));
     follow(&world, &commands(&help(&world, "not-ours")));
     world.is_settled();
     // A machine that is no longer declared has the address of another one: it is that machine, or it goes.

@@ -95,6 +95,15 @@ fn a_name_is_a_socket_and_every_end_has_its_exit_code() {
             "the operator can see why on the host: `anklume policy explain --caller MACHINE --service {name} --provider vault`\n"
         );
         assert!(ran.stderr.contains(&ask), "{}", ran.stderr);
+        // The operator runs it, with the name of the machine.
+        let explain = ["policy", "explain", "--caller", "alice", "--service", name];
+        let explained = world.run(&[&explain[..], &["--provider", "vault"]].concat());
+        // A service that nobody offers has nothing to explain, which is an answer too.
+        let is_answer = match name {
+            "nowhere" => explained.stderr.starts_with("error: `vault` offers no service"),
+            _ => explained.stdout.starts_with("denied: "),
+        };
+        assert!(is_answer, "{explained:?}");
     }
     // An argument that is missing is a usage error, and a failure of the tool is not a refusal.
     let ran = mcp(&world, &["call", "-i", "vault", "copy"]);
