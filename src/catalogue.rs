@@ -28,6 +28,10 @@ pub const CLIPBOARD_MAX: usize = 64 * 1024;
 pub const SIGN_MAX: u64 = 4 * 1024 * 1024 * 1024;
 /// The `path` of `file_provide` that stands for the folder in which all files of a caller are.
 pub const WHOLE_PORTAL: &str = ".";
+/// The argument of `clipboard_get` that a service's `offered_only` fixes.
+pub const OFFERED_ONLY: &str = "offered_only";
+/// The argument of `clipboard_set` that names a machine.
+pub const OFFER_TO: &str = "offer_to";
 /// Largest integer that every JSON reader represents exactly (2^53 - 1).
 const EXACT_MAX: u64 = 9_007_199_254_740_991;
 
@@ -59,6 +63,8 @@ pub struct GpgSign {
 pub struct ClipboardGet {
     /// Also return content that a password manager marked as a password; default false
     pub passwords: Option<bool>,
+    /// Return only a text that was offered to the caller within the last minute, and return it once; default false
+    pub offered_only: Option<bool>,
 }
 
 /// Arguments of `clipboard_set`.
@@ -67,6 +73,8 @@ pub struct ClipboardGet {
 pub struct ClipboardSet {
     /// Text to put on the clipboard, at most 65536 bytes of UTF-8
     pub content: String,
+    /// A machine to offer the text to, for a minute, instead of putting it on the clipboard
+    pub offer_to: Option<String>,
 }
 
 impl std::fmt::Debug for ClipboardSet {

@@ -12,8 +12,8 @@ pub use infra::{
 pub use internal::{ClipboardAction, InternalCommand};
 pub use mcp::{
     AuditCommand, AuditShowArgs, AuditVerifyArgs, ChannelArgs, ClipboardArgs, ClipboardCommand,
-    FileCommand, FileListArgs, FilePullArgs, FilePushArgs, LogArgs, McpCallArgs, McpCommand,
-    McpConnectArgs, McpListArgs, McpServeArgs, ServiceArgs, SignArgs,
+    ClipboardOfferArgs, FileCommand, FileListArgs, FilePullArgs, FilePushArgs, LogArgs,
+    McpCallArgs, McpCommand, McpConnectArgs, McpListArgs, McpServeArgs, ServiceArgs, SignArgs,
 };
 
 /// Lets machines offer a few services to each other, and to nobody else.

@@ -6,9 +6,13 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
-use crate::catalogue;
+use crate::catalogue::{self, OFFER_TO, OFFERED_ONLY};
 use crate::name::{MachineName, ServiceName, ToolName};
 use crate::services::{Service, Services};
+use crate::text::shown;
+
+/// Maximum length of a name that a message repeats, in characters.
+const NAME_SHOWN: usize = 80;
 
 /// The caller, known from the channel and never from a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,11 +104,25 @@ pub enum Denial {
         /// The location of its declaration, if known.
         declared_at: Option<String>,
     },
+    /// The operator offers something to a machine to which no service gives offers.
+    NoOffers {
+        /// The machine, as written.
+        consumer: String,
+    },
     /// The caller sent an argument that it may not choose.
     FixedArgument {
         /// The argument's name.
         argument: String,
     },
+}
+
+/// Explains [`Denial::NoOffers`].
+#[must_use]
+pub fn no_offers(consumer: &str) -> String {
+    format!(
+        "no service with `offered_only: true` has the consumer `{}`",
+        shown(consumer, NAME_SHOWN)
+    )
 }
 
 /// Decides on a call according to the services of the machine that received it.
@@ -118,6 +136,12 @@ pub fn decide(services: &Services, request: Request<'_>) -> Decision {
 /// A tool's name comes first: the operator means the tool itself, not a service of that name.
 fn decide_operator(services: &Services, request: Request<'_>) -> Decision {
     if let Ok(tool) = request.name.parse::<ToolName>() {
+        if let Some(consumer) = offered_to(tool, request)
+            && !gives_offers(services, consumer)
+        {
+            let consumer = consumer.to_owned();
+            return Decision::Denied(Denial::NoOffers { consumer });
+        }
         return Decision::Allowed(Grant {
             caller: Caller::Operator,
             name: tool.as_str().to_owned(),
@@ -129,6 +153,21 @@ fn decide_operator(services: &Services, request: Request<'_>) -> Decision {
         Some(service) => decide_service(service, request),
         None => Decision::Denied(Denial::Unknown),
     }
+}
+
+/// Returns the machine to which a call offers the clipboard.
+fn offered_to(tool: ToolName, request: Request<'_>) -> Option<&str> {
+    let consumer = request.arguments.get(OFFER_TO)?.as_str()?;
+    (tool == ToolName::ClipboardSet).then_some(consumer)
+}
+
+/// Returns whether a service gives this machine what is offered to it.
+fn gives_offers(services: &Services, consumer: &str) -> bool {
+    services.services.iter().any(|service| {
+        service.tool == ToolName::ClipboardGet
+            && service.with.get(OFFERED_ONLY) == Some(&Value::Bool(true))
+            && service.consumers.iter().any(|one| one.as_str() == consumer)
+    })
 }
 
 fn decide_consumer(services: &Services, consumer: &MachineName, request: Request<'_>) -> Decision {
@@ -200,12 +239,14 @@ fn repeats(tool: ToolName, argument: &str, fixed: &Value, sent: &Value) -> bool 
 }
 
 /// Returns whether only a service's `with` or the operator may set an argument: consumers choose neither the signing
-/// key nor whether passwords are returned.
+/// key nor what of a clipboard is returned, and offer nothing to others.
 #[must_use]
 pub fn operator_only(tool: ToolName, argument: &str) -> bool {
     matches!(
         (tool, argument),
-        (ToolName::GpgSign, "key_id") | (ToolName::ClipboardGet, "passwords")
+        (ToolName::GpgSign, "key_id")
+            | (ToolName::ClipboardGet, "passwords" | OFFERED_ONLY)
+            | (ToolName::ClipboardSet, OFFER_TO)
     )
 }
 

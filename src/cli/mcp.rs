@@ -238,6 +238,28 @@ pub enum ClipboardCommand {
     /// Set the clipboard to the text on stdin
     #[command(after_help = "Examples:\n  anklume clipboard set -i work-dev < letter.txt")]
     Set(ClipboardArgs),
+    /// In a provider: offer the clipboard to a consumer, once and for a minute
+    #[command(
+        after_help = "Examples:\n  anklume clipboard offer --to work-dev\n  printf %s secret | anklume clipboard offer --to work-dev -"
+    )]
+    Offer(ClipboardOfferArgs),
+}
+
+/// `anklume clipboard offer`
+#[derive(Debug, Args)]
+pub struct ClipboardOfferArgs {
+    /// The consumer
+    #[arg(long, value_name = "MACHINE")]
+    pub to: String,
+    /// `-` offers the text on stdin instead of the clipboard
+    #[arg(value_name = "-", value_parser = ["-"])]
+    pub stdin: Option<String>,
+    /// The provider, on the host [default: this machine]
+    #[arg(short, long, alias = "machine", value_name = "PROVIDER")]
+    pub instance: Option<String>,
+    /// The provider's Incus project [default: found by asking Incus]
+    #[arg(long, value_name = "PROJECT")]
+    pub project: Option<String>,
 }
 
 /// Arguments of `anklume clipboard get` and `set`

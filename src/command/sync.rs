@@ -10,10 +10,13 @@ use serde::Serialize;
 
 use super::open_infra;
 use super::output::{Output, paint_line};
+use crate::catalogue::OFFERED_ONLY;
 use crate::cli::SyncArgs;
 use crate::edge;
 use crate::error::Exit;
+use crate::infra::{DeclaredService, Infra};
 use crate::inventory::{self, FilePath};
+use crate::name::ToolName;
 use crate::sync::orphans::{self, Fate, Orphan};
 use crate::sync::tree::{Access, FileTree};
 use crate::sync::{self, FileState, PlannedFile};
@@ -27,6 +30,9 @@ const CONTEXT: usize = 3;
 pub(crate) fn run(args: &SyncArgs, output: &Output) -> anyhow::Result<Exit> {
     let read = open_infra(&args.infra, output)?;
     let edges = edge::edges(&read.infra)?;
+    if let Some(note) = open_clipboards(&read.infra) {
+        output.say(&note);
+    }
     let files = inventory::files(&read.infra, &edges);
     let base = args.base_dir.as_deref().unwrap_or(&read.folder);
     // The parent path of a bare `infra.yml` is empty.
@@ -83,6 +89,31 @@ struct SyncAnswer<'a> {
     written: bool,
     files: Vec<SyncEntry<'a>>,
     orphans: Vec<SyncEntry<'a>>,
+}
+
+/// Returns a note on the services that return whatever is on a clipboard.
+fn open_clipboards(infra: &Infra) -> Option<String> {
+    let machines = infra.machines();
+    let services = machines.flat_map(|(_, machine)| {
+        let services = machine.services.iter();
+        services.map(move |service| (&machine.name, service))
+    });
+    let is_open = |service: &DeclaredService| {
+        let is_offered = service.with.get(OFFERED_ONLY) == Some(&true.into());
+        service.tool == ToolName::ClipboardGet && !is_offered && !service.consumers.is_empty()
+    };
+    let mut open = services.filter(|(_, service)| is_open(service));
+    let (machine, service) = open.next()?;
+    let more = match open.count() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(format!(
+        "note: the consumers of `{machine}/{}`{more} may read what is copied there at any time ({}); \
+         with `offered_only: true`, only what is offered to them",
+        service.name,
+        service.place.short()
+    ))
 }
 
 #[derive(Debug, Serialize)]

@@ -6,6 +6,7 @@
 //!
 //! An unreachable display that the environment names is an error: the file is not the clipboard that the user sees.
 
+mod armed;
 pub(crate) mod display;
 pub(super) mod file;
 mod offer;
@@ -17,16 +18,25 @@ use std::process::Stdio;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
-use crate::catalogue::{CLIPBOARD_MAX, Clipboard, ClipboardGet, ClipboardSet, Clipped, parse};
+use crate::catalogue::{
+    BadArguments, CLIPBOARD_MAX, Clipboard, ClipboardGet, ClipboardSet, Clipped, parse,
+};
+use crate::name::MachineName;
 use crate::policy::Grant;
 use crate::text;
 
 use super::{Display, Settings, ToolError, ToolOutcome, ToolSession, blocking, environment};
 
 pub(super) async fn get(grant: &Grant, session: &ToolSession) -> Result<ToolOutcome, ToolError> {
-    let ClipboardGet { passwords } = parse(grant.tool(), grant.arguments())?;
+    let ClipboardGet {
+        passwords,
+        offered_only,
+    } = parse(grant.tool(), grant.arguments())?;
     let settings = &session.settings;
-    let text = if let Some(display) = &settings.display {
+    let text = if offered_only == Some(true) {
+        let (folder, caller) = (settings.runtime.clone(), grant.caller().clone());
+        blocking(move |_| armed::take(&folder, &caller)).await?
+    } else if let Some(display) = &settings.display {
         let task = match passwords {
             Some(true) => HolderTask::ReadPassword,
             _ => HolderTask::Read,
@@ -48,9 +58,22 @@ pub(super) async fn get(grant: &Grant, session: &ToolSession) -> Result<ToolOutc
 }
 
 pub(super) async fn set(grant: &Grant, session: &ToolSession) -> Result<ToolOutcome, ToolError> {
-    let ClipboardSet { content } = parse(grant.tool(), grant.arguments())?;
+    let ClipboardSet { content, offer_to } = parse(grant.tool(), grant.arguments())?;
     let settings = &session.settings;
     let bytes = length(&content);
+    if let Some(consumer) = offer_to {
+        let consumer: MachineName = consumer
+            .parse()
+            .map_err(|_| BadArguments::from("`offer_to` is not the name of a machine"))?;
+        let folder = settings.runtime.clone();
+        let said = format!(
+            "{} offered to `{consumer}` for {} s",
+            text::bytes(bytes),
+            armed::VALID.as_secs()
+        );
+        blocking(move |stop| armed::arm(&folder, &consumer, &content, stop)).await?;
+        return ToolOutcome::new(said, &Clipped { bytes });
+    }
     if let Some(display) = &settings.display {
         match ask(settings, display, HolderTask::Hold, &content).await? {
             (HolderAnswer::Text(_), mut holder) => holder.stays = true,

@@ -130,8 +130,11 @@ fn clipboard(settings: &Settings) -> ProcessLimits {
     };
     let authority = env::var_os("XAUTHORITY").map(PathBuf::from);
     let home = env::var_os("HOME").map(|home| Path::new(&home).join(".Xauthority"));
+    // For what is offered; a call that needs the folder reports the reason.
+    let _ = super::clipboard::file::open_folder(&settings.runtime);
     let mut rules = vec![
         Rule::new(&settings.program, PathRights::Run),
+        Rule::new(&settings.runtime, PathRights::Write),
         Rule::new(NULL, PathRights::Write),
     ];
     let authority = authority.or(home).into_iter();

@@ -75,6 +75,43 @@ fn two_machines_serve_each_other_and_survive_restarts() {
 }
 
 #[test]
+fn an_offer_is_taken_once_between_two_machines() {
+    let world = World::new(&BOTH.replace(
+        "tool: clipboard_get,",
+        "tool: clipboard_get, offered_only: true,",
+    ));
+    world.apply();
+    let (one, two) = (world.machine(0, "one"), world.machine(1, "two"));
+    let get = format!("anklume clipboard get -i {two} 2>&1");
+    let (done, refused) = world.exec(0, "one", &get);
+    assert!(!done && refused.contains("nothing is offered"), "{refused}");
+    // As the message says, on the provider.
+    let command = refused.split('`').nth(3).unwrap();
+    assert_eq!(command, format!("anklume clipboard offer --to {one}"));
+    let offers =
+        format!("anklume mcp call clipboard_set content=bonjour >/dev/null; {command} 2>&1");
+    let said = format!("7 bytes offered to `{one}` for 60 s\n");
+    assert_eq!(world.exec(1, "two", &offers), (true, said.clone()));
+    assert_eq!(world.exec(0, "one", &get), (true, "bonjour".to_owned()));
+    assert!(!world.exec(0, "one", &get).0);
+    // From the host, with a text of its own.
+    let offer = ["clipboard", "offer", "-i", &two, "--to", &one, "-"];
+    let offered = world.anklume(&offer).stdin("secret").run();
+    assert_eq!(
+        (offered.status, offered.stderr),
+        (0, said.replace('7', "6"))
+    );
+    assert_eq!(world.exec(0, "one", &get), (true, "secret".to_owned()));
+    let nobody = world.exec(
+        1,
+        "two",
+        "anklume clipboard offer --to nobody 2>&1; echo $?",
+    );
+    let why = "error: the provider reports: no service with `offered_only: true` has the consumer `nobody`\n3\n";
+    assert_eq!(nobody, (true, why.to_owned()));
+}
+
+#[test]
 fn a_client_outlives_the_reboot_of_its_provider() {
     let Some(python) = crate::harness::python("python") else {
         return;

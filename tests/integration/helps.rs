@@ -84,6 +84,10 @@ const COMMANDS: &[(&str, By)] = &[
         Test("every_single_changed_byte_is_found"),
     ),
     (
+        "anklume clipboard offer --to {consumer}",
+        Test("an_offer_is_taken_once_between_two_machines"),
+    ),
+    (
         "anklume destroy --domain {domain} --machine {name}{force}{flag}",
         Test("the_commands_of_notes_delete_what_they_name_and_nothing_else"),
     ),

@@ -84,7 +84,7 @@ fn every_fault_of_a_call_is_said_in_words() {
         (
             ToolName::ClipboardGet,
             json!({"x": 1}),
-            "unknown argument `x`; `clipboard_get` takes `passwords`",
+            "unknown argument `x`; `clipboard_get` takes `passwords`, `offered_only`",
         ),
         (
             ToolName::ClipboardSet,

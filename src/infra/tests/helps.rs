@@ -775,6 +775,7 @@ domains: {anklume: {subnet_id: 0, machines: {db: {ip: 10.100.0.5}}}}
 "),
     (Service, Code::InvalidArgument, "with: {key_id: 1234567890123456}", r#"YAML reads a number or Boolean here; quote it to make it text: `"1234567890123456"`"#, r#"with: {key_id: "1234567890123456"}"#),
     (Service, Code::InvalidArgument, "with: {key_ids: 5}", "correct the argument, or remove it from `with`", "consumers: []"),
+    (Service, Code::InvalidArgument, "offered_only: true", "remove it: only a clipboard is offered", "consumers: []"),
     (Machine, Code::PrivilegedEnd, "config: {security.privileged: true}, services: [{name: s, tool: gpg_sign, consumers: [web]}]", "remove `security.privileged`, or the services that it offers and calls: its root is the host's root", "services: [{name: s, tool: gpg_sign, consumers: [web]}]"),
     (Machine, Code::PrivilegedContainer, "config: {security.privileged: true}", "remove `security.privileged`, or write `type: vm`: the container's root is the host's root", "config: {}"),
     (Machine, Code::ReservedDeviceName, "devices: {mcp_0123456789abcdef: {type: none}}", "`mcp_` followed by 16 hexadecimal digits is reserved for anklume: choose another name", "devices: {data: {type: none}}"),

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use serde_json::{Map, Value};
 
 use super::{Names, name};
-use crate::catalogue;
+use crate::catalogue::{self, OFFERED_ONLY};
 use crate::diagnostic::quote;
 use crate::infra::field::{self, Fields, Text};
 use crate::infra::findings::{At, Code, Findings};
@@ -14,7 +14,7 @@ use crate::infra::{Confinement, DeclaredService, McpUsers};
 use crate::limits::{Limits, MEMORY_ALL, MEMORY_MAX, MEMORY_MIN, MESSAGE_BYTES_MAX};
 use crate::name::{MACHINE_NAME_MAX, MachineName, ServiceName, ToolName};
 
-const KEYS: [&str; 5] = ["name", "tool", "consumers", "with", "limits"];
+const KEYS: [&str; 6] = ["name", "tool", "consumers", OFFERED_ONLY, "with", "limits"];
 const MCP_KEYS: [&str; 6] = [
     "run_as",
     "uid",
@@ -100,7 +100,8 @@ fn service<'t>(
     let name = service_name(fields, seen, findings);
     let tool = tool(fields, findings);
     let consumers = consumers(machine, fields, names, findings);
-    let with = fixed(fields, tool, findings);
+    let mut with = fixed(fields, tool, findings);
+    offered_only(fields, tool, &mut with, findings);
     let limits = limits(fields, memory, findings);
     let (name, at) = name?;
     Some(DeclaredService {
@@ -114,10 +115,40 @@ fn service<'t>(
     })
 }
 
+/// Reads `offered_only`, which fixes the tool's argument of that name.
+fn offered_only(
+    fields: Fields<'_, '_>,
+    tool: Option<ToolName>,
+    with: &mut Map<String, Value>,
+    findings: &mut Findings,
+) {
+    let Some(is_set) = fields.flag(OFFERED_ONLY, findings) else {
+        return;
+    };
+    let at = fields
+        .entry(OFFERED_ONLY)
+        .map_or(fields.at, |entry| entry.at);
+    if tool.is_some_and(|tool| tool != ToolName::ClipboardGet) {
+        let message = "`offered_only` belongs to `tool: clipboard_get`";
+        findings
+            .error(Code::InvalidArgument, at, message)
+            .help("remove it: only a clipboard is offered");
+        return;
+    }
+    let fixed = with.insert(OFFERED_ONLY.to_owned(), is_set.into());
+    if fixed.is_some_and(|fixed| fixed != is_set) {
+        let message = "`offered_only` differs from that in `with`";
+        findings
+            .error(Code::InvalidArgument, at, message)
+            .help("remove one of them");
+    }
+}
+
 /// Returns the optional keys as written, if there are any.
 fn written(fields: Fields<'_, '_>) -> Option<Box<Map<String, Value>>> {
     let optional = fields.entries().iter();
-    let optional = optional.filter(|entry| ["with", "limits"].contains(&&*entry.key.text));
+    let optional =
+        optional.filter(|entry| [OFFERED_ONLY, "with", "limits"].contains(&&*entry.key.text));
     let mut optional = optional.peekable();
     optional.peek()?;
     let values = optional.map(|entry| (entry.key.text.to_string(), field::json(&entry.value)));

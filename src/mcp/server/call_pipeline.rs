@@ -260,6 +260,11 @@ impl<'a> CallPipeline<'a> {
                 let error = ErrorData::invalid_params(text, None);
                 ("no such service".to_owned(), Err(error))
             }
+            // Only the operator offers.
+            Denial::NoOffers { consumer } => {
+                let text = policy::no_offers(consumer);
+                (text.clone(), Ok(refused(text)))
+            }
             Denial::FixedArgument { argument } => {
                 let text = format!("the caller may not set `{}`", shown(argument));
                 (text.clone(), Ok(refused(text)))

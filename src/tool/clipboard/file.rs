@@ -54,6 +54,16 @@ fn contents(regular: RegularFile) -> Result<Vec<u8>, ToolError> {
 
 /// Replaces the clipboard's content, completely or not at all.
 pub(super) fn write(runtime: &Path, content: &str, stop: &BlockingStop) -> Result<(), ToolError> {
+    replace(runtime, NAME, content, stop)
+}
+
+/// Replaces a file of the runtime folder, completely or not at all.
+pub(super) fn replace(
+    runtime: &Path,
+    target: &str,
+    content: &str,
+    stop: &BlockingStop,
+) -> Result<(), ToolError> {
     let folder = open_folder(runtime)?;
     let name = |count| format!(".{NAME}-{}-{count}", std::process::id());
     let (name, file) = folder
@@ -63,7 +73,7 @@ pub(super) fn write(runtime: &Path, content: &str, stop: &BlockingStop) -> Resul
         .and_then(|()| stop.check())
         .and_then(|()| {
             folder
-                .rename(&name, NAME)
+                .rename(&name, target)
                 .map_err(|refused| ToolError::system("replace the clipboard's file", refused))
         });
     if replaced.is_err() {
@@ -81,7 +91,7 @@ fn fill(mut file: File, content: &str) -> Result<(), ToolError> {
 }
 
 /// Opens the runtime folder; creates it if it is missing, and denies others access.
-fn open_folder(runtime: &Path) -> Result<Dir, ToolError> {
+pub(in crate::tool) fn open_folder(runtime: &Path) -> Result<Dir, ToolError> {
     let doing = "open the clipboard's folder (a folder of the user's own under XDG_RUNTIME_DIR)";
     let system = |refused: io::Error| ToolError::system(doing, refused);
     make_all(runtime, Mode::RWXU).map_err(system)?;

@@ -100,7 +100,9 @@ fn a_name_is_a_socket_and_every_end_has_its_exit_code() {
         let explained = world.run(&[&explain[..], &["--provider", "vault"]].concat());
         // A service that nobody offers has nothing to explain, which is an answer too.
         let is_answer = match name {
-            "nowhere" => explained.stderr.starts_with("error: `vault` offers no service"),
+            "nowhere" => explained
+                .stderr
+                .starts_with("error: `vault` offers no service"),
             _ => explained.stdout.starts_with("denied: "),
         };
         assert!(is_answer, "{explained:?}");

@@ -3,7 +3,11 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use super::world::World;
+use serde_json::json;
+
+use super::peer::call;
+use super::world::{World, ended};
+use crate::harness::Anklume;
 
 const GET: &str = "{name: paste, tool: clipboard_get, consumers: [alice]}";
 const SET: &str = "{name: copy, tool: clipboard_set, consumers: [alice]}";
@@ -41,6 +45,86 @@ fn a_text_goes_to_the_clipboard_of_another_machine_and_back() {
     let listed = world.run(&["mcp", "list", "-i", "vault"]);
     assert_eq!(listed.status, 0, "{listed:?}");
     server.end();
+}
+
+#[test]
+fn what_is_offered_is_given_once_to_its_consumer_and_nothing_else_is() {
+    let offered = "{name: paste, tool: clipboard_get, consumers: [alice, bob], offered_only: true}";
+    let world = World::new(&[
+        offered,
+        "{name: copy, tool: clipboard_set, consumers: [bob]}",
+    ]);
+    let server = world.listen();
+    for name in ["alice", "bob"] {
+        fs::create_dir(world.path(name)).unwrap();
+        symlink(server.socket(name), world.path(name).join("vault.sock")).unwrap();
+    }
+    let get = |name: &str| {
+        let sockets = world.path(name);
+        let mut command = world.command(&["clipboard", "get", "-i", "vault"]);
+        command.env("ANKLUME_SOCKET_DIR", sockets);
+        ended(command)
+    };
+    let nothing = |name: &str| {
+        format!(
+            "error: the provider reports: nothing is offered to `{name}`; on the provider, `anklume clipboard offer --to {name}` offers it the clipboard for 60 s, once\n"
+        )
+    };
+    world
+        .run(&["mcp", "call", "clipboard_set", "content=everyday"])
+        .is(0, "8 bytes on the clipboard", "");
+    get("alice").is(1, "", &nothing("alice"));
+    // As `clipboard offer` writes it, for which the operator needs the services file of a real machine (tests/incus).
+    world.write("run/anklume/offered-alice", "secret");
+    get("bob").is(1, "", &nothing("bob"));
+    get("alice").is(0, "secret", "");
+    get("alice").is(1, "", &nothing("alice"));
+    world
+        .run(&["mcp", "call", "clipboard_get"])
+        .is(0, "everyday", "");
+    world.run(&["clipboard", "offer", "--to", "nobody"]).is(
+        3,
+        "",
+        "error: the provider reports: no service with `offered_only: true` has the consumer `nobody`\n",
+    );
+    // A consumer neither offers nor chooses what it gets.
+    let mut bob = server.peer("bob");
+    for (tool, argument, arguments) in [
+        (
+            "copy",
+            "offer_to",
+            json!({"content": "x", "offer_to": "alice"}),
+        ),
+        ("paste", "offered_only", json!({"offered_only": false})),
+    ] {
+        let answer = bob.call(tool, &arguments);
+        let text = answer["result"]["content"][0]["text"].as_str().unwrap();
+        assert_eq!(text, format!("the caller may not set `{argument}`"));
+    }
+    get("alice").is(1, "", &nothing("alice"));
+    server.end();
+}
+
+#[test]
+fn sync_names_the_services_that_give_whatever_is_copied() {
+    let infra = |with: &str| {
+        format!(
+            "domains:\n  d:\n    subnet_id: 0\n    machines:\n      vault:\n        services:\n          - {{name: paste, tool: clipboard_get, consumers: [dev]{with}}}\n      dev: {{}}\n"
+        )
+    };
+    for (with, noted) in [
+        ("", true),
+        (", offered_only: false", true),
+        (", offered_only: true", false),
+        (", with: {offered_only: true}", false),
+    ] {
+        let ran = Anklume::new()
+            .infra(&infra(with))
+            .args(["sync", "--dry-run"])
+            .run();
+        let note = "note: the consumers of `vault/paste` may read what is copied there at any time (infra.yml:7); with `offered_only: true`, only what is offered to them\n";
+        assert_eq!(ran.stderr.contains(note), noted, "{with}: {}", ran.stderr);
+    }
 }
 
 #[test]

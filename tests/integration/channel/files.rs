@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
-use super::world::{Listening, World};
+use super::world::{Listening, World, ended};
+use crate::harness::ANKLUME;
 
 const ACCEPT: &str = "{name: inbox, tool: file_accept, consumers: [alice]}";
 const PROVIDE: &str = "{name: outbox, tool: file_provide, consumers: [alice]}";
@@ -246,5 +247,46 @@ fn folders_are_listed_and_fetched_whole_without_what_leads_out_of_them() {
         name.to_string_lossy().starts_with(".anklume-")
     });
     assert_eq!(hidden.count(), 0);
+    server.end();
+}
+
+#[test]
+fn the_consoles_of_the_page_about_files_work() {
+    let (world, server) = alice();
+    symlink(ANKLUME, world.path("bin/anklume")).unwrap();
+    let path = format!("{}:{}", world.text("bin"), std::env::var("PATH").unwrap());
+    let world = world.env("PATH", path);
+    for (name, content) in [
+        ("report.pdf", "report"),
+        ("photos/one.jpg", "photo"),
+        ("portal/outgoing/all/july.pdf", "%PDF-1.7"),
+        ("portal/outgoing/alice/reports/may.pdf", "may"),
+        ("portal/outgoing/alice/reports/old/april.pdf", "april"),
+    ] {
+        world.write(name, content);
+    }
+    fs::create_dir(world.path("inbox")).unwrap();
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/files.md");
+    let page = fs::read_to_string(page)
+        .unwrap()
+        .replace("work-dev", "alice");
+    let blocks = page.split("```console\n").skip(1);
+    let consoles: Vec<&str> = blocks
+        .map(|block| block.split("```").next().unwrap())
+        .collect();
+    assert!(consoles.len() >= 4, "{consoles:?}");
+    for console in consoles {
+        for shown in console.split("$ ").skip(1) {
+            let (command, expected) = shown.split_once('\n').unwrap();
+            let mut shell = std::process::Command::new("sh");
+            world.through(&mut shell, &[]);
+            let ran = ended({
+                shell.args(["-c", &format!("{command} 2>&1")]);
+                shell
+            });
+            let said = ran.stdout.trim_end().to_owned() + "\n";
+            assert_eq!((ran.status, said.as_str()), (0, expected), "{command}");
+        }
+    }
     server.end();
 }

@@ -294,7 +294,9 @@ proptest! {
                 }
                 // The caller may use this service, but not this argument.
                 Decision::Denied(Denial::FixedArgument { .. }) => false,
-                Decision::Denied(Denial::Unknown | Denial::NotConsumer { .. }) => true,
+                Decision::Denied(
+                    Denial::Unknown | Denial::NotConsumer { .. } | Denial::NoOffers { .. },
+                ) => true,
             };
             prop_assert_eq!(listed.iter().any(|listed| listed == name), !refused, "{}", name);
         }
