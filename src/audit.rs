@@ -105,6 +105,9 @@ pub struct Call {
     pub bytes_out: u64,
     /// Microseconds from the request to the answer.
     pub duration_us: u64,
+    /// The same for all pieces that one connection sends of, or fetches from, one payload; absent for other calls.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub transfer: Option<Foreign>,
     /// SHA-256 of the arguments, sealed with the machine's key ([`SealKey::seal`]), in hexadecimal.
     pub arguments: Foreign,
 }

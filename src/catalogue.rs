@@ -11,7 +11,7 @@ use base64::{DecodeError, Engine as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use check::{FixedFault, check_fixed, check_some, parse, repeats_key};
+pub use check::{FixedFault, check_fixed, check_some, parse, parse_without_data, repeats_key};
 pub use path::PortalPath;
 pub use schema::{Description, describe, input_without};
 
@@ -266,7 +266,16 @@ impl Payload {
     ///
     /// Returns the fault; the message does not repeat any of the content.
     pub fn decode(&self) -> Result<Vec<u8>, BadArguments> {
-        let bytes = decoded_length(&self.0);
+        Self::decode_text(&self.0)
+    }
+
+    /// Decodes text as [`Self::decode`] does.
+    ///
+    /// # Errors
+    ///
+    /// Returns the fault; the message does not repeat any of the content.
+    pub fn decode_text(text: &str) -> Result<Vec<u8>, BadArguments> {
+        let bytes = decoded_length(text);
         if bytes > ONE_CALL_MAX {
             return Err(BadArguments::from(format!(
                 "`data` contains {bytes} bytes, but one call takes at most {ONE_CALL_MAX}; \
@@ -274,7 +283,7 @@ impl Payload {
             )));
         }
         STANDARD
-            .decode(&self.0)
+            .decode(text)
             .map_err(|fault| refusal(&fault).into())
     }
 

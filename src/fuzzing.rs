@@ -73,7 +73,7 @@ pub fn services(bytes: &[u8]) {
             let request = Request {
                 caller: &caller,
                 name: &offer.name,
-                arguments: &Map::new(),
+                arguments: &std::sync::Arc::default(),
             };
             let decided = policy::decide(&services, request);
             assert!(matches!(decided, Decision::Allowed(_)), "{decided:?}");

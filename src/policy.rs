@@ -3,6 +3,7 @@
 //! Only [`decide`] answers that question and creates a [`Grant`], without which no tool runs. Pure: no file, no clock, no network.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
@@ -41,8 +42,8 @@ pub struct Request<'a> {
     pub caller: &'a Caller,
     /// The name of a service; for the operator, also of a tool.
     pub name: &'a str,
-    /// The caller's arguments; a `null` counts as absent.
-    pub arguments: &'a Map<String, Value>,
+    /// The caller's arguments, which may be large; a `null` counts as absent.
+    pub arguments: &'a Arc<Map<String, Value>>,
 }
 
 /// The decision on a call.
@@ -61,7 +62,7 @@ pub struct Grant {
     caller: Caller,
     name: String,
     tool: ToolName,
-    arguments: Map<String, Value>,
+    arguments: Arc<Map<String, Value>>,
 }
 
 impl Grant {
@@ -85,8 +86,14 @@ impl Grant {
 
     /// Returns the caller's arguments merged with the service's fixed ones.
     #[must_use]
-    pub const fn arguments(&self) -> &Map<String, Value> {
+    pub fn arguments(&self) -> &Map<String, Value> {
         &self.arguments
+    }
+
+    /// Returns the same, to be kept.
+    #[must_use]
+    pub fn shared_arguments(&self) -> Arc<Map<String, Value>> {
+        Arc::clone(&self.arguments)
     }
 }
 
@@ -199,10 +206,12 @@ fn decide_service(service: &Service, request: Request<'_>) -> Decision {
 
 /// Returns the arguments without `null` values, which some models send for arguments that they mean to leave out.
 #[must_use]
-pub fn sent(arguments: &Map<String, Value>) -> Map<String, Value> {
-    non_null(arguments)
-        .map(|(name, value)| (name.clone(), value.clone()))
-        .collect()
+pub fn sent(arguments: &Arc<Map<String, Value>>) -> Arc<Map<String, Value>> {
+    if !arguments.values().any(Value::is_null) {
+        return Arc::clone(arguments);
+    }
+    let sent = non_null(arguments).map(|(name, value)| (name.clone(), value.clone()));
+    Arc::new(sent.collect())
 }
 
 fn non_null(arguments: &Map<String, Value>) -> impl Iterator<Item = (&String, &Value)> {
@@ -210,7 +219,7 @@ fn non_null(arguments: &Map<String, Value>) -> impl Iterator<Item = (&String, &V
 }
 
 /// Merges the caller's arguments with the fixed ones; a caller may repeat a fixed value.
-fn merge(service: &Service, request: Request<'_>) -> Result<Map<String, Value>, Denial> {
+fn merge(service: &Service, request: Request<'_>) -> Result<Arc<Map<String, Value>>, Denial> {
     let Request {
         caller, arguments, ..
     } = request;
@@ -224,7 +233,9 @@ fn merge(service: &Service, request: Request<'_>) -> Result<Map<String, Value>, 
         });
     }
     let mut merged = sent(arguments);
-    merged.extend(service.with.clone());
+    if !service.with.is_empty() {
+        Arc::make_mut(&mut merged).extend(service.with.clone());
+    }
     Ok(merged)
 }
 
@@ -264,7 +275,7 @@ pub struct ServiceOffer {
 /// Lists what a caller may use: every name that [`decide`] does not refuse.
 #[must_use]
 pub fn offers(services: &Services, caller: &Caller) -> Vec<ServiceOffer> {
-    let none = Map::new();
+    let none = Arc::default();
     let tools: &[ToolName] = match caller {
         Caller::Operator => &ToolName::ALL,
         Caller::Consumer(_) => &[],
@@ -289,7 +300,7 @@ pub fn offers(services: &Services, caller: &Caller) -> Vec<ServiceOffer> {
                 Decision::Allowed(grant) => Some(ServiceOffer {
                     name: grant.name,
                     tool: grant.tool,
-                    fixed: grant.arguments,
+                    fixed: Arc::unwrap_or_clone(grant.arguments),
                 }),
                 Decision::Denied(_) => None,
             }
@@ -319,7 +330,7 @@ mod tests {
         let request = Request {
             caller: &Caller::Consumer("dev".parse().unwrap()),
             name,
-            arguments: arguments.as_object().unwrap(),
+            arguments: &Arc::new(arguments.as_object().unwrap().clone()),
         };
         decide(&services, request)
     }
@@ -369,7 +380,7 @@ mod tests {
         let request = Request {
             caller: &Caller::Operator,
             name: "gpg_sign",
-            arguments: sent.as_object().unwrap(),
+            arguments: &Arc::new(sent.as_object().unwrap().clone()),
         };
         let services = Services::none("vault".parse().unwrap());
         let Decision::Allowed(grant) = decide(&services, request) else {

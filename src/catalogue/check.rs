@@ -50,6 +50,28 @@ pub fn parse<T: DeserializeOwned>(
     T::deserialize(&arguments).map_err(refused)
 }
 
+/// Reads the arguments of a call as [`parse`] does, but leaves `data`, which may be large, empty.
+///
+/// # Errors
+///
+/// Returns every fault, not just the first.
+pub fn parse_without_data<T: DeserializeOwned>(
+    tool: ToolName,
+    arguments: &Map<String, Value>,
+) -> Result<T, BadArguments> {
+    let missing = missing(tool, arguments).map(|name| format!("missing argument `{name}`"));
+    refuse(missing.chain(faults(tool, arguments)))?;
+    let others = arguments.iter().map(|(name, value)| {
+        let value = if name == "data" {
+            "".into()
+        } else {
+            value.clone()
+        };
+        (name.clone(), value)
+    });
+    parse(tool, &others.collect())
+}
+
 /// Returns a number as an integer in the JSON Schema sense: `1.0` is an integer.
 fn integer(value: &Value) -> Option<u64> {
     if let Some(number) = value.as_u64() {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::mcp::{interruptible, machine_on_host};
@@ -26,6 +26,10 @@ use crate::transport::{RemoteExec, RemoteExecError, RouteContext};
 const RETRIES: usize = 3;
 /// Maximum wait for a line of a machine's log.
 const REMOTE_LINE: Duration = Duration::from_secs(30);
+/// Maximum pause between two pieces of one transfer.
+const PIECE_PAUSE: SignedDuration = SignedDuration::from_mins(5);
+/// Maximum number of transfers that are read at the same time.
+const TRANSFERS_MAX: usize = 1000;
 /// Pause before rereading: a server that is writing the line will have finished by then.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -64,6 +68,7 @@ fn show(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit> {
     let since = args.since.as_deref().map(since).transpose()?;
     let mut foreign = 0_u64;
     let (mut lines, mut shown) = (0_u64, 0_u64);
+    let mut transfers = Transfers::default();
     let mut take = |bytes: &[u8]| -> io::Result<()> {
         lines += 1;
         if args.remote {
@@ -82,7 +87,10 @@ fn show(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit> {
         if output.is_json() {
             return output.answer(&[chain::printable(bytes), b"\n".to_vec()].concat());
         }
-        output.text(&line_text(&line))
+        for text in transfers.take(line) {
+            output.text(&text)?;
+        }
+        Ok(())
     };
     match &args.instance {
         Some(machine) if is_this_machine(machine)? => show_files(&args.log.file, &mut take)?,
@@ -102,6 +110,9 @@ fn show(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit> {
             io::copy(&mut io::stdin().lock(), &mut io::sink())?;
         }
         None => show_files(&args.log.file, &mut take)?,
+    }
+    for text in transfers.rest() {
+        output.text(&text)?;
     }
     if foreign > 0 {
         let verify = match &args.instance {
@@ -194,6 +205,93 @@ fn is_wanted(line: &LogLine, args: &AuditShowArgs, since: Option<Timestamp>) -> 
         && fits(&args.caller, caller)
         && fits(&args.service, service)
         && args.decision.is_none_or(|wanted| decision == wanted)
+}
+
+/// The transfers of which pieces have been read, the one whose last piece is the oldest first.
+#[derive(Default)]
+struct Transfers(Vec<TransferLine>);
+
+/// The pieces of one transfer, shown as one line.
+struct TransferLine {
+    /// The last piece, with the sums of all pieces.
+    line: LogLine,
+    pieces: u64,
+}
+
+impl Transfers {
+    /// Takes a line, and returns what can be shown now.
+    fn take(&mut self, line: LogLine) -> Vec<String> {
+        let is_over = |one: &TransferLine| {
+            let time = |line: &LogLine| line.time.parse::<Timestamp>();
+            let pause = time(&line).map(|now| time(&one.line).map(|last| now.duration_since(last)));
+            !matches!(pause, Ok(Ok(pause)) if pause <= PIECE_PAUSE)
+        };
+        let over = self.0.iter().take_while(|one| is_over(one)).count();
+        let over = over.max((self.0.len() + 1).saturating_sub(TRANSFERS_MAX));
+        let mut shown: Vec<String> = self.0.drain(..over).map(TransferLine::text).collect();
+        match TransferLine::new(line) {
+            Ok(mut transfer) => {
+                if let Some(at) = self.0.iter().position(|one| one.is_of(&transfer)) {
+                    transfer.add(self.0.remove(at));
+                }
+                self.0.push(transfer);
+            }
+            Err(line) => shown.push(line_text(&line)),
+        }
+        shown
+    }
+
+    /// Returns the lines that are left at the end.
+    fn rest(self) -> impl Iterator<Item = String> {
+        self.0.into_iter().map(TransferLine::text)
+    }
+}
+
+impl TransferLine {
+    /// Begins with a line, if it is a piece that ran.
+    fn new(line: LogLine) -> Result<Self, LogLine> {
+        match &line.event {
+            Event::Call(call) if call.transfer.is_some() && call.decision == Verdict::Allowed => {
+                Ok(Self { line, pieces: 1 })
+            }
+            _ => Err(line),
+        }
+    }
+
+    fn call(&self) -> Option<&Call> {
+        match &self.line.event {
+            Event::Call(call) => Some(call),
+            _ => None,
+        }
+    }
+
+    /// Returns whether both are pieces of one transfer.
+    fn is_of(&self, other: &Self) -> bool {
+        let name = |one: &Self| {
+            let call = one.call()?;
+            let transfer = call.transfer.as_ref()?;
+            Some((call.caller.clone(), call.service.clone(), transfer.clone()))
+        };
+        name(self) == name(other)
+    }
+
+    /// Adds the earlier pieces.
+    fn add(&mut self, earlier: Self) {
+        self.pieces += earlier.pieces;
+        if let (Event::Call(call), Some(before)) = (&mut self.line.event, earlier.call()) {
+            call.bytes_in = call.bytes_in.saturating_add(before.bytes_in);
+            call.bytes_out = call.bytes_out.saturating_add(before.bytes_out);
+            call.duration_us = call.duration_us.saturating_add(before.duration_us);
+        }
+    }
+
+    fn text(self) -> String {
+        let text = line_text(&self.line);
+        match self.pieces {
+            1 => text,
+            pieces => format!("{} ({pieces} pieces)\n", text.trim_end()),
+        }
+    }
 }
 
 fn line_text(line: &LogLine) -> String {

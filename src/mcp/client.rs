@@ -14,6 +14,7 @@ use rmcp::model::{
     CallToolRequestParams, CallToolResult, ClientCapabilities, ErrorData, Implementation,
     InitializeRequestParams, InitializeResult, ListToolsResult, ProtocolVersion, Tool,
 };
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -249,11 +250,20 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         arguments: Map<String, Value>,
         one_copy: bool,
     ) -> Result<Called, ClientError> {
-        let params = call_params(tool, arguments);
+        self.call_with(&call_params(tool, arguments), one_copy)
+            .await
+    }
+
+    /// Calls a tool with these parameters.
+    async fn call_with(
+        &mut self,
+        params: &impl Serialize,
+        one_copy: bool,
+    ) -> Result<Called, ClientError> {
         let wish = one_copy.then_some(Wish::OneCopy(true));
         let raw = self
             .exchange
-            .request(CALL, &params, wish, self.timeouts.call)
+            .request(CALL, params, wish, self.timeouts.call)
             .await?;
         let result = typed(CALL, &raw)?;
         Ok(Called { raw, result })

@@ -143,7 +143,7 @@ pub(crate) async fn serve(work: Work<'_>, socket: UnixStream) {
                 let token = CancellationToken::new();
                 running.insert(id, token.clone());
                 let session = Arc::clone(session);
-                let grant = work.decide(&service, &arguments);
+                let grant = work.decide(&service, &Arc::new(arguments.into_owned()));
                 let reports = reports.clone();
                 tokio::spawn(async move {
                     let result = tokio::select! {
@@ -181,7 +181,7 @@ pub(crate) async fn serve(work: Work<'_>, socket: UnixStream) {
 
 impl Work<'_> {
     /// Grants a call to one of this process's tools if the policy in force allows it.
-    fn decide(&self, service: &str, arguments: &Map<String, Value>) -> Option<Grant> {
+    fn decide(&self, service: &str, arguments: &Arc<Map<String, Value>>) -> Option<Grant> {
         let caller = Caller::Consumer(self.caller.clone());
         let request = Request {
             caller: &caller,

@@ -129,7 +129,7 @@ impl Bench {
         let request = Request {
             caller: &self.caller,
             name: tool,
-            arguments: &arguments,
+            arguments: &Arc::new(arguments),
         };
         match decide(&services, request) {
             Decision::Allowed(grant) => grant,

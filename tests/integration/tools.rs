@@ -112,7 +112,7 @@ fn grant(tool: &str, arguments: Value) -> Grant {
     let request = Request {
         caller: &Caller::Operator,
         name: tool,
-        arguments: &arguments,
+        arguments: &std::sync::Arc::new(arguments),
     };
     match decide(&services, request) {
         Decision::Allowed(grant) => grant,

@@ -1,6 +1,8 @@
 //! `anklume policy check`: may this caller use this service? `anklume policy explain`: why, and the smallest change
 //! that would reverse the decision.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -225,7 +227,7 @@ struct Question<'a> {
     /// The service.
     service: &'a str,
     /// The caller's arguments.
-    arguments: Map<String, Value>,
+    arguments: Arc<Map<String, Value>>,
     /// The named machine, or all machines that offer the service.
     providers: Vec<&'a Machine>,
 }
@@ -243,7 +245,7 @@ impl<'a> Question<'a> {
         Ok(Self {
             caller: Caller::Consumer(caller),
             service,
-            arguments,
+            arguments: Arc::new(arguments),
             providers: providers(infra, provider, service)?,
         })
     }

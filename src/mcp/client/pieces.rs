@@ -9,6 +9,9 @@ use std::io::{self, Read, Write};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rmcp::model::{CallToolResult, Tool};
+use serde::ser::SerializeMap as _;
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -91,6 +94,17 @@ pub(crate) struct PayloadSource {
     reader: Option<Box<dyn Read + Send>>,
     /// The number of bytes, if it is known.
     size: Option<u64>,
+    /// Of everything that [`Self::piece`] and [`Self::skip`] have read.
+    whole: Digester,
+}
+
+/// A piece of a payload, in base64.
+#[derive(Debug)]
+struct EncodedPiece {
+    /// A JSON string, which is sent as it is: base64 needs no escapes.
+    json: Box<RawValue>,
+    /// Number of bytes before base64.
+    bytes: u64,
 }
 
 impl fmt::Debug for PayloadSource {
@@ -105,6 +119,7 @@ impl PayloadSource {
         Self {
             reader: Some(reader),
             size: None,
+            whole: Digester::default(),
         }
     }
 
@@ -131,14 +146,14 @@ impl PayloadSource {
     }
 
     /// Reads the next `length` bytes only to digest them; returns false at the end.
-    async fn skip(&mut self, length: u64, digest: &mut Digester) -> io::Result<bool> {
+    async fn skip(&mut self, length: u64) -> io::Result<bool> {
         let mut left = length;
         while left > 0 {
             let piece = self.read(left.min(PIECE)).await?;
             if piece.is_empty() {
                 return Ok(false);
             }
-            digest.add(&piece);
+            self.whole.add(&piece);
             left = left.saturating_sub(u64::try_from(piece.len()).unwrap_or(u64::MAX));
         }
         Ok(true)
@@ -146,18 +161,50 @@ impl PayloadSource {
 
     /// Reads the next `limit` bytes, or fewer at the end.
     pub(crate) async fn read(&mut self, limit: u64) -> io::Result<Vec<u8>> {
+        self.in_thread(move |reader, _| read_up_to(reader, limit))
+            .await
+    }
+
+    /// Reads, digests and encodes the next piece, which is empty at the end.
+    async fn piece(&mut self) -> io::Result<EncodedPiece> {
+        self.in_thread(|reader, whole| {
+            let bytes = read_up_to(reader, PIECE)?;
+            whole.add(&bytes);
+            let mut json = String::with_capacity(bytes.len().div_ceil(3) * 4 + 2);
+            json.push('"');
+            STANDARD.encode_string(&bytes, &mut json);
+            json.push('"');
+            Ok(EncodedPiece {
+                json: RawValue::from_string(json)?,
+                bytes: bytes.len() as u64,
+            })
+        })
+        .await
+    }
+
+    /// Runs blocking work on the reader in another thread.
+    async fn in_thread<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut dyn Read, &mut Digester) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
         let Some(mut reader) = self.reader.take() else {
             return Err(io::Error::other("an earlier read has not ended"));
         };
-        let read = tokio::task::spawn_blocking(move || {
-            let mut bytes = Vec::new();
-            let outcome = reader.by_ref().take(limit).read_to_end(&mut bytes);
-            (reader, outcome.map(|_| bytes))
+        let mut whole = std::mem::take(&mut self.whole);
+        let done = tokio::task::spawn_blocking(move || {
+            let outcome = work(&mut reader, &mut whole);
+            (reader, whole, outcome)
         });
-        let (reader, outcome) = read.await.map_err(io::Error::other)?;
-        self.reader = Some(reader);
+        let (reader, whole, outcome) = done.await.map_err(io::Error::other)?;
+        (self.reader, self.whole) = (Some(reader), whole);
         outcome
     }
+}
+
+fn read_up_to(reader: &mut dyn Read, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(usize::try_from(limit.min(PIECE)).unwrap_or_default());
+    reader.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// A payload to send in pieces.
@@ -198,9 +245,36 @@ pub(crate) enum PiecesError {
     Changed,
 }
 
+/// The parameters of a call with a piece.
+#[derive(Serialize)]
+struct PieceCall<'a> {
+    name: &'a str,
+    arguments: PieceArguments<'a>,
+}
+
+struct PieceArguments<'a> {
+    others: &'a Map<String, Value>,
+    more: &'a [(&'a str, Value)],
+    payload: (&'a str, &'a RawValue),
+}
+
+impl Serialize for PieceArguments<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        for (key, value) in self.others {
+            map.serialize_entry(key, value)?;
+        }
+        for (key, value) in self.more {
+            map.serialize_entry(key, value)?;
+        }
+        map.serialize_entry(self.payload.0, self.payload.1)?;
+        map.end()
+    }
+}
+
 /// Returns the number of bytes sent so far, including this piece.
-fn sent(offset: u64, piece: &[u8]) -> Result<u64, PiecesError> {
-    let end = offset.saturating_add(piece.len() as u64);
+fn sent(offset: u64, piece: u64) -> Result<u64, PiecesError> {
+    let end = offset.saturating_add(piece);
     let fits = (end <= SEND_MAX).then_some(end);
     fits.ok_or(PiecesError::TooLarge)
 }
@@ -241,7 +315,6 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
             mut source,
         } = payload;
         let mut arguments = arguments.clone();
-        let mut whole = Digester::default();
         let mut offset: u64 = 0;
         let total = source.size;
         if let Some(known) = source.size {
@@ -262,35 +335,43 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
                 }
                 if resume {
                     offset = received(&called)?.min(known);
-                    let is_same = source.skip(offset, &mut whole).await;
-                    if !is_same.map_err(PiecesError::Read)? || differs(&called, offset, &whole) {
+                    let is_there = source.skip(offset).await.map_err(PiecesError::Read)?;
+                    if !is_there || differs(&called, offset, &source.whole) {
                         self.discard(tool, &arguments, &name, offset).await?;
                         return Err(PiecesError::Changed);
                     }
                 }
             }
         }
-        let mut piece = source.read(PIECE).await.map_err(PiecesError::Read)?;
+        let mut piece = source.piece().await.map_err(PiecesError::Read)?;
+        let mut next = source.piece().await.map_err(PiecesError::Read)?;
         loop {
-            let next = source.read(PIECE).await.map_err(PiecesError::Read)?;
-            let last = next.is_empty();
-            let end = sent(offset, &piece)?;
-            whole.add(&piece);
-            let mut arguments = arguments.clone();
-            arguments.insert(name.clone(), STANDARD.encode(&piece).into());
-            arguments.insert("offset".to_owned(), offset.into());
-            arguments.insert("final".to_owned(), last.into());
-            if last && digest {
-                let sum = whole.clone().end();
-                arguments.entry("sha256").or_insert(sum.into());
+            let last = next.bytes == 0;
+            let end = sent(offset, piece.bytes)?;
+            let mut more = vec![("offset", offset.into()), ("final", last.into())];
+            if last && digest && !arguments.contains_key("sha256") {
+                more.push(("sha256", source.whole.clone().end().into()));
             }
-            let called = self.call(tool, arguments, false).await?;
-            if last || called.has_failed() {
+            let call = PieceCall {
+                name: tool,
+                arguments: PieceArguments {
+                    others: &arguments,
+                    more: &more,
+                    payload: (&name, &piece.json),
+                },
+            };
+            if last {
+                return Ok(self.call_with(&call, false).await?);
+            }
+            // The piece after the next is prepared while the server takes this one.
+            let (called, after) = tokio::join!(self.call_with(&call, false), source.piece());
+            let called = called?;
+            if called.has_failed() {
                 return Ok(called);
             }
             offset = end;
-            piece = next;
             moved(offset, total);
+            (piece, next) = (next, after.map_err(PiecesError::Read)?);
         }
     }
 
@@ -473,9 +554,9 @@ mod tests {
 
     #[test]
     fn what_is_sent_has_an_end() {
-        assert_eq!(sent(SEND_MAX - 2, b"xy").unwrap(), SEND_MAX);
+        assert_eq!(sent(SEND_MAX - 2, 2).unwrap(), SEND_MAX);
         assert_eq!(
-            sent(SEND_MAX - 1, b"xy").unwrap_err().to_string(),
+            sent(SEND_MAX - 1, 2).unwrap_err().to_string(),
             "the content has more than 4294967296 bytes, the maximum that can be sent"
         );
     }

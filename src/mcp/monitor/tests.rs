@@ -103,6 +103,7 @@ fn line(service: &str, policy: &str) -> Call {
         bytes_in: 1,
         bytes_out: 0,
         duration_us: 1,
+        transfer: None,
         arguments: "".into(),
     }
 }

@@ -83,6 +83,7 @@ fn call(decision: Verdict, outcome: Outcome) -> Call {
         bytes_in: 1,
         bytes_out: 0,
         duration_us: 1,
+        transfer: None,
         arguments: "".into(),
     }
 }

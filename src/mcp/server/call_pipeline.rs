@@ -2,6 +2,7 @@
 //!
 //! The policy is applied when the call arrives, and again after it has waited for its turn.
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,7 @@ use crate::mcp::throttle::{MemoryPermit, SHORT};
 use crate::mcp::{ONE_COPY_KEY, shown};
 use crate::name::ToolName;
 use crate::policy::{self, Caller, Decision, Denial, Grant, Request};
+use crate::text::Foreign;
 use crate::tool::{self, Copies, ToolError, ToolOutcome, ToolSession};
 
 /// Code of the "overloaded" error (JSON-RPC leaves -32000 to -32099 to servers).
@@ -53,6 +55,8 @@ pub(super) struct ConnectionState {
     /// Slots for running tools.
     slots: Arc<Semaphore>,
     own: OwnCalls,
+    /// Names the connection's transfers in the log without revealing their paths.
+    transfers: RandomState,
 }
 
 impl ConnectionState {
@@ -62,6 +66,7 @@ impl ConnectionState {
             helpers: server.shared.helpers.clone().map(Connection::new),
             slots: Arc::new(Semaphore::new(server.limits.running as usize)),
             own: OwnCalls::default(),
+            transfers: RandomState::new(),
             server,
             flight,
         }
@@ -75,7 +80,7 @@ type Answer = Result<CallToolResult, ErrorData>;
 pub(super) struct CallPipeline<'a> {
     connection: &'a ConnectionState,
     progress: CallProgress<'a>,
-    arguments: &'a Map<String, Value>,
+    arguments: &'a Arc<Map<String, Value>>,
     /// The call's log entry, as far as it is known on arrival.
     entry: audit::Call,
 }
@@ -85,7 +90,7 @@ impl<'a> CallPipeline<'a> {
         connection: &'a ConnectionState,
         context: &'a RequestContext<RoleServer>,
         name: &'a str,
-        arguments: &'a Map<String, Value>,
+        arguments: &'a Arc<Map<String, Value>>,
     ) -> Self {
         let (id, bytes_in) = connection.flight.asked(&context.id);
         Self {
@@ -109,6 +114,7 @@ impl<'a> CallPipeline<'a> {
                 bytes_in,
                 bytes_out: 0,
                 duration_us: 0,
+                transfer: transfer(&connection.transfers, name, arguments),
                 arguments: digest_of(arguments).into(),
             },
         }
@@ -315,6 +321,13 @@ impl<'a> CallPipeline<'a> {
         let logged = self.connection.server.shared.monitor.log(line);
         logged.map_err(|_| unlogged(false))
     }
+}
+
+/// Names the transfer to which a call belongs, if it is a piece of one.
+fn transfer(names: &RandomState, service: &str, arguments: &Map<String, Value>) -> Option<Foreign> {
+    arguments.get("offset")?;
+    let path = arguments.get("path").and_then(Value::as_str);
+    Some(format!("{:016x}", names.hash_one((service, path))).into())
 }
 
 /// Returns the number of slots that a running tool takes: more for large answers, which wait in memory to be written.

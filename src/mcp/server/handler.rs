@@ -65,9 +65,8 @@ impl Handler {
     ) -> Option<ErrorData> {
         let max = self.connection.server.over_limit?;
         if let ClientRequest::CallToolRequest(call) = request {
-            let no_arguments = Map::new();
-            let arguments = call.params.arguments.as_ref().unwrap_or(&no_arguments);
-            let call = CallPipeline::new(&self.connection, context, &call.params.name, arguments);
+            let arguments = Arc::new(call.params.arguments.clone().unwrap_or_default());
+            let call = CallPipeline::new(&self.connection, context, &call.params.name, &arguments);
             return Some(call.turn_away(max));
         }
         // An invalid message has its own error.
@@ -130,7 +129,7 @@ impl ServerHandler for Handler {
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
         self.check_era(&context)?;
-        let arguments = request.arguments.unwrap_or_default();
+        let arguments = Arc::new(request.arguments.unwrap_or_default());
         let call = CallPipeline::new(&self.connection, &context, &request.name, &arguments);
         Ok(call.answer().await?.into())
     }

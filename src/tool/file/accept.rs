@@ -5,13 +5,16 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use rustix::fs::Mode;
 use rustix::io::Errno;
+use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use super::partial::{self, Partial};
 use super::portal::{self, Portal, explain};
 use super::unpublished::Unpublished;
 use super::usage::QuotaReservation;
-use crate::catalogue::{Accepted, BadArguments, FileAccept, PortalPath, parse, time_of_change};
+use crate::catalogue::{
+    Accepted, BadArguments, FileAccept, Payload, PortalPath, parse_without_data, time_of_change,
+};
 use crate::digest::hex;
 use crate::name::MachineName;
 use crate::policy::{Caller, Grant};
@@ -60,7 +63,9 @@ pub(in crate::tool) async fn accept(
     grant: &Grant,
     session: &ToolSession,
 ) -> Result<ToolOutcome, ToolError> {
-    let arguments: FileAccept = parse(grant.tool(), grant.arguments())?;
+    let arguments: FileAccept = parse_without_data(grant.tool(), grant.arguments())?;
+    // Large, so it is neither copied nor decoded here, on the serving thread.
+    let sent = grant.shared_arguments();
     let caller = grant.caller().clone();
     let mut path = PortalPath::new(&arguments.path)?;
     if partial::is_reserved(path.split().1) {
@@ -71,12 +76,12 @@ pub(in crate::tool) async fn accept(
     }
     let settings = Arc::clone(&session.settings);
     if arguments.folder == Some(true) {
-        check_folder(&arguments)?;
+        check_folder(&arguments, data(&sent))?;
         return blocking(move |stop| make_folder(&settings, &path, &caller, stop)).await;
     }
     let resume = arguments.resume == Some(true);
     let begins = arguments.size.is_some() && arguments.offset == Some(0);
-    if resume && !(begins && arguments.data.encoded_length() == 0) {
+    if resume && !(begins && data(&sent).is_empty()) {
         let message = "`resume` belongs to the first piece, which is empty and has `size`";
         return Err(BadArguments::from(message).into());
     }
@@ -85,7 +90,7 @@ pub(in crate::tool) async fn accept(
     let Some(offset) = arguments.offset else {
         pieces::not_final(arguments.r#final)?;
         return blocking(move |stop| {
-            let piece = UploadPiece::new(path, caller, &arguments, true)?;
+            let piece = UploadPiece::new(path, caller, &arguments, data(&sent), true)?;
             let upload = Upload::begin(&settings, &piece, stop)?;
             upload
                 .take(&settings, &piece, stop)?
@@ -98,10 +103,16 @@ pub(in crate::tool) async fn accept(
         .take(path.as_str(), &format!("`{path}`"), offset)?;
     blocking(move |stop| {
         let last = arguments.r#final == Some(true);
-        let piece = UploadPiece::new(path, caller, &arguments, last);
+        let piece = UploadPiece::new(path, caller, &arguments, data(&sent), last);
         take_piece(&settings, turn, upload, piece, stop)
     })
     .await
+}
+
+/// Returns the content that a call sends, in base64.
+fn data(arguments: &Map<String, Value>) -> &str {
+    let data = arguments.get("data").and_then(Value::as_str);
+    data.unwrap_or_default()
 }
 
 fn incoming(consumer: &MachineName) -> String {
@@ -114,10 +125,10 @@ fn reserved(path: &PortalPath) -> ToolError {
 }
 
 /// Checks that a folder is requested without anything that only a file has.
-fn check_folder(arguments: &FileAccept) -> Result<(), BadArguments> {
+fn check_folder(arguments: &FileAccept, sent: &str) -> Result<(), BadArguments> {
     let FileAccept {
         path: _,
-        data,
+        data: _,
         mode,
         offset,
         r#final,
@@ -127,7 +138,7 @@ fn check_folder(arguments: &FileAccept) -> Result<(), BadArguments> {
         resume,
         folder: _,
     } = arguments;
-    let is_alone = data.encoded_length() == 0
+    let is_alone = sent.is_empty()
         && offset.is_none()
         && r#final.is_none()
         && size.is_none()
@@ -219,9 +230,10 @@ impl UploadPiece {
         path: PortalPath,
         caller: Caller,
         arguments: &FileAccept,
+        data: &str,
         last: bool,
     ) -> Result<Self, ToolError> {
-        let mut data = arguments.data.decode()?;
+        let mut data = Payload::decode_text(data)?;
         // An empty first piece announces the size.
         if arguments.size.is_none() || arguments.offset != Some(0) {
             data = pieces::not_empty(data, last)?;

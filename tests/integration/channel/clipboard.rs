@@ -5,7 +5,6 @@ use std::os::unix::fs::symlink;
 
 use serde_json::json;
 
-use super::peer::call;
 use super::world::{World, ended};
 use crate::harness::Anklume;
 

@@ -286,7 +286,7 @@ proptest! {
         let arguments: Map<String, Value> =
             content.map(|text| ("content".to_owned(), text.into())).into_iter().collect();
         for name in every {
-            let refused = match decide(&services, Request { caller: &caller, name, arguments: &arguments }) {
+            let refused = match decide(&services, Request { caller: &caller, name, arguments: &std::sync::Arc::new(arguments.clone()) }) {
                 Decision::Allowed(grant) => {
                     prop_assert_eq!(grant.name(), name);
                     prop_assert_eq!(grant.caller(), &caller);

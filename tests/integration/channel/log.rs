@@ -514,3 +514,76 @@ fn a_call_that_is_taken_back_has_its_line() {
     );
     alice.lives();
 }
+
+#[test]
+fn the_pieces_of_a_transfer_are_shown_as_one_line_and_logged_each() {
+    let world = World::new(&["{name: inbox, tool: file_accept, consumers: [alice, bob]}"]);
+    let server = world.listen();
+    let (mut alice, mut bob) = (server.peer("alice"), server.peer("bob"));
+    let piece = |peer: &mut super::peer::Peer, path: &str, offset: u64, last: bool| {
+        let arguments = json!({"path": path, "data": "aGk=", "offset": offset, "final": last});
+        let answer = peer.call("inbox", &arguments);
+        assert_eq!(answer["result"]["isError"], json!(false), "{answer}");
+    };
+    // Two transfers of alice's and one of bob's in turns, and a call that is no piece.
+    for (offset, last) in [(0, false), (2, false), (4, true)] {
+        piece(&mut alice, "one", offset, last);
+        piece(&mut alice, "two", offset, last);
+        piece(&mut bob, "one", offset, last);
+    }
+    let whole = json!({"path": "whole", "data": "aGk="});
+    alice.call("inbox", &whole);
+    server.end();
+    let calls = world.logged("call");
+    let transfers: Vec<Option<&str>> = calls.iter().map(|call| call["transfer"].as_str()).collect();
+    assert_eq!(transfers.len(), 10);
+    let (pieces, [None]) = transfers.split_at(9) else {
+        panic!("{transfers:?}");
+    };
+    let names: std::collections::BTreeSet<_> = pieces.iter().map(|name| name.unwrap()).collect();
+    assert_eq!(names.len(), 3, "{transfers:?}");
+    let shown = world.run(&["audit", "show", "--service", "inbox"]);
+    let words = |line: &str| -> Vec<String> {
+        let words = line.split_whitespace().skip(1);
+        words
+            .map(str::to_owned)
+            .filter(|word| word.parse::<f64>().is_err())
+            .collect()
+    };
+    let lines: Vec<String> = shown
+        .stdout
+        .lines()
+        .map(|line| words(line).join(" "))
+        .collect();
+    let one = |caller: &str, pieces: &str| {
+        format!("allowed {caller} inbox (file_accept) done, B in, B out, ms{pieces}")
+    };
+    assert_eq!(
+        lines,
+        [
+            one("alice", ""),
+            one("alice", " (3 pieces)"),
+            one("alice", " (3 pieces)"),
+            one("bob", " (3 pieces)"),
+        ]
+    );
+    let bytes: u64 = calls
+        .iter()
+        .map(|call| call["bytes_in"].as_u64().unwrap())
+        .sum();
+    let shown: u64 = shown
+        .stdout
+        .lines()
+        .map(|line| {
+            line.split(" B in")
+                .next()
+                .unwrap()
+                .rsplit(' ')
+                .next()
+                .unwrap()
+        })
+        .map(|number| number.parse::<u64>().unwrap())
+        .sum();
+    assert_eq!(shown, bytes);
+    world.log_is_intact();
+}
