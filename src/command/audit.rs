@@ -68,7 +68,7 @@ fn show(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit> {
     let since = args.since.as_deref().map(since).transpose()?;
     let mut foreign = 0_u64;
     let (mut lines, mut shown) = (0_u64, 0_u64);
-    let mut transfers = Transfers::default();
+    let mut transfers = TransferLines::default();
     let mut take = |bytes: &[u8]| -> io::Result<()> {
         lines += 1;
         if args.remote {
@@ -209,7 +209,7 @@ fn is_wanted(line: &LogLine, args: &AuditShowArgs, since: Option<Timestamp>) -> 
 
 /// The transfers of which pieces have been read, the one whose last piece is the oldest first.
 #[derive(Default)]
-struct Transfers(Vec<TransferLine>);
+struct TransferLines(Vec<TransferLine>);
 
 /// The pieces of one transfer, shown as one line.
 struct TransferLine {
@@ -218,7 +218,7 @@ struct TransferLine {
     pieces: u64,
 }
 
-impl Transfers {
+impl TransferLines {
     /// Takes a line, and returns what can be shown now.
     fn take(&mut self, line: LogLine) -> Vec<String> {
         let is_over = |one: &TransferLine| {

@@ -265,9 +265,19 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
             .exchange
             .request(CALL, params, wish, self.timeouts.call)
             .await?;
-        let result = typed(CALL, &raw)?;
-        Ok(Called { raw, result })
+        called(raw)
     }
+
+    /// Waits for the answer to a call that [`Exchange::begin`] queued.
+    async fn answer(&mut self, id: i64) -> Result<Called, ClientError> {
+        let raw = self.exchange.answer(id, CALL, self.timeouts.call).await?;
+        called(raw)
+    }
+}
+
+fn called(raw: Box<RawValue>) -> Result<Called, ClientError> {
+    let result = typed(CALL, &raw)?;
+    Ok(Called { raw, result })
 }
 
 fn introduction() -> InitializeRequestParams {

@@ -63,7 +63,10 @@ pub(super) async fn sign(grant: &Grant, session: &ToolSession) -> Result<ToolOut
     let last = arguments.r#final == Some(true);
     // One transfer at a time for each service.
     let displayed = format!("`{}`", grant.name());
-    let (turn, signing) = session.signatures.take(grant.name(), &displayed, offset)?;
+    let (turn, signing) = session
+        .signatures
+        .take(grant.name(), &displayed, offset)
+        .await?;
     let mut data = decode(arguments.data).await;
     data = data.and_then(|data| Ok(pieces::not_empty(data, last)?));
     // The waiting gpg signs with the first piece's key, regardless of the key that a later piece requests.

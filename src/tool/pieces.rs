@@ -1,13 +1,15 @@
 //! Transfers that span several calls on one connection: in order, one piece at a time, a few transfers at once.
 //!
-//! A piece out of order is refused and the transfer continues; only a second first piece ends it, so that pieces
-//! from two senders never mix under one name.
+//! A piece waits while another one of its transfer is processed. One out of order is refused and the transfer continues;
+//! only a second first piece ends it, so that pieces from two senders never mix under one name.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio::task::{self, AbortHandle};
 use tokio::time::sleep;
 
@@ -21,6 +23,8 @@ type Slots<T> = HashMap<String, Slot<T>>;
 #[derive(Debug)]
 pub(super) struct Transfers<T> {
     slots: Arc<Mutex<Slots<T>>>,
+    /// Notified when a piece has been processed.
+    processed: Arc<Notify>,
     max: usize,
     /// Time for which a transfer waits for its next piece before it is dropped, with its gpg or its unpublished file.
     idle: Duration,
@@ -51,15 +55,20 @@ impl Drop for Timer {
 #[derive(Debug)]
 pub(super) struct TransferTurn<T> {
     slots: Arc<Mutex<Slots<T>>>,
+    processed: Arc<Notify>,
     name: String,
     idle: Duration,
 }
+
+/// A turn, and the transfer that was waiting for it.
+type Taken<T> = (TransferTurn<T>, Option<T>);
 
 impl<T> Transfers<T> {
     /// Creates room for `max` transfers, each dropped once it has waited `idle` for a piece.
     pub(super) fn new(max: usize, idle: Duration) -> Self {
         Self {
             slots: Arc::default(),
+            processed: Arc::default(),
             max,
             idle,
         }
@@ -69,15 +78,34 @@ impl<T> Transfers<T> {
         lock(&self.slots).is_empty()
     }
 
-    /// Takes the turn for a piece that begins at `offset`; `displayed` is the name in messages.
+    /// Takes the turn for a piece that begins at `offset`, once no other piece of the transfer is being processed;
+    /// `displayed` is the name in messages.
     ///
     /// Returns the transfer that was waiting for the piece; `None` for the first piece.
-    pub(super) fn take(
+    pub(super) async fn take(
         &self,
         name: &str,
         displayed: &str,
         offset: u64,
     ) -> Result<(TransferTurn<T>, Option<T>), ToolError> {
+        loop {
+            let mut processed = pin!(self.processed.notified());
+            // From now on, a notification counts.
+            processed.as_mut().enable();
+            if let Some(taken) = self.take_now(name, displayed, offset)? {
+                return Ok(taken);
+            }
+            processed.await;
+        }
+    }
+
+    /// Takes the turn; returns `None` while another piece of the transfer is being processed.
+    fn take_now(
+        &self,
+        name: &str,
+        displayed: &str,
+        offset: u64,
+    ) -> Result<Option<Taken<T>>, ToolError> {
         let mut slots = lock(&self.slots);
         let transfer = match (slots.remove(name), offset) {
             (None, 0) if slots.len() >= self.max => {
@@ -95,9 +123,7 @@ impl<T> Transfers<T> {
             }
             (Some(Slot::Taken), _) => {
                 slots.insert(name.to_owned(), Slot::Taken);
-                return Err(ToolError::OutOfOrder(format!(
-                    "another piece of {displayed} is still being processed; send the next one after its answer"
-                )));
+                return Ok(None);
             }
             // A transfer of 0 bytes so far has only been announced.
             (Some(Slot::Waiting { next, .. }), 0) if next > 0 => {
@@ -116,10 +142,11 @@ impl<T> Transfers<T> {
         slots.insert(name.to_owned(), Slot::Taken);
         let turn = TransferTurn {
             slots: Arc::clone(&self.slots),
+            processed: Arc::clone(&self.processed),
             idle: self.idle,
             name: name.to_owned(),
         };
-        Ok((turn, transfer))
+        Ok(Some((turn, transfer)))
     }
 }
 
@@ -143,6 +170,7 @@ impl<T: Send + 'static> TransferTurn<T> {
             timer,
         };
         lock(&self.slots).insert(self.name.clone(), waiting);
+        // Dropping `self` notifies those who wait for the turn.
     }
 }
 
@@ -164,6 +192,8 @@ impl<T> Drop for TransferTurn<T> {
         if matches!(slots.get(&self.name), Some(Slot::Taken)) {
             slots.remove(&self.name);
         }
+        drop(slots);
+        self.processed.notify_waiters();
     }
 }
 
@@ -206,16 +236,19 @@ mod tests {
     use crate::limits::IDLE;
 
     fn refused<T: std::fmt::Debug>(transfers: &Transfers<T>, name: &str, offset: u64) -> String {
-        transfers
-            .take(name, &format!("`{name}`"), offset)
-            .unwrap_err()
-            .to_string()
+        let refused = transfers.take_now(name, &format!("`{name}`"), offset);
+        refused.unwrap_err().to_string()
+    }
+
+    fn taken<T>(transfers: &Transfers<T>, name: &str, offset: u64) -> Taken<T> {
+        let taken = transfers.take_now(name, &format!("`{name}`"), offset);
+        taken.unwrap().unwrap()
     }
 
     #[test]
     fn pieces_follow_each_other() {
         let transfers = Transfers::new(2, IDLE);
-        let (turn, step) = transfers.take("a", "`a`", 0).unwrap();
+        let (turn, step) = taken(&transfers, "a", 0);
         assert!(step.is_none());
         turn.wait(3, "abc");
         assert_eq!(
@@ -226,7 +259,7 @@ mod tests {
             refused(&transfers, "a", 4),
             "the next piece of `a` begins at offset 3, not 4"
         );
-        let (turn, step) = transfers.take("a", "`a`", 3).unwrap();
+        let (turn, step) = taken(&transfers, "a", 3);
         assert!(matches!(step, Some("abc")));
         drop(turn);
         assert_eq!(
@@ -240,48 +273,59 @@ mod tests {
         let transfers = Transfers::new(2, IDLE);
         for name in ["a", "b"] {
             let name = name.to_owned();
-            transfers.take(&name, "", 0).unwrap().0.wait(1, ());
+            taken(&transfers, &name, 0).0.wait(1, ());
         }
         sleep(IDLE / 2).await;
-        transfers.take("b", "", 1).unwrap().0.wait(2, ());
+        taken(&transfers, "b", 1).0.wait(2, ());
         sleep(IDLE / 10 * 9).await;
         assert!(refused(&transfers, "a", 1).starts_with("no transfer of `a` is under way"));
-        assert!(matches!(transfers.take("b", "", 2).unwrap().1, Some(())));
+        assert!(matches!(taken(&transfers, "b", 2).1, Some(())));
     }
 
     #[test]
     fn two_senders_of_one_name_are_never_mixed() {
         let transfers = Transfers::new(2, IDLE);
-        transfers.take("a", "`a`", 0).unwrap().0.wait(3, "one");
+        taken(&transfers, "a", 0).0.wait(3, "one");
         assert_eq!(
             refused(&transfers, "a", 0),
             "a transfer of `a` was already under way on this connection and was cancelled; begin again at offset 0"
         );
         // The first sender's next piece finds no transfer.
         assert!(refused(&transfers, "a", 3).starts_with("no transfer of `a`"));
-        transfers.take("a", "`a`", 0).unwrap().0.wait(5, "two");
-        assert!(matches!(
-            transfers.take("a", "`a`", 5).unwrap().1,
-            Some("two")
-        ));
+        taken(&transfers, "a", 0).0.wait(5, "two");
+        assert!(matches!(taken(&transfers, "a", 5).1, Some("two")));
     }
 
     #[test]
     fn one_piece_at_a_time_and_few_transfers_at_once() {
         let transfers: Transfers<()> = Transfers::new(2, IDLE);
-        let (turn, _) = transfers.take("a", "`a`", 0).unwrap();
+        let (turn, _) = taken(&transfers, "a", 0);
+        // The next piece waits for its turn.
         for offset in [0, 1] {
-            assert_eq!(
-                refused(&transfers, "a", offset),
-                "another piece of `a` is still being processed; send the next one after its answer"
-            );
+            assert!(transfers.take_now("a", "`a`", offset).unwrap().is_none());
         }
-        transfers.take("b", "`b`", 0).unwrap().0.wait(1, ());
+        taken(&transfers, "b", 0).0.wait(1, ());
         assert_eq!(
             refused(&transfers, "c", 0),
             "2 transfers are under way on this connection; finish one first"
         );
         drop(turn);
-        assert!(transfers.take("c", "`c`", 0).is_ok());
+        taken(&transfers, "c", 0);
+    }
+
+    #[tokio::test]
+    async fn a_piece_waits_while_the_one_before_it_is_processed() {
+        let transfers = Transfers::new(2, IDLE);
+        let (turn, _) = taken(&transfers, "a", 0);
+        let next = transfers.take("a", "`a`", 3);
+        let process = async {
+            tokio::task::yield_now().await;
+            turn.wait(3, "abc");
+        };
+        let (next, ()) = tokio::join!(next, process);
+        assert_eq!(next.unwrap().1, Some("abc"));
+        // One whose predecessor fails finds no transfer.
+        let after = transfers.take("a", "`a`", 6);
+        assert!(after.await.is_err());
     }
 }

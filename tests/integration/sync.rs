@@ -23,6 +23,10 @@ const QUICK_START: &str = concat!(
     include_str!("../fixtures/quick-start-pro.yml"),
 );
 
+/// The note on its clipboard.
+const CLIPBOARD: &str = "note: the consumers of `vault-signer/clipboard` may read what is copied there at any time \
+    (infra.yml:13); with `offered_only: true`, only what is offered to them\n";
+
 /// A domain with one machine and nothing else.
 const ONE: &str = "\
 project_name: demo

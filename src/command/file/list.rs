@@ -20,7 +20,7 @@ pub(super) fn run(args: &FileListArgs, output: &Output) -> anyhow::Result<Exit> 
         "",
         output,
         async |server, service| {
-            let Listing { entries, left_out } = entries(server, service, folder).await??;
+            let FolderEntries { entries, left_out } = entries(server, service, folder).await??;
             if output.is_json() {
                 output.json(&entries)?;
             } else {
@@ -38,7 +38,7 @@ pub(super) fn run(args: &FileListArgs, output: &Output) -> anyhow::Result<Exit> 
 }
 
 /// The entries of a provider's folder; the name of a folder ends with `/`.
-pub(super) struct Listing {
+pub(super) struct FolderEntries {
     pub(super) entries: Vec<String>,
     pub(super) left_out: u64,
 }
@@ -48,7 +48,7 @@ pub(super) async fn entries(
     server: &mut ServerClient,
     service: &str,
     folder: &str,
-) -> anyhow::Result<Result<Listing, Failure>> {
+) -> anyhow::Result<Result<FolderEntries, Failure>> {
     let mut entries: Vec<String> = Vec::new();
     loop {
         let mut arguments = Map::new();
@@ -74,7 +74,7 @@ pub(super) async fn entries(
         match result.get("complete").and_then(Value::as_bool) {
             Some(true) => {
                 let left_out = left_out.unwrap_or_default();
-                return Ok(Ok(Listing { entries, left_out }));
+                return Ok(Ok(FolderEntries { entries, left_out }));
             }
             // Without progress, it would never end.
             Some(false) if entries.len() > before => {}

@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 use tempfile::{NamedTempFile, TempDir};
 
 use super::bar::TransferBar;
-use super::list::{Listing, entries};
+use super::list::{FolderEntries, entries};
 use super::{MODE, NEW_MODE, check_count, fresh, shown, unwritable};
 use crate::cli::FilePullArgs;
 use crate::command::mcp::ServerClient;
@@ -294,7 +294,7 @@ impl Pull {
         service: &str,
         remote: &str,
     ) -> anyhow::Result<Option<Tree>> {
-        let Ok(Listing { entries: all, .. }) = entries(server, service, remote).await? else {
+        let Ok(FolderEntries { entries: all, .. }) = entries(server, service, remote).await? else {
             return Ok(None);
         };
         let folder = tempfile::Builder::new()

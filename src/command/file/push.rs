@@ -28,14 +28,14 @@ const DEPTH_MAX: usize = 64;
 
 /// What is sent: a file, a folder without entries, or stdin.
 struct Outgoing {
-    content: Content,
+    content: OutgoingContent,
     /// As the user names it.
     shown: String,
     /// Its path in the provider.
     remote: String,
 }
 
-enum Content {
+enum OutgoingContent {
     Stdin,
     /// The open folder that contains it, and its path below it.
     File(Rc<Dir>, String),
@@ -107,7 +107,7 @@ impl Push {
         // True if a connection broke while it was sent.
         let again = self.begun > self.done;
         self.begun = self.done + 1;
-        if again && matches!(one.content, Content::Stdin) {
+        if again && matches!(one.content, OutgoingContent::Stdin) {
             let message = "the connection broke, and `-` cannot be read again";
             return Err(Failure::new(Exit::Failed, message).into());
         }
@@ -142,12 +142,12 @@ async fn send_content(
     let mut arguments = Map::new();
     arguments.insert("path".to_owned(), one.remote.clone().into());
     let source = match &one.content {
-        Content::Stdin => PayloadSource::new(io::stdin()),
-        Content::EmptyFolder => {
+        OutgoingContent::Stdin => PayloadSource::new(io::stdin()),
+        OutgoingContent::EmptyFolder => {
             arguments.insert("folder".to_owned(), true.into());
             PayloadSource::new(io::empty())
         }
-        Content::File(folder, path) => {
+        OutgoingContent::File(folder, path) => {
             let unread = |why: Errno| unreadable(&one.shown, &why.into());
             let opened = folder.regular(path).map_err(|why| match why {
                 NotRead::System(why) => unread(why),
@@ -161,7 +161,7 @@ async fn send_content(
             PayloadSource::of_file(file)
         }
     };
-    let is_file = !matches!(one.content, Content::EmptyFolder);
+    let is_file = !matches!(one.content, OutgoingContent::EmptyFolder);
     send(server, service, arguments, source, is_file, moved).await
 }
 
@@ -187,7 +187,7 @@ fn outgoing(path: &Path, name: Option<&str>, all: &mut Vec<Outgoing>) -> Result<
     let shown = shown(path);
     if path == Path::new("-") {
         let remote = name.ok_or_else(|| nameless("-"))?.to_owned();
-        let content = Content::Stdin;
+        let content = OutgoingContent::Stdin;
         all.push(Outgoing {
             content,
             shown,
@@ -214,7 +214,7 @@ fn outgoing(path: &Path, name: Option<&str>, all: &mut Vec<Outgoing>) -> Result<
         return Err(not_sent(&shown));
     }
     all.push(Outgoing {
-        content: Content::File(above, last),
+        content: OutgoingContent::File(above, last),
         shown,
         remote,
     });
@@ -256,7 +256,7 @@ fn folder_files(
         }
         if entries.is_empty() {
             all.push(Outgoing {
-                content: Content::EmptyFolder,
+                content: OutgoingContent::EmptyFolder,
                 shown: format!("{shown}/{}", at.escape_debug()),
                 remote: format!("{remote}/{at}").trim_end_matches('/').to_owned(),
             });
@@ -273,7 +273,7 @@ fn folder_files(
                 FileType::Directory => inner.push(path),
                 FileType::RegularFile => all.push(Outgoing {
                     remote: format!("{remote}/{path}"),
-                    content: Content::File(Rc::clone(top), path),
+                    content: OutgoingContent::File(Rc::clone(top), path),
                     shown,
                 }),
                 _ => return Err(not_sent(&shown)),

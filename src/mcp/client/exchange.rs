@@ -42,6 +42,8 @@ pub(super) struct Exchange<R, W> {
     unsent: Vec<u8>,
     /// Number of bytes of `unsent` already written.
     sent: usize,
+    /// The answer to a later request than the one that is being waited for, and that request's id.
+    early: Option<(i64, Line)>,
 }
 
 /// The remaining budget of a request.
@@ -62,6 +64,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
             last_method: None,
             unsent: Vec::new(),
             sent: 0,
+            early: None,
         }
     }
 
@@ -73,33 +76,42 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
         wish: Option<Wish>,
         timeout: Duration,
     ) -> Result<Box<RawValue>, ClientError> {
+        let id = self.begin(method, params, wish)?;
+        self.answer(id, method, timeout).await
+    }
+
+    /// Queues a request, which [`Self::answer`] sends; returns its id.
+    pub(super) fn begin(
+        &mut self,
+        method: &'static str,
+        params: &impl Serialize,
+        wish: Option<Wish>,
+    ) -> Result<i64, ClientError> {
         self.last_id += 1;
         self.last_method = Some(method);
         let text = request(self.last_id, method, params, wish)
             .map_err(|why| ClientError::Stream(why.into()))?;
         self.queue(text);
+        Ok(self.last_id)
+    }
+
+    /// Waits for the answer to a request; answers to later ones are kept.
+    pub(super) async fn answer(
+        &mut self,
+        id: i64,
+        method: &'static str,
+        timeout: Duration,
+    ) -> Result<Box<RawValue>, ClientError> {
         let mut budget = AnswerBudget::new(timeout);
         loop {
-            let unsent = self.unsent.get(self.sent..).unwrap_or_default();
-            let line = tokio::select! {
-                biased;
-                () = sleep_until(budget.deadline.min(budget.end)) => {
-                    return Err(ClientError::Silent(budget.waited()));
-                }
-                written = self.writer.write(unsent), if !unsent.is_empty() => {
-                    match written {
-                        Ok(count) if count > 0 => {
-                            self.written(count);
-                            budget.refresh();
-                        }
-                        // The server no longer reads; its earlier output still counts.
-                        _ => self.written(usize::MAX),
-                    }
-                    continue;
-                }
-                line = self.lines.next() => line.map_err(broken)?.ok_or(ClientError::Closed)?,
+            let line = match self.early.take_if(|(early, _)| *early == id) {
+                Some((_, line)) => line,
+                None => self.line(&mut budget).await?,
             };
-            match self.meaning(line, &mut budget)? {
+            if self.keep_early(id, &line) {
+                continue;
+            }
+            match self.meaning(id, line, &mut budget)? {
                 Meaning::Result(result) => return bounded(method, result),
                 Meaning::Error(error) => {
                     let error = bounded(method, error)?;
@@ -118,7 +130,52 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
         }
     }
 
-    fn meaning(&self, line: Line, budget: &mut AnswerBudget) -> Result<Meaning, ClientError> {
+    /// Keeps a line for later if it is the first answer to a request after `id`.
+    fn keep_early(&mut self, id: i64, line: &Line) -> bool {
+        let Line::Whole(bytes) = line else {
+            return false;
+        };
+        // Most requests are the last one; their answers may be large, and are parsed once.
+        if self.last_id == id || self.early.is_some() {
+            return false;
+        }
+        let later = read(bytes).ok().and_then(|message| message.answered());
+        let later = later.filter(|later| (id + 1..=self.last_id).contains(later));
+        self.early = later.map(|later| (later, line.clone()));
+        self.early.is_some()
+    }
+
+    /// Writes what is queued, and reads the next line.
+    async fn line(&mut self, budget: &mut AnswerBudget) -> Result<Line, ClientError> {
+        loop {
+            let unsent = self.unsent.get(self.sent..).unwrap_or_default();
+            return tokio::select! {
+                biased;
+                () = sleep_until(budget.deadline.min(budget.end)) => {
+                    return Err(ClientError::Silent(budget.waited()));
+                }
+                written = self.writer.write(unsent), if !unsent.is_empty() => {
+                    match written {
+                        Ok(count) if count > 0 => {
+                            self.written(count);
+                            budget.refresh();
+                        }
+                        // The server no longer reads; its earlier output still counts.
+                        _ => self.written(usize::MAX),
+                    }
+                    continue;
+                }
+                line = self.lines.next() => line.map_err(broken)?.ok_or(ClientError::Closed),
+            };
+        }
+    }
+
+    fn meaning(
+        &self,
+        id: i64,
+        line: Line,
+        budget: &mut AnswerBudget,
+    ) -> Result<Meaning, ClientError> {
         let line = match line {
             Line::Whole(line) => line,
             Line::TooLong { bytes, .. } => return Err(ClientError::TooLong(bytes)),
@@ -134,7 +191,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
                 ClientError::NotMcp(String::from_utf8_lossy(line).into_owned().into())
             }
         })?;
-        let meaning = message.meaning(self.last_id);
+        let meaning = message.meaning(id);
         if !matches!(meaning, Meaning::Result(_) | Meaning::Error(_)) {
             budget.spend(line.len())?;
         }
@@ -375,6 +432,12 @@ impl ServerMessage<'_> {
             },
             _ => Meaning::Foreign,
         }
+    }
+
+    /// Returns the id of the request that this message answers, if it is one of ours.
+    fn answered(&self) -> Option<i64> {
+        self.method.is_none().then_some(())?;
+        self.id?.get().parse().ok()
     }
 
     fn is_progress(&self, method: &RawValue, id: i64) -> bool {

@@ -2,6 +2,7 @@
 //!
 //! A tool's schemas, not its name, show whether it transfers pieces, because a service has its own name.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -99,7 +100,7 @@ pub(crate) struct PayloadSource {
 }
 
 /// A piece of a payload, in base64.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct EncodedPiece {
     /// A JSON string, which is sent as it is: base64 needs no escapes.
     json: Box<RawValue>,
@@ -272,6 +273,9 @@ impl Serialize for PieceArguments<'_> {
     }
 }
 
+/// Maximum number of pieces that are sent before the first of them is answered.
+const IN_FLIGHT_MAX: usize = 2;
+
 /// Returns the number of bytes sent so far, including this piece.
 fn sent(offset: u64, piece: u64) -> Result<u64, PiecesError> {
     let end = offset.saturating_add(piece);
@@ -345,6 +349,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         }
         let mut piece = source.piece().await.map_err(PiecesError::Read)?;
         let mut next = source.piece().await.map_err(PiecesError::Read)?;
+        let mut in_flight = VecDeque::new();
         loop {
             let last = next.bytes == 0;
             let end = sent(offset, piece.bytes)?;
@@ -360,18 +365,39 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
                     payload: (&name, &piece.json),
                 },
             };
+            in_flight.push_back((self.exchange.begin(CALL, &call, None)?, end));
+            offset = end;
+            let must_wait = last || in_flight.len() >= IN_FLIGHT_MAX;
+            let after = if must_wait {
+                // The oldest piece is answered; meanwhile, another one is prepared.
+                let (id, end) = in_flight.pop_front().ok_or(ClientError::Closed)?;
+                let prepare = async {
+                    match last {
+                        true => Ok(EncodedPiece::default()),
+                        false => source.piece().await,
+                    }
+                };
+                let (called, after) = tokio::join!(self.answer(id), prepare);
+                let called = called?;
+                if called.has_failed() || (last && in_flight.is_empty()) {
+                    return Ok(called);
+                }
+                moved(end, total);
+                after
+            } else {
+                source.piece().await
+            };
             if last {
-                return Ok(self.call_with(&call, false).await?);
+                break;
             }
-            // The piece after the next is prepared while the server takes this one.
-            let (called, after) = tokio::join!(self.call_with(&call, false), source.piece());
-            let called = called?;
-            if called.has_failed() {
+            (piece, next) = (next, after.map_err(PiecesError::Read)?);
+        }
+        loop {
+            let (id, _) = in_flight.pop_front().ok_or(ClientError::Closed)?;
+            let called = self.answer(id).await?;
+            if called.has_failed() || in_flight.is_empty() {
                 return Ok(called);
             }
-            offset = end;
-            moved(offset, total);
-            (piece, next) = (next, after.map_err(PiecesError::Read)?);
         }
     }
 

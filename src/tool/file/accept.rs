@@ -100,7 +100,8 @@ pub(in crate::tool) async fn accept(
     };
     let (turn, upload) = session
         .uploads
-        .take(path.as_str(), &format!("`{path}`"), offset)?;
+        .take(path.as_str(), &format!("`{path}`"), offset)
+        .await?;
     blocking(move |stop| {
         let last = arguments.r#final == Some(true);
         let piece = UploadPiece::new(path, caller, &arguments, data(&sent), last);

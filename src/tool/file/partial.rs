@@ -8,7 +8,7 @@ use rustix::fs::{FileType, Mode, openat};
 use sha2::{Digest as _, Sha256};
 
 use super::portal::explain;
-use super::unpublished::{Taken, Unpublished};
+use super::unpublished::{LeftFile, Unpublished};
 use crate::catalogue::{PIECE, PortalPath};
 use crate::digest::sha256;
 use crate::dir::{Dir, READ};
@@ -70,12 +70,12 @@ pub(super) fn find(
         let taken = Unpublished::taken_up(folder, name, END)
             .map_err(|refused| ToolError::system(format!("write `{path}`"), refused))?;
         match taken {
-            Taken::Absent => {}
-            Taken::Locked => {
+            LeftFile::Absent => {}
+            LeftFile::Locked => {
                 let message = format!("another connection is sending `{path}`");
                 return Err(ToolError::Busy(message));
             }
-            Taken::Up(file) => return received(file, path, size, stop).map(Some),
+            LeftFile::Up(file) => return received(file, path, size, stop).map(Some),
         }
     }
     Ok(None)
@@ -148,7 +148,7 @@ fn remove_abandoned(folder: &Dir) {
             .as_ref()
             .is_some_and(is_old)
             && let Ok(again) = folder.dir(".")
-            && let Ok(Taken::Up(mut file)) = Unpublished::taken_up(again, &name, Duration::ZERO)
+            && let Ok(LeftFile::Up(mut file)) = Unpublished::taken_up(again, &name, Duration::ZERO)
         {
             // Dropping it removes it.
             file.discard();

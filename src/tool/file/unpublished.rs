@@ -30,7 +30,7 @@ pub(super) struct Unpublished {
 
 /// An incomplete file that an earlier connection left.
 #[derive(Debug)]
-pub(super) enum Taken {
+pub(super) enum LeftFile {
     Absent,
     /// Another connection is writing it.
     Locked,
@@ -79,14 +79,14 @@ impl Unpublished {
 
     /// Opens a file that [`Self::create_kept`] made, and locks it within `wait`. Anything else under its name counts as
     /// absent.
-    pub(super) fn taken_up(folder: Dir, name: &str, wait: Duration) -> io::Result<Taken> {
+    pub(super) fn taken_up(folder: Dir, name: &str, wait: Duration) -> io::Result<LeftFile> {
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = match folder.open_at(name, flags) {
-            Err(Errno::NOENT) => return Ok(Taken::Absent),
+            Err(Errno::NOENT) => return Ok(LeftFile::Absent),
             file => File::from(file?),
         };
         match lock_within(wait, || file.try_lock()) {
-            Err(TryLockError::WouldBlock) => return Ok(Taken::Locked),
+            Err(TryLockError::WouldBlock) => return Ok(LeftFile::Locked),
             locked => locked?,
         }
         // Its last owner may have published or removed it just before the lock.
@@ -95,9 +95,9 @@ impl Unpublished {
         let is_named = named.is_some_and(|named| named.st_ino == stat.st_ino);
         let is_plain = FileType::from_raw_mode(stat.st_mode).is_file() && stat.st_nlink == 1;
         if !(is_named && is_plain && is_own(&stat)) {
-            return Ok(Taken::Absent);
+            return Ok(LeftFile::Absent);
         }
-        Ok(Taken::Up(Self {
+        Ok(LeftFile::Up(Self {
             file,
             name: Some((folder, name.to_owned())),
             is_kept: true,

@@ -1,6 +1,6 @@
 //! Tests every byte of each file: existing Ansible roles depend on this layout.
 
-use super::{HEAD, QUICK_START, TAIL};
+use super::{CLIPBOARD, HEAD, QUICK_START, TAIL};
 use crate::harness::{Anklume, Ran};
 
 /// The files for [`QUICK_START`]. Channel names and UIDs are derived from a SHA-256 hash of the project and both ends.
@@ -289,7 +289,8 @@ fn have_bodies(ran: &Ran, files: &[(&str, &str)]) {
 #[test]
 fn the_quick_start_gives_these_files_to_the_byte() {
     let ran = Anklume::new().infra(QUICK_START).args(["sync"]).run();
-    ran.answers(
+    ran.is(
+        0,
         "\
 created group_vars/all.yml
 created inventory/vault.yml
@@ -303,6 +304,7 @@ created group_vars/pro.yml
 created host_vars/pro-dev.yml
 10 files: 10 created
 ",
+        CLIPBOARD,
     );
     have_bodies(&ran, &QUICK_START_FILES);
 }
