@@ -229,14 +229,14 @@ impl TransferLines {
         let over = self.0.iter().take_while(|one| is_over(one)).count();
         let over = over.max((self.0.len() + 1).saturating_sub(TRANSFERS_MAX));
         let mut shown: Vec<String> = self.0.drain(..over).map(TransferLine::text).collect();
-        match TransferLine::new(line) {
-            Ok(mut transfer) => {
-                if let Some(at) = self.0.iter().position(|one| one.is_of(&transfer)) {
-                    transfer.add(self.0.remove(at));
-                }
-                self.0.push(transfer);
+        if TransferLine::is_piece(&line) {
+            let mut transfer = TransferLine { line, pieces: 1 };
+            if let Some(at) = self.0.iter().position(|one| one.is_of(&transfer)) {
+                transfer.add(&self.0.remove(at));
             }
-            Err(line) => shown.push(line_text(&line)),
+            self.0.push(transfer);
+        } else {
+            shown.push(line_text(&line));
         }
         shown
     }
@@ -248,14 +248,12 @@ impl TransferLines {
 }
 
 impl TransferLine {
-    /// Begins with a line, if it is a piece that ran.
-    fn new(line: LogLine) -> Result<Self, LogLine> {
-        match &line.event {
-            Event::Call(call) if call.transfer.is_some() && call.decision == Verdict::Allowed => {
-                Ok(Self { line, pieces: 1 })
-            }
-            _ => Err(line),
-        }
+    /// Returns whether a line is that of a piece that ran.
+    fn is_piece(line: &LogLine) -> bool {
+        let Event::Call(call) = &line.event else {
+            return false;
+        };
+        call.transfer.is_some() && call.decision == Verdict::Allowed
     }
 
     fn call(&self) -> Option<&Call> {
@@ -276,7 +274,7 @@ impl TransferLine {
     }
 
     /// Adds the earlier pieces.
-    fn add(&mut self, earlier: Self) {
+    fn add(&mut self, earlier: &Self) {
         self.pieces += earlier.pieces;
         if let (Event::Call(call), Some(before)) = (&mut self.line.event, earlier.call()) {
             call.bytes_in = call.bytes_in.saturating_add(before.bytes_in);

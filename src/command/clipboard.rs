@@ -40,16 +40,14 @@ fn offer(args: &ClipboardOfferArgs, output: &Output) -> anyhow::Result<Exit> {
             let help = "run this in the provider, without `-i`";
             return Err(Failure::new(Exit::Refused, message).help(help).into());
         }
-        let content = match &stdin {
-            Some(text) => text.clone(),
-            None => {
-                // The user chose to offer it, even if it is a password.
-                let arguments = [("passwords".to_owned(), true.into())];
-                let arguments = arguments.into_iter().collect();
-                let tool = ToolName::ClipboardGet.as_str();
-                let called = server.call(tool, arguments, false).await?;
-                text(&structured(&called)?, "text")?
-            }
+        let content = if let Some(text) = &stdin {
+            text.clone()
+        } else {
+            // The user chose to offer it, even if it is a password.
+            let arguments = [("passwords".to_owned(), true.into())];
+            let tool = ToolName::ClipboardGet.as_str();
+            let called = server.call(tool, arguments.into_iter().collect(), false);
+            text(&structured(&called.await?)?, "text")?
         };
         if content.is_empty() {
             let message = "the clipboard is empty, so there is nothing to offer";

@@ -108,8 +108,8 @@ pub(super) fn with_service_again<S>(
     name: &NamedService,
     output: &Output,
     state: &mut S,
-    advanced: impl Fn(&S) -> u64,
-    work: impl AsyncFn(&mut ServerClient, &str, &mut S) -> anyhow::Result<Exit>,
+    advanced: fn(&S) -> u64,
+    work: &impl AsyncFn(&mut ServerClient, &str, &mut S) -> anyhow::Result<Exit>,
 ) -> anyhow::Result<Exit> {
     let (mut tries, mut last) = (0, None);
     let mut has_opened = false;

@@ -68,6 +68,14 @@ fn a_number_without_a_fraction_is_whole_however_it_is_written() {
 }
 
 #[test]
+fn only_file_provide_takes_the_whole_portal() {
+    let refused = faults(ToolName::FileAccept, json!({"path": ".", "data": ""}));
+    assert_eq!(refused, ["`path` is `.`, and `.` is not allowed"]);
+    let taken = json!({"path": ".", "entries": true});
+    assert!(faults(ToolName::FileProvide, taken).is_empty());
+}
+
+#[test]
 fn every_fault_of_a_call_is_said_in_words() {
     for (tool, arguments, said) in [
         (ToolName::GpgSign, json!({}), "missing argument `data`"),
@@ -145,12 +153,6 @@ fn every_fault_of_a_call_is_said_in_words() {
             ToolName::FileAccept,
             json!({"path": "../a", "data": ""}),
             "`path` is `../a`, and `..` is not allowed",
-        ),
-        // Only `file_provide` takes the whole portal.
-        (
-            ToolName::FileAccept,
-            json!({"path": ".", "data": ""}),
-            "`path` is `.`, and `.` is not allowed",
         ),
         (
             ToolName::FileAccept,

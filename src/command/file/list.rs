@@ -24,7 +24,9 @@ pub(super) fn run(args: &FileListArgs, output: &Output) -> anyhow::Result<Exit> 
             if output.is_json() {
                 output.json(&entries)?;
             } else {
-                let lines: String = entries.iter().map(|entry| format!("{entry}\n")).collect();
+                let lines = entries
+                    .iter()
+                    .fold(String::new(), |lines, entry| lines + entry + "\n");
                 print(&lines, output)?;
             }
             if left_out > 0 {

@@ -79,7 +79,7 @@ pub(super) fn run(args: &FilePullArgs, output: &Output) -> anyhow::Result<Exit> 
         output,
         &mut pull,
         Pull::advanced,
-        async |server, service, pull| {
+        &async |server: &mut ServerClient, service: &str, pull: &mut Pull| {
             while let Some(one) = wanted.get(pull.done) {
                 let line = pull.fetch_one(server, service, one).await;
                 pull.bar.end();

@@ -63,7 +63,7 @@ pub(super) fn run(args: &FilePushArgs, output: &Output) -> anyhow::Result<Exit> 
         output,
         &mut push,
         Push::advanced,
-        async |server, service, push| {
+        &async |server: &mut ServerClient, service: &str, push: &mut Push| {
             while let Some(one) = all.get(push.done) {
                 push.bar.begin(&one.shown);
                 let path = push.send_one(server, service, one).await;

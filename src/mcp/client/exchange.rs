@@ -111,7 +111,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
             if self.keep_early(id, &line) {
                 continue;
             }
-            match self.meaning(id, line, &mut budget)? {
+            match meaning(id, line, &mut budget)? {
                 Meaning::Result(result) => return bounded(method, result),
                 Meaning::Error(error) => {
                     let error = bounded(method, error)?;
@@ -170,34 +170,6 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
         }
     }
 
-    fn meaning(
-        &self,
-        id: i64,
-        line: Line,
-        budget: &mut AnswerBudget,
-    ) -> Result<Meaning, ClientError> {
-        let line = match line {
-            Line::Whole(line) => line,
-            Line::TooLong { bytes, .. } => return Err(ClientError::TooLong(bytes)),
-        };
-        if line.iter().all(u8::is_ascii_whitespace) {
-            budget.spend(line.len())?;
-            return Ok(Meaning::Foreign);
-        }
-        let message = read(&line).map_err(|why| match why {
-            NoMessage::Cut => ClientError::Closed,
-            NoMessage::Other => {
-                let line = line.get(..STRAY_MAX).unwrap_or(&line);
-                ClientError::NotMcp(String::from_utf8_lossy(line).into_owned().into())
-            }
-        })?;
-        let meaning = message.meaning(id);
-        if !matches!(meaning, Meaning::Result(_) | Meaning::Error(_)) {
-            budget.spend(line.len())?;
-        }
-        Ok(meaning)
-    }
-
     /// Queues a message, given without its newline; [`Self::request`] writes it.
     pub(super) fn queue(&mut self, mut message: Vec<u8>) {
         message.push(b'\n');
@@ -250,6 +222,30 @@ impl AnswerBudget {
         self.bytes = self.bytes.checked_sub(bytes).ok_or(ClientError::Flood)?;
         Ok(())
     }
+}
+
+/// Interprets a line while the answer to request `id` is awaited.
+fn meaning(id: i64, line: Line, budget: &mut AnswerBudget) -> Result<Meaning, ClientError> {
+    let line = match line {
+        Line::Whole(line) => line,
+        Line::TooLong { bytes, .. } => return Err(ClientError::TooLong(bytes)),
+    };
+    if line.iter().all(u8::is_ascii_whitespace) {
+        budget.spend(line.len())?;
+        return Ok(Meaning::Foreign);
+    }
+    let message = read(&line).map_err(|why| match why {
+        NoMessage::Cut => ClientError::Closed,
+        NoMessage::Other => {
+            let line = line.get(..STRAY_MAX).unwrap_or(&line);
+            ClientError::NotMcp(String::from_utf8_lossy(line).into_owned().into())
+        }
+    })?;
+    let meaning = message.meaning(id);
+    if !matches!(meaning, Meaning::Result(_) | Meaning::Error(_)) {
+        budget.spend(line.len())?;
+    }
+    Ok(meaning)
 }
 
 /// Checks an answer's limits before it is deserialized: a value takes many times more memory than its text.

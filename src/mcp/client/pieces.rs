@@ -372,10 +372,10 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
                 // The oldest piece is answered; meanwhile, another one is prepared.
                 let (id, end) = in_flight.pop_front().ok_or(ClientError::Closed)?;
                 let prepare = async {
-                    match last {
-                        true => Ok(EncodedPiece::default()),
-                        false => source.piece().await,
+                    if last {
+                        return Ok(EncodedPiece::default());
                     }
+                    source.piece().await
                 };
                 let (called, after) = tokio::join!(self.answer(id), prepare);
                 let called = called?;

@@ -114,7 +114,9 @@ impl Listing {
             .map(|(name, is_folder)| if is_folder { name + "/" } else { name })
             .collect();
         let length = u64::try_from(entries.len()).unwrap_or(u64::MAX);
-        let text = entries.iter().map(|entry| format!("{entry}\n")).collect();
+        let text = entries
+            .iter()
+            .fold(String::new(), |text, entry| text + entry + "\n");
         let provided = Provided {
             path,
             size,

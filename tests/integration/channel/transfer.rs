@@ -141,7 +141,7 @@ fn a_run_that_was_killed_is_taken_up_by_the_next_unless_the_file_changed() {
         until("a file is kept", || {
             entries(&world.path("portal/incoming/alice"))
                 .iter()
-                .any(|name| name.ends_with(".part"))
+                .any(|name| name.starts_with(".anklume-"))
         });
         // It may be waiting to try again.
         until("it is cut", || {

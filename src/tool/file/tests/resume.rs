@@ -45,7 +45,7 @@ fn what_was_received_outlives_its_connection_under_a_hidden_name() {
     let [hidden] = &names(&bench, "incoming/alice")[..] else {
         panic!("{:?}", names(&bench, "incoming/alice"));
     };
-    assert!(hidden.starts_with(".anklume-") && hidden.ends_with(".part"));
+    assert!(crate::tool::file::partial::is_reserved(hidden), "{hidden}");
     // Another size is another file.
     assert_eq!(begin(&bench, 7).unwrap(), nothing);
     let bench = bench.reconnect();
@@ -176,10 +176,10 @@ fn folders_are_made_alone_and_counted() {
         arguments.extend(structured(more));
         bench.call("file_accept", Value::Object(arguments))
     };
-    let made = make("a/b", json!({})).unwrap();
-    assert_eq!(made.text, "incoming/alice/a/b");
+    let answer = make("a/b", json!({})).unwrap();
+    assert_eq!(answer.text, "incoming/alice/a/b");
     assert_eq!(
-        made.structured,
+        answer.structured,
         structured(json!({"path": "incoming/alice/a/b", "size": 0, "complete": true}))
     );
     assert!(bench.portal().join("incoming/alice/a/b").is_dir());
