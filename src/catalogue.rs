@@ -158,6 +158,9 @@ pub struct Signed {
     /// With `public_key` requested: the fingerprints of the key and of its subkeys that can sign, in hexadecimal
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fingerprints: Option<Vec<String>>,
+    /// With `public_key` requested: true if what signs can also certify keys, as a primary key can
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certifies: Option<bool>,
     /// With `public_key` requested: the user IDs of the key
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_ids: Option<Vec<String>>,

@@ -21,7 +21,7 @@ use crate::session::{Session, each};
 use crate::survey::applied::Applied;
 use crate::survey::audit_checkpoint::{LogState, keep};
 use crate::survey::consumer::ask;
-use crate::survey::{providers, survey};
+use crate::survey::{providers, signing_key, survey};
 pub(crate) use diagnose::{Broken, Health};
 use diagnose::{Cause, Examiner};
 
@@ -92,6 +92,7 @@ pub(crate) async fn examine<'e>(
         host_notes(&facts, apply)
     };
     notes.extend(session.untested.clone());
+    notes.extend(signing_key::notes(session, infra, chosen, &state).await);
     notes.extend(examiner.servers(chosen));
     notes.extend(examiner.ends(chosen).filter_map(awaits_restart));
     let others = profile_devices(&state.profiles);

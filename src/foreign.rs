@@ -49,6 +49,8 @@ enum TextKind {
     Identity,
     Report,
     Offered,
+    /// The answer to a call for a public key.
+    SigningKey,
     /// A services file, to be outlined.
     Services,
     /// Without text: starts verifying a log that must contain the line with this hash.
@@ -104,6 +106,27 @@ impl ReportedStatus {
             }),
         }
     }
+}
+
+/// The key that signs, according to a provider.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SigningKey {
+    /// Of the primary key, in hexadecimal.
+    pub(crate) fingerprint: Foreign,
+    /// True if the part that signs can also certify keys.
+    pub(crate) certifies: bool,
+}
+
+/// The relevant part of the answer to a call for a public key.
+#[derive(Debug, Serialize, Deserialize)]
+struct PublicKeyAnswer {
+    result: PublicKeyResult,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PublicKeyResult {
+    structured_content: SigningKey,
 }
 
 /// The first string in a list.
@@ -225,6 +248,15 @@ impl Reader {
     /// Reads a provider's offer.
     pub(crate) async fn offered(&self, text: &[u8]) -> Result<Option<Offered>, ForeignError> {
         self.read(TextKind::Offered, text).await
+    }
+
+    /// Reads the answer to a call for a public key.
+    pub(crate) async fn signing_key(
+        &self,
+        text: &[u8],
+    ) -> Result<Option<SigningKey>, ForeignError> {
+        let answer: Option<PublicKeyAnswer> = self.read(TextKind::SigningKey, text).await?;
+        Ok(answer.map(|answer| answer.result.structured_content))
     }
 
     /// Outlines the services in a services file.
@@ -372,6 +404,10 @@ fn read(kind: TextKind, text: &[u8], log: &mut LogWalk) -> Option<Vec<u8>> {
         TextKind::Identity => serde_json::to_vec(&Identity::from_file(text)?),
         TextKind::Report => serde_json::to_vec(&serde_json::from_slice::<SetupReport>(text).ok()?),
         TextKind::Offered => serde_json::to_vec(&serde_json::from_slice::<Offered>(text).ok()?),
+        TextKind::SigningKey => {
+            let answer: PublicKeyAnswer = serde_json::from_slice(text).ok()?;
+            serde_json::to_vec(&answer)
+        }
         TextKind::Services => serde_json::to_vec(&Services::from_file(text).ok()?.outline()),
         TextKind::Log(head) => {
             *log = LogWalk::new(head);
@@ -402,6 +438,7 @@ pub fn fuzz_texts(bytes: &[u8]) {
         TextKind::Identity,
         TextKind::Report,
         TextKind::Offered,
+        TextKind::SigningKey,
     ] {
         if let Some(answer) = read(kind.clone(), bytes, &mut log) {
             let again = read(kind, &answer, &mut log);

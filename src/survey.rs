@@ -9,6 +9,7 @@ mod checkpoint_store;
 pub(crate) mod consumer;
 pub(crate) mod host;
 mod shares;
+pub(crate) mod signing_key;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -71,6 +71,27 @@ fn agent(world: &World) -> [String; 3] {
     [number, group, privileges].map(str::to_owned)
 }
 
+/// `doctor` names a key that can certify, and no longer does once a subkey signs, as its note says.
+fn keys_are_named(world: &World) {
+    let doctor = || world.run(&["doctor"]).stderr;
+    let said = doctor();
+    let machine = world.machine(0, "signer");
+    let note = format!("note: `{machine}/sign` signs with the key ");
+    let (_, rest) = said.split_once(&note).unwrap_or_else(|| panic!("{said}"));
+    assert!(rest.contains(", which can also certify keys; "), "{said}");
+    let command = rest.split('`').nth(1).unwrap();
+    let command = command.replacen(
+        "gpg ",
+        "gpg --batch --pinentry-mode loopback --passphrase '' ",
+        1,
+    );
+    let command = format!("su -s /bin/sh signer -c \"{command}\" 2>&1");
+    let (done, words) = world.exec(0, "signer", &command);
+    assert!(done, "{words}");
+    assert!(!doctor().contains(&note));
+    assert!(signs(world));
+}
+
 /// The agent is outside the server's control group and limits, outlives the server, and comes back after being killed.
 fn agent_is_apart(world: &World, init: Init) {
     let ended = "su -s /bin/sh signer -c 'gpgconf --kill gpg-agent'";
@@ -136,6 +157,7 @@ fn lives(init: Init, file: &str) {
     assert!(made, "{words}");
     world.apply();
     assert!(signs(&world));
+    keys_are_named(&world);
     agent_is_apart(&world, init);
     let (first, user) = server(&world);
     assert_eq!(user, "signer\n");
@@ -218,7 +240,7 @@ fn lives(init: Init, file: &str) {
         "signer",
         &format!("ls {file} /etc/anklume/services.json 2>/dev/null; anklume mcp status 2>&1"),
     );
-    assert!(left.starts_with("error: no server runs"), "{left}");
+    assert!(left.starts_with("error: no server is running"), "{left}");
     world.is_settled();
 }
 

@@ -24,6 +24,7 @@ struct KeyPart {
     /// Seconds since 1970; `None`: never.
     expires: Option<u64>,
     for_signing: bool,
+    for_certifying: bool,
     /// The location of its secret: `+` for here, `#` for nowhere, otherwise the serial number of a smartcard.
     token: String,
 }
@@ -36,6 +37,8 @@ pub(super) struct Signer {
     pub(super) exactly: Option<String>,
     /// Serial number of the smartcard that holds the secret.
     pub(super) card: Option<String>,
+    /// True if the key or subkey that signs can also certify keys.
+    pub(super) certifies: bool,
 }
 
 impl Signer {
@@ -181,15 +184,16 @@ impl GpgKey {
         for part in self.parts().filter(may_sign) {
             match part.check(now).and_then(|()| part.secret()) {
                 // The last usable one is the newest, which gpg uses.
-                Ok(token) => card = Some(token),
+                Ok(token) => card = Some((token, part.for_certifying)),
                 Err(fault) => why = fault,
             }
         }
         match card {
-            Some(card) if exact.is_some() || self.signs => Ok(Signer {
+            Some((card, certifies)) if exact.is_some() || self.signs => Ok(Signer {
                 key: self.primary.fingerprint.clone(),
                 exactly: exact.map(|part| part.fingerprint.clone()),
                 card,
+                certifies,
             }),
             _ => Err(why),
         }
@@ -204,6 +208,7 @@ impl KeyPart {
             created: field(6).parse().unwrap_or(0),
             expires: field(7).parse().ok(),
             for_signing: field(12).contains('s'),
+            for_certifying: field(12).contains('c'),
             token: field(15).to_owned(),
         }
     }
@@ -381,6 +386,8 @@ mod tests {
             key: A.to_owned(),
             exactly: exactly.map(str::to_owned),
             card: card.map(str::to_owned),
+            // Here, what is on no card is the primary key.
+            certifies: card.is_none(),
         };
         let good = ["u", "1600000000", "", "scSC", "+"];
         let encrypts = ["u", "1600000000", "", "e", "+"];

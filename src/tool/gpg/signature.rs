@@ -157,6 +157,7 @@ pub(super) async fn public_key(
         let public = output::public(&listed.stdout);
         let answer = Signed {
             complete: true,
+            certifies: Some(signer.certifies),
             fingerprint: Some(signer.key),
             public_key: Some(armored.clone()),
             fingerprints: Some(match signer.exactly {
