@@ -28,6 +28,10 @@ pub const CLIPBOARD_MAX: usize = 64 * 1024;
 pub const SIGN_MAX: u64 = 4 * 1024 * 1024 * 1024;
 /// The `path` of `file_provide` that stands for the folder in which all files of a caller are.
 pub const WHOLE_PORTAL: &str = ".";
+/// Maximum size of a message's title, in bytes of UTF-8.
+pub const TITLE_MAX: usize = 200;
+/// Maximum size of a message's other text, in bytes of UTF-8.
+pub const BODY_MAX: usize = 2000;
 /// The argument of `clipboard_get` that a service's `offered_only` fixes.
 pub const OFFERED_ONLY: &str = "offered_only";
 /// The argument of `clipboard_set` that names a machine.
@@ -130,6 +134,16 @@ pub struct FileProvide {
     pub resume: Option<bool>,
     /// True to list a folder instead of reading a file: up to 1000 entries, in the order of their names; the `path` `.` is the whole portal
     pub entries: Option<bool>,
+}
+
+/// Arguments of `notify`.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Notify {
+    /// The message in a few words, at most 200 bytes of UTF-8; the caller's name is put before it
+    pub title: String,
+    /// More text, at most 2000 bytes of UTF-8
+    pub body: Option<String>,
 }
 
 /// Output of `gpg_sign`.
@@ -248,6 +262,14 @@ pub struct Provided {
 pub fn time_of_change(text: &str) -> Result<jiff::Timestamp, BadArguments> {
     text.parse()
         .map_err(|_| "`modified` is not a time in RFC 3339, such as 2026-07-01T12:00:00Z".into())
+}
+
+/// Output of `notify`.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Notified {
+    /// True if the message was shown; false if it was only noted in a file, because the user has no session
+    pub shown: bool,
 }
 
 /// Bytes in base64 that have not been decoded yet.

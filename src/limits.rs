@@ -10,6 +10,8 @@ pub const MESSAGE_BYTES: u64 = 16 * 1024 * 1024;
 pub const MESSAGE_BYTES_MAX: u32 = 256 * 1024 * 1024;
 /// Maximum calls per minute from one caller: enough for 1 GiB in 1 MiB pieces.
 pub const CALLS_PER_MINUTE: u32 = 12_000;
+/// The same for a service that shows messages, which would otherwise cover the screen.
+pub const MESSAGES_SHOWN_PER_MINUTE: u32 = 20;
 /// Maximum calls per minute from all callers.
 pub const CALLS_PER_MINUTE_ALL: u32 = 48_000;
 /// Maximum concurrent calls from one caller, across all its connections.

@@ -139,7 +139,7 @@ fn check_length(kind: &'static str, text: &str, max: usize) -> Result<(), NameFa
     }
 }
 
-/// anklume's five tools: the code behind a service.
+/// anklume's tools: the code behind a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToolName {
@@ -153,11 +153,22 @@ pub enum ToolName {
     FileAccept,
     /// Provide a file from the machine's portal.
     FileProvide,
+    /// Show a message to the machine's user.
+    Notify,
 }
 
 impl ToolName {
     /// All tools, in the order of the documentation.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
+        Self::GpgSign,
+        Self::ClipboardGet,
+        Self::ClipboardSet,
+        Self::FileAccept,
+        Self::FileProvide,
+        Self::Notify,
+    ];
+    /// The tools that the operator lists and calls by their own names.
+    pub const LISTED: [Self; 5] = [
         Self::GpgSign,
         Self::ClipboardGet,
         Self::ClipboardSet,
@@ -174,6 +185,7 @@ impl ToolName {
             Self::ClipboardSet => "clipboard_set",
             Self::FileAccept => "file_accept",
             Self::FileProvide => "file_provide",
+            Self::Notify => "notify",
         }
     }
 }
@@ -184,7 +196,7 @@ impl fmt::Display for ToolName {
     }
 }
 
-/// A string that names none of the five tools.
+/// A string that names none of the tools.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a tool")]
 pub struct UnknownTool;

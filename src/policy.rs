@@ -142,7 +142,8 @@ pub fn decide(services: &Services, request: Request<'_>) -> Decision {
 
 /// A tool's name comes first: the operator means the tool itself, not a service of that name.
 fn decide_operator(services: &Services, request: Request<'_>) -> Decision {
-    if let Ok(tool) = request.name.parse::<ToolName>() {
+    let named = request.name.parse::<ToolName>();
+    if let Some(tool) = named.ok().filter(|tool| ToolName::LISTED.contains(tool)) {
         if let Some(consumer) = offered_to(tool, request)
             && !gives_offers(services, consumer)
         {
@@ -277,7 +278,7 @@ pub struct ServiceOffer {
 pub fn offers(services: &Services, caller: &Caller) -> Vec<ServiceOffer> {
     let none = Arc::default();
     let tools: &[ToolName] = match caller {
-        Caller::Operator => &ToolName::ALL,
+        Caller::Operator => &ToolName::LISTED,
         Caller::Consumer(_) => &[],
     };
     let tools = tools.iter().map(|tool| tool.as_str());

@@ -1,10 +1,11 @@
-//! Runs a [`Grant`] with one of the five tools, and nothing else.
+//! Runs a [`Grant`] with one of the tools, and nothing else.
 //!
 //! [`crate::policy`] has decided that the call may run; a tool checks the arguments before it does anything.
 
 pub(crate) mod clipboard;
 mod file;
 mod gpg;
+mod notify;
 mod pieces;
 mod resource;
 mod settings;
@@ -231,7 +232,7 @@ pub fn largest_answer(grant: &Grant, copies: Copies) -> usize {
     match grant.tool() {
         ToolName::FileProvide => file::largest_answer(grant.arguments(), copies),
         ToolName::ClipboardGet => 2 * CLIPBOARD_MAX,
-        ToolName::GpgSign | ToolName::ClipboardSet | ToolName::FileAccept => 0,
+        ToolName::GpgSign | ToolName::ClipboardSet | ToolName::FileAccept | ToolName::Notify => 0,
     }
 }
 
@@ -251,6 +252,7 @@ pub async fn run(
         ToolName::ClipboardSet => clipboard::set(grant, session).await,
         ToolName::FileAccept => file::accept(grant, session).await,
         ToolName::FileProvide => file::provide(grant, session, copies).await,
+        ToolName::Notify => notify::notify(grant, session).await,
     }
 }
 

@@ -62,6 +62,10 @@ look_for_the_tests() {
     need Xvfb xvfb
     need xclip xclip
     need xsel xsel
+    need dunst dunst
+    need dunstctl dunst
+    need notify-send libnotify-bin
+    need dbus-daemon dbus
     # A shell's built-in kill does not count.
     [ -x /bin/kill ] || missing="$missing procps"
     need sway sway

@@ -4,7 +4,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::path::PortalPath;
-use super::{BadArguments, CLIPBOARD_MAX, Payload, WHOLE_PORTAL, schema, time_of_change};
+use super::{
+    BODY_MAX, BadArguments, CLIPBOARD_MAX, Payload, TITLE_MAX, WHOLE_PORTAL, schema, time_of_change,
+};
 use crate::name::{ToolName, closest};
 use crate::text::shown;
 
@@ -204,6 +206,13 @@ fn text_fault(tool: ToolName, name: &str, text: &str) -> Option<String> {
             "`key_id` must be a fingerprint (40 or 64 hexadecimal digits), a long key id (16) or \
              `<name@example.org>`, not `{}`",
             shown()
+        )),
+        "title" if text.trim().is_empty() => Some("`title` is empty".to_owned()),
+        "title" if length > TITLE_MAX => Some(format!(
+            "`title` has {length} bytes; at most {TITLE_MAX} are shown"
+        )),
+        "body" if length > BODY_MAX => Some(format!(
+            "`body` has {length} bytes; at most {BODY_MAX} are shown"
         )),
         "content" if length > CLIPBOARD_MAX => Some(format!(
             "`content` has {length} bytes, but the clipboard takes at most {CLIPBOARD_MAX}"

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::{
     Accepted, Clipboard, ClipboardGet, ClipboardSet, Clipped, FileAccept, FileProvide, GpgSign,
-    Provided, Signed,
+    Notified, Notify, Provided, Signed,
 };
 use crate::name::ToolName;
 
@@ -91,6 +91,11 @@ pub fn describe(tool: ToolName) -> Description {
                 In one call up to 3145728 bytes; larger files in pieces with `offset` and `length`, 1048576 bytes each.",
             )
         },
+        ToolName::Notify => described(
+            "Show a message",
+            "Shows a message to the machine's user, with the caller's name before it; without a graphical session, the \
+            message is noted in a file. Markup, links and line breaks in the title have no effect.",
+        ),
     }
 }
 
@@ -125,12 +130,14 @@ pub(super) fn of(tool: ToolName) -> &'static Schemas {
     static CLIPBOARD_SET: LazyLock<Schemas> = LazyLock::new(make::<ClipboardSet, Clipped>);
     static FILE_ACCEPT: LazyLock<Schemas> = LazyLock::new(make::<FileAccept, Accepted>);
     static FILE_PROVIDE: LazyLock<Schemas> = LazyLock::new(make::<FileProvide, Provided>);
+    static NOTIFY: LazyLock<Schemas> = LazyLock::new(make::<Notify, Notified>);
     match tool {
         ToolName::GpgSign => &GPG_SIGN,
         ToolName::ClipboardGet => &CLIPBOARD_GET,
         ToolName::ClipboardSet => &CLIPBOARD_SET,
         ToolName::FileAccept => &FILE_ACCEPT,
         ToolName::FileProvide => &FILE_PROVIDE,
+        ToolName::Notify => &NOTIFY,
     }
 }
 

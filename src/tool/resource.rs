@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::gpg::launcher::GPGCONF;
-use super::{Settings, file, gpg};
+use super::{Settings, file, gpg, notify};
 use crate::confinement::{AllowedCalls, PathRights, ProcessLimits, Rule};
 use crate::name::ToolName;
 
@@ -26,6 +26,8 @@ pub enum Resource {
     Keys,
     /// The clipboard of that user's display, or the clipboard file.
     Clipboard,
+    /// The session of that user, or the file of messages.
+    Session,
 }
 
 /// Files that a dynamically linked program reads to find its libraries, users and language.
@@ -79,6 +81,7 @@ impl Resource {
             ToolName::GpgSign => Self::Keys,
             ToolName::ClipboardGet | ToolName::ClipboardSet => Self::Clipboard,
             ToolName::FileAccept | ToolName::FileProvide => Self::Portal,
+            ToolName::Notify => Self::Session,
         }
     }
 
@@ -89,6 +92,7 @@ impl Resource {
             Self::Portal => "portal",
             Self::Keys => "keys",
             Self::Clipboard => "clipboard",
+            Self::Session => "session",
         }
     }
 
@@ -105,6 +109,7 @@ impl Resource {
             }
             Self::Keys => keys(settings).await,
             Self::Clipboard => clipboard(settings),
+            Self::Session => session(settings),
         }
     }
 }
@@ -144,6 +149,20 @@ fn clipboard(settings: &Settings) -> ProcessLimits {
         calls: AllowedCalls::Programs,
         files: Some(rules),
         network: display.is_remote(),
+    }
+}
+
+fn session(settings: &Settings) -> ProcessLimits {
+    let mut rules: Vec<Rule> = SYSTEM.map(|path| Rule::new(path, PathRights::Read)).into();
+    rules.push(Rule::new(NULL, PathRights::Write));
+    let places = notify::places(settings).into_iter();
+    rules.extend(places.map(|path| Rule::new(path, PathRights::Write)));
+    let path = search(Path::new(notify::PROGRAM));
+    rules.extend(path.iter().flat_map(|path| program(path)));
+    ProcessLimits {
+        calls: AllowedCalls::Programs,
+        files: Some(rules),
+        network: false,
     }
 }
 

@@ -26,6 +26,7 @@ mod life;
 mod limits;
 mod load;
 mod log;
+mod notify;
 mod page;
 mod peer;
 mod reload;

@@ -15,6 +15,7 @@ fn faults(tool: ToolName, arguments: Value) -> Vec<String> {
         ToolName::ClipboardSet => parse::<ClipboardSet>(tool, &arguments).map(drop),
         ToolName::FileAccept => parse::<FileAccept>(tool, &arguments).map(drop),
         ToolName::FileProvide => parse::<FileProvide>(tool, &arguments).map(drop),
+        ToolName::Notify => parse::<Notify>(tool, &arguments).map(drop),
     };
     parsed.err().map(|bad| bad.0).unwrap_or_default()
 }

@@ -11,7 +11,9 @@ use crate::infra::field::{self, Fields, Text};
 use crate::infra::findings::{At, Code, Findings};
 use crate::infra::raw::{Entry, Node, NodeKind, Reading};
 use crate::infra::{Confinement, DeclaredService, McpUsers};
-use crate::limits::{Limits, MEMORY_ALL, MEMORY_MAX, MEMORY_MIN, MESSAGE_BYTES_MAX};
+use crate::limits::{
+    Limits, MEMORY_ALL, MEMORY_MAX, MEMORY_MIN, MESSAGE_BYTES_MAX, MESSAGES_SHOWN_PER_MINUTE,
+};
 use crate::name::{MACHINE_NAME_MAX, MachineName, ServiceName, ToolName};
 
 const KEYS: [&str; 6] = ["name", "tool", "consumers", OFFERED_ONLY, "with", "limits"];
@@ -102,7 +104,12 @@ fn service<'t>(
     let consumers = consumers(machine, fields, names, findings);
     let mut with = fixed(fields, tool, findings);
     offered_only(fields, tool, &mut with, findings);
-    let limits = limits(fields, memory, findings);
+    let mut limits = limits(fields, memory, findings);
+    if tool == Some(ToolName::Notify) {
+        limits
+            .calls_per_minute
+            .get_or_insert(MESSAGES_SHOWN_PER_MINUTE);
+    }
     let (name, at) = name?;
     Some(DeclaredService {
         name,

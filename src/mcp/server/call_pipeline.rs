@@ -337,7 +337,8 @@ const fn slots_of(tool: ToolName) -> u32 {
         ToolName::GpgSign
         | ToolName::ClipboardGet
         | ToolName::ClipboardSet
-        | ToolName::FileAccept => 1,
+        | ToolName::FileAccept
+        | ToolName::Notify => 1,
     }
 }
 
