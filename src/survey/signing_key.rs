@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 
 use super::instance;
 use crate::edge::Edge;
+use crate::incus::State;
+use crate::incus::state::Instance;
 use crate::infra::{DeclaredService, Infra};
 use crate::machine_state::PROGRAM;
 use crate::mcp::client::CALL;
@@ -24,10 +26,10 @@ pub(crate) async fn notes(
     session: &Session,
     infra: &Infra,
     edges: &[&Edge],
-    state: &crate::incus::State,
+    state: &State,
 ) -> Vec<String> {
     let machines = infra.machines().filter(|(domain, machine)| {
-        let runs = instance(state, &domain.name, &machine.name).is_some_and(|one| one.is_running());
+        let runs = instance(state, &domain.name, &machine.name).is_some_and(Instance::is_running);
         runs && edges
             .iter()
             .any(|edge| edge.provider.machine == machine.name)

@@ -77,7 +77,8 @@ fn keys_are_named(world: &World) {
     let said = doctor();
     let machine = world.machine(0, "signer");
     let note = format!("note: `{machine}/sign` signs with the key ");
-    let (_, rest) = said.split_once(&note).unwrap_or_else(|| panic!("{said}"));
+    assert!(said.contains(&note), "{said}");
+    let (_, rest) = said.split_once(&note).unwrap();
     assert!(rest.contains(", which can also certify keys; "), "{said}");
     let command = rest.split('`').nth(1).unwrap();
     let command = command.replacen(
