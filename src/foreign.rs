@@ -49,7 +49,7 @@ enum TextKind {
     Identity,
     Report,
     Offered,
-    /// The answer to a call for a public key.
+    /// The key that signs.
     SigningKey,
     /// A services file, to be outlined.
     Services,
@@ -115,18 +115,6 @@ pub(crate) struct SigningKey {
     pub(crate) fingerprint: Foreign,
     /// True if the part that signs can also certify keys.
     pub(crate) certifies: bool,
-}
-
-/// The relevant part of the answer to a call for a public key.
-#[derive(Debug, Serialize, Deserialize)]
-struct PublicKeyAnswer {
-    result: PublicKeyResult,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct PublicKeyResult {
-    structured_content: SigningKey,
 }
 
 /// The first string in a list.
@@ -250,13 +238,12 @@ impl Reader {
         self.read(TextKind::Offered, text).await
     }
 
-    /// Reads the answer to a call for a public key.
+    /// Reads which key signs.
     pub(crate) async fn signing_key(
         &self,
         text: &[u8],
     ) -> Result<Option<SigningKey>, ForeignError> {
-        let answer: Option<PublicKeyAnswer> = self.read(TextKind::SigningKey, text).await?;
-        Ok(answer.map(|answer| answer.result.structured_content))
+        self.read(TextKind::SigningKey, text).await
     }
 
     /// Outlines the services in a services file.
@@ -405,8 +392,8 @@ fn read(kind: TextKind, text: &[u8], log: &mut LogWalk) -> Option<Vec<u8>> {
         TextKind::Report => serde_json::to_vec(&serde_json::from_slice::<SetupReport>(text).ok()?),
         TextKind::Offered => serde_json::to_vec(&serde_json::from_slice::<Offered>(text).ok()?),
         TextKind::SigningKey => {
-            let answer: PublicKeyAnswer = serde_json::from_slice(text).ok()?;
-            serde_json::to_vec(&answer)
+            let key: SigningKey = serde_json::from_slice(text).ok()?;
+            serde_json::to_vec(&key)
         }
         TextKind::Services => serde_json::to_vec(&Services::from_file(text).ok()?.outline()),
         TextKind::Log(head) => {

@@ -27,6 +27,8 @@ pub const SETUP: &str = "machine-setup";
 pub const SETUP_LOCK: &str = "/etc/anklume/.lock";
 /// The subcommand that asks a provider for the services that it offers to the machine.
 pub const ASK: &str = "machine-ask";
+/// The subcommand that looks up which key of the machine signs, which is not logged as a call.
+pub const SIGNING_KEY: &str = "machine-key";
 /// Links to the program in the shell's search path; under the second name, it is git's gpg.
 pub const LINKS: [&str; 2] = ["/usr/local/bin/anklume", "/usr/local/bin/anklume-gpg"];
 /// The program's configuration folder.

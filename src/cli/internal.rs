@@ -22,6 +22,12 @@ pub enum InternalCommand {
         /// The provider
         provider: String,
     },
+    /// Look up the key that signs, as this machine's server user; started by doctor, inside a machine
+    #[command(hide = true)]
+    MachineKey {
+        /// The key that the service fixes
+        key: Option<String>,
+    },
     /// Read a machine's files through its first process; started by apply and doctor, on the host
     #[command(hide = true)]
     MachineRoot {

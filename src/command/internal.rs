@@ -1,6 +1,6 @@
 //! The hidden subcommands, which anklume itself starts.
 //!
-//! `machine-setup` and `machine-ask` are the machine's side of [`crate::transport::RemoteExec`], which explains the
+//! `machine-setup`, `machine-ask` and `machine-key` are the machine's side of [`crate::transport::RemoteExec`], which explains the
 //! exchange: they read at most one line, write one, and wait until stdin ends.
 
 use std::fs::File;
@@ -43,6 +43,9 @@ pub(crate) fn run(command: &InternalCommand, output: &Output) -> anyhow::Result<
             services,
         } => return mcp::run_helper(caller, *resource, services, output),
         InternalCommand::MachineAsk { provider } => machine_ask(provider, output)?,
+        InternalCommand::MachineKey { key } => {
+            answer(output, &mcp::signing_key(key.as_deref())?)?;
+        }
         InternalCommand::MachineRoot { first, cgroup } => {
             machine_root::serve(*first, cgroup, io::stdin().lock(), io::stdout().lock())?;
         }

@@ -1,16 +1,15 @@
-//! Asks the providers of signatures, as the operator, whether the key that signs may do more than that.
+//! Asks the providers of signatures whether the key that signs may do more than that.
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::instance;
 use crate::edge::Edge;
 use crate::incus::State;
 use crate::incus::state::Instance;
 use crate::infra::{DeclaredService, Infra};
-use crate::machine_state::PROGRAM;
-use crate::mcp::client::CALL;
+use crate::machine_state::{PROGRAM, SIGNING_KEY};
 use crate::name::ToolName;
 use crate::session::{Session, each};
 use crate::transport::RemoteExec;
@@ -60,19 +59,15 @@ async fn certifies(
     machine: &str,
     service: &DeclaredService,
 ) -> Option<String> {
-    let mut arguments = json!({"data": "", "public_key": true});
-    if let (Some(key), Value::Object(arguments)) = (service.with.get("key_id"), &mut arguments) {
-        arguments.insert("key_id".to_owned(), key.clone());
-    }
-    // The operator's server answers a call without an introduction, and in one line.
-    let params = json!({"name": ToolName::GpgSign.as_str(), "arguments": arguments});
-    let call = json!({"jsonrpc": "2.0", "id": 1, "method": CALL, "params": params}).to_string();
+    let key = service.with.get("key_id").and_then(Value::as_str);
+    let argv = [Some(PROGRAM), Some(SIGNING_KEY), key];
+    let argv: Vec<&str> = argv.into_iter().flatten().collect();
     let remote = RemoteExec {
         project,
         machine,
         user: None,
-        argv: &[PROGRAM, "mcp", "serve"],
-        input: call.as_bytes(),
+        argv: &argv,
+        input: b"",
         timeout: TIMEOUT,
     };
     let output = remote.run().await.ok()?;

@@ -42,7 +42,7 @@ fn the_host_knows_services_by_name_and_shows_a_providers_log() {
     ran.is(
         2,
         "",
-        "error: `report` has no argument `path`\n  = help: its arguments: offset, length\n",
+        "error: `report` has no argument `path`\n  = help: its arguments: offset, length, resume, entries\n",
     );
     let ran = world.run(&["mcp", "call", "-i", &signer, "reprot"]);
     let message = "error: Unknown tool: reprot\n  = help: did you mean `report`? available tools: gpg_sign, clipboard_get, \

@@ -54,7 +54,10 @@ pub(crate) fn run(args: &McpServeArgs, output: &Output) -> anyhow::Result<Exit> 
     if args.list_tools {
         return list_tools(output);
     }
-    become_the_server_user(args)?;
+    // The operator's calls use the portal, clipboard and keys of that user, wherever they come from.
+    if args.listen.is_none() && args.caller.is_none() {
+        become_the_server_user()?;
+    }
     redact_panics(output);
     let (in_force, launcher) = match &args.listen {
         Some(_) => confine()?,
@@ -126,11 +129,9 @@ fn launcher() -> anyhow::Result<Launcher> {
     })
 }
 
-/// Becomes this machine's server user, with that user's environment: the operator's calls use their portal, clipboard
-/// and keys, wherever the call comes from.
-fn become_the_server_user(args: &McpServeArgs) -> anyhow::Result<()> {
-    let operator = args.listen.is_none() && args.caller.is_none();
-    if !operator || !Path::new(SERVICES).exists() {
+/// Becomes this machine's server user, with that user's environment.
+pub(super) fn become_the_server_user() -> anyhow::Result<()> {
+    if !Path::new(SERVICES).exists() {
         return Ok(());
     }
     let Some(account) = Account::of_this_machine()? else {
