@@ -20,6 +20,7 @@ use tempfile::{NamedTempFile, TempDir};
 use super::bar::TransferBar;
 use super::list::{FolderEntries, entries};
 use super::{MODE, NEW_MODE, check_count, fresh, shown, unwritable};
+use crate::catalogue::PortalPath;
 use crate::cli::FilePullArgs;
 use crate::command::mcp::ServerClient;
 use crate::command::output::Output;
@@ -309,9 +310,12 @@ impl Pull {
                 files.push(path);
                 continue;
             };
+            let below = format!("{remote}/{inner}");
+            // Bounds how deep and how long a provider's paths are.
+            PortalPath::new(&below)
+                .map_err(|fault| Failure::new(Exit::Failed, format!("cannot fetch it: {fault}")))?;
             let made = folder.path().join(inner);
             fs::create_dir(&made).map_err(|why| unwritable(&made, &why))?;
-            let below = format!("{remote}/{inner}");
             let below = entries(server, service, &below).await??;
             count += below.entries.len();
             check_count(count)?;

@@ -68,7 +68,8 @@ impl Unpublished {
 
     /// Creates a new file that is kept under this name until it is complete, and locks it.
     pub(super) fn create_kept(folder: Dir, name: &str, mode: Mode) -> io::Result<Self> {
-        let file = folder.create(name, mode)?;
+        // A later connection must be able to open it; its final mode comes last.
+        let file = folder.create(name, mode | PRIVATE)?;
         file.try_lock()?;
         Ok(Self {
             file,

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -70,6 +70,9 @@ fn a_file_whose_connection_breaks_goes_on_where_it_stopped() {
     let (world, server) = alice();
     let content = large(7 * MIB + 1);
     fs::write(world.path("film"), &content).unwrap();
+    // Its owner may not write it, but must be able to go on.
+    let read_only = fs::Permissions::from_mode(0o444);
+    fs::set_permissions(world.path("film"), read_only.clone()).unwrap();
     let cut = Passed {
         up: 5 * MIB,
         down: usize::MAX,
@@ -82,6 +85,8 @@ fn a_file_whose_connection_breaks_goes_on_where_it_stopped() {
          sent film as incoming/alice/film\n",
     );
     assert!(fs::read(world.path(&incoming("film"))).unwrap() == content);
+    let landed = fs::metadata(world.path(&incoming("film"))).unwrap();
+    assert_eq!(landed.permissions().mode() & 0o7777, read_only.mode() & 0o7777);
     // In base64, more than 9 MiB; three pieces of 1 MiB had arrived before the cut.
     let [_, second] = between.join().unwrap();
     assert!(second.up < 7 * MIB, "{second:?}");
