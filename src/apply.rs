@@ -144,10 +144,7 @@ pub(crate) async fn destroy(
     let ended = in_parallel(session, machines, observer).await;
     let deleted = deletions.machines.iter().zip(&ended);
     let deleted = deleted.filter(|(_, outcomes)| outcomes.iter().all(StepOutcome::is_done));
-    let deleted = deleted.filter_map(|(action, _)| match action {
-        Action::Delete { object, .. } => Some(object),
-        _ => None,
-    });
+    let deleted = deleted.filter_map(|(action, _)| action.deleted());
     forget_deleted(&deleted.collect::<Vec<&Object>>());
     report.add(ended);
     let project = |action: &Action| match action {

@@ -127,7 +127,14 @@ pub(crate) fn destroy(args: &DestroyArgs, output: &Output) -> anyhow::Result<Exi
         let steps = apply::destroy(&session, &deletions, &progress);
         let report = run_steps(&session, &progress, steps).await?;
         // What is missing from now on was deleted on request.
-        let _ = Applied::forget(&infra.project);
+        let deleted = deletions.machines.iter().filter_map(Action::deleted);
+        let deleted: Vec<(&str, &str)> = deleted.map(|one| (one.project(), one.name())).collect();
+        let is_deleted = |end: &End| deleted.contains(&(end.domain.as_str(), end.machine.as_str()));
+        let _ = Applied::forget(
+            &infra.project,
+            &edges(&infra).unwrap_or_default(),
+            is_deleted,
+        );
         let ended = Ended {
             report: &report,
             permissions: &deletions.permissions,

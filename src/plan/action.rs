@@ -192,6 +192,14 @@ impl ActionSummary {
 }
 
 impl Action {
+    /// Returns the object that it deletes, if it deletes one.
+    pub(crate) const fn deleted(&self) -> Option<&Object> {
+        match self {
+            Self::Delete { object, .. } => Some(object),
+            _ => None,
+        }
+    }
+
     /// Returns whether it runs even if an earlier action in its chain failed: revocations are mutually independent.
     pub(crate) const fn stands_alone(&self) -> bool {
         matches!(self, Self::Revoke(_))

@@ -107,11 +107,24 @@ impl Applied {
         write(&all)
     }
 
-    /// Forgets an infrastructure, parts of which were deleted.
-    pub(crate) fn forget(project: &str) -> io::Result<()> {
+    /// Forgets what was applied to the machines that were deleted, and that the whole file is in force.
+    pub(crate) fn forget(
+        project: &str,
+        edges: &[Edge],
+        is_deleted: impl Fn(&End) -> bool,
+    ) -> io::Result<()> {
         let mut all = all()?;
-        if all.remove(project).is_none() {
+        let Some(applied) = all.get_mut(project) else {
             return Ok(());
+        };
+        applied.whole.clear();
+        for edge in edges {
+            if is_deleted(&edge.provider) {
+                applied.providers.remove(&name(&edge.provider));
+            }
+            if is_deleted(&edge.provider) || is_deleted(&edge.consumer) {
+                applied.edges.remove(&edge.hash);
+            }
         }
         write(&all)
     }

@@ -146,6 +146,16 @@ fn what_was_edited_and_not_applied_yet_is_not_called_broken() {
     assert_eq!(status, 1);
     assert!(lines[0].starts_with("broken  "), "{lines:#?}");
     patient.is_mended();
+    // What was deleted on request awaits another run; the rest of the file does not count as altered by somebody.
+    let destroyed = patient.world.run(&["destroy", "--machine", &dev, "--yes"]);
+    assert_eq!(destroyed.status, 0, "{destroyed:?}");
+    let (status, lines) = doctor(&patient);
+    assert!(lines[0].starts_with("pending "), "{lines:#?}");
+    assert!(
+        !lines.iter().any(|line| line.starts_with("broken")),
+        "{lines:#?}"
+    );
+    assert_eq!(status, 1);
 }
 
 #[test]

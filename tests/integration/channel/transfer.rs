@@ -86,7 +86,10 @@ fn a_file_whose_connection_breaks_goes_on_where_it_stopped() {
     );
     assert!(fs::read(world.path(&incoming("film"))).unwrap() == content);
     let landed = fs::metadata(world.path(&incoming("film"))).unwrap();
-    assert_eq!(landed.permissions().mode() & 0o7777, read_only.mode() & 0o7777);
+    assert_eq!(
+        landed.permissions().mode() & 0o7777,
+        read_only.mode() & 0o7777
+    );
     // In base64, more than 9 MiB; three pieces of 1 MiB had arrived before the cut.
     let [_, second] = between.join().unwrap();
     assert!(second.up < 7 * MIB, "{second:?}");
