@@ -35,6 +35,8 @@ const BROKEN_PAUSES: [Duration; 6] = [
     Duration::from_secs(10),
     Duration::from_secs(30),
 ];
+/// Maximum number of connections of one run.
+const CONNECTIONS_MAX: usize = 100;
 /// Maximum length of a name of a server in a message, in characters.
 const NAME_SHOWN: usize = 80;
 /// Maximum number of names in a message.
@@ -112,6 +114,7 @@ pub(super) fn with_service_again<S>(
     work: &impl AsyncFn(&mut ServerClient, &str, &mut S) -> anyhow::Result<Exit>,
 ) -> anyhow::Result<Exit> {
     let (mut tries, mut last) = (0, None);
+    let mut connections = 0;
     let mut has_opened = false;
     loop {
         let result = with_service(tool, name, "", output, async |server, service| {
@@ -126,7 +129,10 @@ pub(super) fn with_service_again<S>(
         if now != last {
             (tries, last) = (0, now);
         }
-        let Some(pause) = BROKEN_PAUSES.get(tries) else {
+        connections += 1;
+        // A provider must not be able to keep this going for ever.
+        let pause = BROKEN_PAUSES.get(tries);
+        let Some(pause) = pause.filter(|_| connections < CONNECTIONS_MAX) else {
             return Err(why);
         };
         tries += 1;

@@ -113,12 +113,14 @@ fn bus(runtime: &Path) -> Option<OsString> {
 
 /// Shows a message; returns false if the program is not installed.
 async fn show(bus: &OsString, title: &str, body: &str) -> Result<bool, ToolError> {
+    // The program reads escapes in the body, which could spell what `plain` replaces.
+    let body = body.replace('\\', "\\\\");
     let mut command = Command::new(PROGRAM);
     command
         .env_clear()
         .envs(environment())
         .env(BUS, bus)
-        .args(["--app-name=anklume", "--", title, body])
+        .args(["--app-name=anklume", "--", title, &body])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())

@@ -56,6 +56,8 @@ impl Drop for Timer {
 pub(super) struct TransferTurn<T> {
     slots: Arc<Mutex<Slots<T>>>,
     processed: Arc<Notify>,
+    /// True if the slot is no longer this turn's: the next piece may have taken it since.
+    is_passed_on: bool,
     name: String,
     idle: Duration,
 }
@@ -143,6 +145,7 @@ impl<T> Transfers<T> {
         let turn = TransferTurn {
             slots: Arc::clone(&self.slots),
             processed: Arc::clone(&self.processed),
+            is_passed_on: false,
             idle: self.idle,
             name: name.to_owned(),
         };
@@ -152,7 +155,7 @@ impl<T> Transfers<T> {
 
 impl<T: Send + 'static> TransferTurn<T> {
     /// Lets the transfer wait for the piece at `next`, for at most the idle time.
-    pub(super) fn wait(self, next: u64, transfer: T) {
+    pub(super) fn wait(mut self, next: u64, transfer: T) {
         let (slots, name, idle) = (Arc::downgrade(&self.slots), self.name.clone(), self.idle);
         // Tools always run in a runtime; unit tests without one need no timer.
         let timer = Handle::try_current().ok().map(|runtime| {
@@ -170,6 +173,7 @@ impl<T: Send + 'static> TransferTurn<T> {
             timer,
         };
         lock(&self.slots).insert(self.name.clone(), waiting);
+        self.is_passed_on = true;
         // Dropping `self` notifies those who wait for the turn.
     }
 }
@@ -188,11 +192,9 @@ fn give_up<T>(slots: &Mutex<Slots<T>>, name: &str) -> Option<Slot<T>> {
 
 impl<T> Drop for TransferTurn<T> {
     fn drop(&mut self) {
-        let mut slots = lock(&self.slots);
-        if matches!(slots.get(&self.name), Some(Slot::Taken)) {
-            slots.remove(&self.name);
+        if !self.is_passed_on {
+            lock(&self.slots).remove(&self.name);
         }
-        drop(slots);
         self.processed.notify_waiters();
     }
 }
@@ -311,6 +313,27 @@ mod tests {
         );
         drop(turn);
         taken(&transfers, "c", 0);
+    }
+
+    #[test]
+    fn a_turn_that_was_passed_on_leaves_the_next_one_alone() {
+        for _ in 0..2000 {
+            let transfers = Transfers::new(2, IDLE);
+            let (turn, _) = taken(&transfers, "a", 0);
+            std::thread::scope(|scope| {
+                scope.spawn(|| turn.wait(3, ()));
+                // The next piece, in the very moment in which its turn comes.
+                let next = loop {
+                    if let Some(next) = transfers.take_now("a", "`a`", 3).unwrap() {
+                        break next;
+                    }
+                };
+                // Long enough for the first turn to be dropped.
+                std::thread::yield_now();
+                next.0.wait(6, ());
+            });
+            assert!(taken(&transfers, "a", 6).1.is_some());
+        }
     }
 
     #[tokio::test]

@@ -103,6 +103,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
         timeout: Duration,
     ) -> Result<Box<RawValue>, ClientError> {
         let mut budget = AnswerBudget::new(timeout);
+        // Nobody waits for the answer to an earlier request any more.
+        self.early.take_if(|(early, _)| *early < id);
         loop {
             let line = match self.early.take_if(|(early, _)| *early == id) {
                 Some((_, line)) => line,

@@ -347,25 +347,33 @@ impl Upload {
             ),
         };
         let Partial { file, size, digest } = left;
-        Ok(Self {
+        let mut upload = Self {
             path: path.clone(),
             file,
             size,
             digest,
             options: piece.options.clone(),
             reservation,
-        })
+        };
+        upload.settle();
+        Ok(upload)
     }
 
-    /// Reserves space for a file of `size` bytes. Those already in a file that has a name count as used.
-    fn reserve(&mut self, portal: &Portal, size: u64) -> Result<(), ToolError> {
-        let Some(reservation) = &mut self.reservation else {
-            return Ok(());
-        };
-        if self.file.is_kept() {
+    /// Counts what a file that outlives its connection has as used: its reservation may end at any time.
+    fn settle(&mut self) {
+        if let Some(reservation) = &mut self.reservation
+            && self.file.is_kept()
+        {
             reservation.settle(self.size);
         }
-        reservation.grow(portal, size)
+    }
+
+    /// Reserves space for a file of `size` bytes.
+    fn reserve(&mut self, portal: &Portal, size: u64) -> Result<(), ToolError> {
+        match &mut self.reservation {
+            Some(reservation) => reservation.grow(portal, size),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn take(
@@ -392,6 +400,7 @@ impl Upload {
         }
         self.digest.update(&piece.data);
         self.size = size;
+        self.settle();
         Ok(self)
     }
 

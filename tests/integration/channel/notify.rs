@@ -132,7 +132,7 @@ fn a_message_is_shown_with_the_name_of_its_sender_and_imitates_no_other() {
     say("--help", None);
     say(
         "x\n[vault] <b>open</b>",
-        Some("<a href=\"http://x\">here</a>\u{202e}"),
+        Some("<a href=\"http://x\">here</a>\u{202e} \\074b\\076 \\012[vault]"),
     );
     let message = |title: &str, body: &str| ["anklume", title, body].map(str::to_owned);
     assert_eq!(
@@ -140,7 +140,7 @@ fn a_message_is_shown_with_the_name_of_its_sender_and_imitates_no_other() {
         [
             message(
                 "[alice] x\u{fffd}[vault] ‹b›open‹/b›",
-                "‹a href=\"http://x\"›here‹/a›\u{fffd}"
+                "‹a href=\"http://x\"›here‹/a›\u{fffd} \\074b\\076 \\012[vault]"
             ),
             message("[alice] --help", ""),
             message("[alice] build done", "12 tests\nall green"),

@@ -142,6 +142,23 @@ fn a_resumed_file_counts_once_against_the_quota() {
 }
 
 #[test]
+fn what_dropped_connections_leave_counts_against_the_quota() {
+    let mut bench = Bench::new().called_by("alice").with_share(200 * 1024);
+    let mut stored = 0;
+    for index in 0..20 {
+        let path = format!("f{index}");
+        let more = json!({"resume": true, "size": 40 * 1024});
+        if bench.piece(&path, 0, b"", more).is_ok()
+            && bench.piece(&path, 0, &[0; 32 * 1024], json!({})).is_ok()
+        {
+            stored += 1;
+        }
+        bench = bench.reconnect();
+    }
+    assert!((1..=6).contains(&stored), "{stored}");
+}
+
+#[test]
 fn a_read_that_goes_on_has_the_digest_of_the_whole() {
     let bench = Bench::new();
     fs::write(bench.portal().join("f"), "0123456789").unwrap();
