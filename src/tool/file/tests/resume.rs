@@ -149,7 +149,9 @@ fn what_dropped_connections_leave_counts_against_the_quota() {
         let path = format!("f{index}");
         let more = json!({"resume": true, "size": 40 * 1024});
         if bench.piece(&path, 0, b"", more).is_ok()
-            && bench.piece(&path, 0, &[0; 32 * 1024], json!({})).is_ok()
+            && bench
+                .piece(&path, 0, &vec![0; 32 * 1024], json!({}))
+                .is_ok()
         {
             stored += 1;
         }
