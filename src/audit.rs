@@ -201,8 +201,9 @@ pub fn digest_of(arguments: &Map<String, Value>) -> String {
     let sorted: BTreeMap<&String, &Value> = arguments.iter().collect();
     let mut digester = Digester::default();
     // As JSON, which is unambiguous, and incrementally, because arguments may be large. Writing cannot fail.
+    digester.add(b"{");
     for (index, (name, value)) in sorted.into_iter().enumerate() {
-        digester.add(if index == 0 { b"{" } else { b"," });
+        digester.add(if index == 0 { b"" } else { b"," });
         let _ = serde_json::to_writer(&mut digester, name);
         digester.add(b":");
         match value {
@@ -216,9 +217,6 @@ pub fn digest_of(arguments: &Map<String, Value>) -> String {
                 let _ = serde_json::to_writer(&mut digester, value);
             }
         }
-    }
-    if arguments.is_empty() {
-        digester.add(b"{");
     }
     digester.add(b"}");
     digester.end()

@@ -11,7 +11,9 @@ use base64::{DecodeError, Engine as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use check::{FixedFault, check_fixed, check_some, parse, parse_without_data, repeats_key};
+pub use check::{
+    FixedFault, check_fixed, check_some, gives_offers, parse, parse_without_data, repeats_key,
+};
 pub use path::PortalPath;
 pub use schema::{Description, describe, input_without};
 
@@ -262,6 +264,14 @@ pub struct Provided {
 pub fn time_of_change(text: &str) -> Result<jiff::Timestamp, BadArguments> {
     text.parse()
         .map_err(|_| "`modified` is not a time in RFC 3339, such as 2026-07-01T12:00:00Z".into())
+}
+
+/// Formats the time of a file's last change, in seconds since 1970 and nanoseconds; `None` if RFC 3339 cannot express it.
+#[must_use]
+pub fn changed_at(second: i64, nanosecond: u64) -> Option<String> {
+    let nanosecond = i32::try_from(nanosecond).ok()?;
+    let time = jiff::Timestamp::new(second, nanosecond).ok()?;
+    Some(time.to_string())
 }
 
 /// Output of `notify`.

@@ -392,8 +392,7 @@ fn read(kind: TextKind, text: &[u8], log: &mut LogWalk) -> Option<Vec<u8>> {
         TextKind::Report => serde_json::to_vec(&serde_json::from_slice::<SetupReport>(text).ok()?),
         TextKind::Offered => serde_json::to_vec(&serde_json::from_slice::<Offered>(text).ok()?),
         TextKind::SigningKey => {
-            let key: SigningKey = serde_json::from_slice(text).ok()?;
-            serde_json::to_vec(&key)
+            serde_json::to_vec(&serde_json::from_slice::<SigningKey>(text).ok()?)
         }
         TextKind::Services => serde_json::to_vec(&Services::from_file(text).ok()?.outline()),
         TextKind::Log(head) => {

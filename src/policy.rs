@@ -172,8 +172,7 @@ fn offered_to(tool: ToolName, request: Request<'_>) -> Option<&str> {
 /// Returns whether a service gives this machine what is offered to it.
 fn gives_offers(services: &Services, consumer: &str) -> bool {
     services.services.iter().any(|service| {
-        service.tool == ToolName::ClipboardGet
-            && service.with.get(OFFERED_ONLY) == Some(&Value::Bool(true))
+        catalogue::gives_offers(service.tool, &service.with)
             && service.consumers.iter().any(|one| one.as_str() == consumer)
     })
 }

@@ -5,7 +5,8 @@ use serde_json::{Map, Value};
 
 use super::path::PortalPath;
 use super::{
-    BODY_MAX, BadArguments, CLIPBOARD_MAX, Payload, TITLE_MAX, WHOLE_PORTAL, schema, time_of_change,
+    BODY_MAX, BadArguments, CLIPBOARD_MAX, OFFERED_ONLY, Payload, TITLE_MAX, WHOLE_PORTAL, schema,
+    time_of_change,
 };
 use crate::name::{ToolName, closest};
 use crate::text::shown;
@@ -35,21 +36,8 @@ pub fn parse<T: DeserializeOwned>(
     tool: ToolName,
     arguments: &Map<String, Value>,
 ) -> Result<T, BadArguments> {
-    let missing = missing(tool, arguments).map(|name| format!("missing argument `{name}`"));
-    refuse(missing.chain(faults(tool, arguments)))?;
-    let integers = arguments.iter().filter_map(|(name, value)| {
-        let integer = Value::from(integer(value)?);
-        (*value != integer).then(|| (name.clone(), integer))
-    });
-    let rewritten: Map<String, Value> = integers.collect();
-    // Every fault was found above, so this cannot fail; if it does, the call is refused anyway.
-    let refused = |error: serde_json::Error| BadArguments::from(error.to_string());
-    if rewritten.is_empty() {
-        return T::deserialize(arguments).map_err(refused);
-    }
-    let mut arguments = arguments.clone();
-    arguments.extend(rewritten);
-    T::deserialize(&arguments).map_err(refused)
+    check_all(tool, arguments)?;
+    read(arguments)
 }
 
 /// Reads the arguments of a call as [`parse`] does, but leaves `data`, which may be large, empty.
@@ -61,17 +49,39 @@ pub fn parse_without_data<T: DeserializeOwned>(
     tool: ToolName,
     arguments: &Map<String, Value>,
 ) -> Result<T, BadArguments> {
-    let missing = missing(tool, arguments).map(|name| format!("missing argument `{name}`"));
-    refuse(missing.chain(faults(tool, arguments)))?;
-    let others = arguments.iter().map(|(name, value)| {
-        let value = if name == "data" {
-            "".into()
-        } else {
-            value.clone()
-        };
-        (name.clone(), value)
+    check_all(tool, arguments)?;
+    let others = arguments.iter().map(|(name, value)| match name.as_str() {
+        "data" => (name.clone(), "".into()),
+        _ => (name.clone(), value.clone()),
     });
-    parse(tool, &others.collect())
+    read(&others.collect())
+}
+
+/// Returns whether a service with these fixed arguments gives only what is offered to its caller.
+#[must_use]
+pub fn gives_offers(tool: ToolName, with: &Map<String, Value>) -> bool {
+    tool == ToolName::ClipboardGet && with.get(OFFERED_ONLY) == Some(&Value::Bool(true))
+}
+
+fn check_all(tool: ToolName, arguments: &Map<String, Value>) -> Result<(), BadArguments> {
+    let missing = missing(tool, arguments).map(|name| format!("missing argument `{name}`"));
+    refuse(missing.chain(faults(tool, arguments)))
+}
+
+/// Reads arguments in which no fault was found, so that this cannot fail; if it does, the call is refused anyway.
+fn read<T: DeserializeOwned>(arguments: &Map<String, Value>) -> Result<T, BadArguments> {
+    let integers = arguments.iter().filter_map(|(name, value)| {
+        let integer = Value::from(integer(value)?);
+        (*value != integer).then(|| (name.clone(), integer))
+    });
+    let rewritten: Map<String, Value> = integers.collect();
+    let refused = |error: serde_json::Error| BadArguments::from(error.to_string());
+    if rewritten.is_empty() {
+        return T::deserialize(arguments).map_err(refused);
+    }
+    let mut arguments = arguments.clone();
+    arguments.extend(rewritten);
+    T::deserialize(&arguments).map_err(refused)
 }
 
 /// Returns a number as an integer in the JSON Schema sense: `1.0` is an integer.

@@ -265,12 +265,16 @@ impl TransferLine {
 
     /// Returns whether both are pieces of one transfer.
     fn is_of(&self, other: &Self) -> bool {
-        let name = |one: &Self| {
-            let call = one.call()?;
-            let transfer = call.transfer.as_ref()?;
-            Some((call.caller.clone(), call.service.clone(), transfer.clone()))
+        let name = |call: &Call| {
+            let Call {
+                caller,
+                service,
+                transfer,
+                ..
+            } = call;
+            (caller.clone(), service.clone(), transfer.clone())
         };
-        name(self) == name(other)
+        self.call().map(name) == other.call().map(name)
     }
 
     /// Adds the earlier pieces.

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use rmcp::model::Tool;
 use serde_json::{Map, Value};
 
-use super::mcp::{ServerClient, interruptible, text_out, with_client};
+use super::mcp::{ServerClient, client_error, interruptible, text_out, with_client};
 use super::output::Output;
 use crate::cli::{ChannelArgs, ServiceArgs};
 use crate::digest::sha256;
@@ -304,7 +304,7 @@ pub(super) async fn send(
     let start = source
         .read(WHOLE_MAX)
         .await
-        .map_err(|why| transferred(PiecesError::Read(why)))?;
+        .map_err(|why| client_error(PiecesError::Read(why)))?;
     if u64::try_from(start.len()).unwrap_or(u64::MAX) < WHOLE_MAX {
         if is_file {
             arguments.insert("sha256".to_owned(), sha256(&start).into());
@@ -322,15 +322,7 @@ pub(super) async fn send(
     let sent = server
         .send_pieces(service, &arguments, payload, moved)
         .await;
-    sent.map_err(transferred)
-}
-
-/// Unwraps a client's error, which `with_client` explains.
-pub(super) fn transferred(why: PiecesError) -> anyhow::Error {
-    match why {
-        PiecesError::Client(why) => why.into(),
-        other => other.into(),
-    }
+    sent.map_err(client_error)
 }
 
 /// Returns the structured result of a call; the words of a tool that failed are the failure.

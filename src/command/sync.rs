@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::open_infra;
 use super::output::{Output, paint_line};
-use crate::catalogue::OFFERED_ONLY;
+use crate::catalogue::gives_offers;
 use crate::cli::SyncArgs;
 use crate::edge;
 use crate::error::Exit;
@@ -99,8 +99,9 @@ fn open_clipboards(infra: &Infra) -> Option<String> {
         services.map(move |service| (&machine.name, service))
     });
     let is_open = |service: &DeclaredService| {
-        let is_offered = service.with.get(OFFERED_ONLY) == Some(&true.into());
-        service.tool == ToolName::ClipboardGet && !is_offered && !service.consumers.is_empty()
+        service.tool == ToolName::ClipboardGet
+            && !gives_offers(service.tool, &service.with)
+            && !service.consumers.is_empty()
     };
     let mut open = services.filter(|(_, service)| is_open(service));
     let (machine, service) = open.next()?;

@@ -368,7 +368,7 @@ fn allowed(files: bool) -> Result<Rules, BackendError> {
         rules.insert(call, vec![rule?]);
     }
     if !files.is_empty() {
-        // The times of an open file, which its path being null stands for, not those of any file by its path.
+        // A null path means the open file itself; no Landlock right covers setting the times of a path.
         let null = SeccompCondition::new(1, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
         rules.insert(libc::SYS_utimensat, vec![SeccompRule::new(vec![null])?]);
     }

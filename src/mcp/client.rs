@@ -14,7 +14,6 @@ use rmcp::model::{
     CallToolRequestParams, CallToolResult, ClientCapabilities, ErrorData, Implementation,
     InitializeRequestParams, InitializeResult, ListToolsResult, ProtocolVersion, Tool,
 };
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -250,34 +249,18 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         arguments: Map<String, Value>,
         one_copy: bool,
     ) -> Result<Called, ClientError> {
-        self.call_with(&call_params(tool, arguments), one_copy)
-            .await
-    }
-
-    /// Calls a tool with these parameters.
-    async fn call_with(
-        &mut self,
-        params: &impl Serialize,
-        one_copy: bool,
-    ) -> Result<Called, ClientError> {
+        let params = call_params(tool, arguments);
         let wish = one_copy.then_some(Wish::OneCopy(true));
-        let raw = self
-            .exchange
-            .request(CALL, params, wish, self.timeouts.call)
-            .await?;
-        called(raw)
+        let id = self.exchange.begin(CALL, &params, wish)?;
+        self.answer(id).await
     }
 
     /// Waits for the answer to a call that [`Exchange::begin`] queued.
     async fn answer(&mut self, id: i64) -> Result<Called, ClientError> {
         let raw = self.exchange.answer(id, CALL, self.timeouts.call).await?;
-        called(raw)
+        let result = typed(CALL, &raw)?;
+        Ok(Called { raw, result })
     }
-}
-
-fn called(raw: Box<RawValue>) -> Result<Called, ClientError> {
-    let result = typed(CALL, &raw)?;
-    Ok(Called { raw, result })
 }
 
 fn introduction() -> InitializeRequestParams {

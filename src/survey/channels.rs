@@ -217,7 +217,7 @@ impl Prober<'_> {
             Ok(ProbeResult::Silence) => match connections(edge) {
                 Ok(count) if count >= self.connections_max(edge) => (ProbeResult::Crowd, None),
                 Ok(_) => (ProbeResult::Silence, None),
-                // Silence restarts the server, so it must be certain.
+                // A silent server is restarted, so its silence must be certain.
                 Err(_) => (ProbeResult::Nothing, None),
             },
             Ok(result) => (result, None),

@@ -16,7 +16,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::clipboard::file::open_folder;
-use super::{Settings, ToolError, ToolOutcome, ToolSession, blocking, environment};
+use super::{ToolError, ToolOutcome, ToolSession, blocking, environment};
 use crate::catalogue::{Notified, Notify, parse};
 use crate::dir::{Dir, is_own};
 use crate::policy::{Caller, Grant};
@@ -167,13 +167,6 @@ fn open(folder: &Dir) -> io::Result<File> {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
     Ok(file.into())
-}
-
-/// Returns the sockets and folders of the session, for a process that shows messages in it.
-pub(super) fn places(settings: &Settings) -> Vec<PathBuf> {
-    // A call that needs the folder reports the reason.
-    let _ = open_folder(&settings.runtime);
-    vec![settings.runtime.clone()]
 }
 
 #[cfg(test)]

@@ -135,11 +135,10 @@ fn clipboard(settings: &Settings) -> ProcessLimits {
     };
     let authority = env::var_os("XAUTHORITY").map(PathBuf::from);
     let home = env::var_os("HOME").map(|home| Path::new(&home).join(".Xauthority"));
-    // For what is offered; a call that needs the folder reports the reason.
-    let _ = super::clipboard::file::open_folder(&settings.runtime);
     let mut rules = vec![
         Rule::new(&settings.program, PathRights::Run),
-        Rule::new(&settings.runtime, PathRights::Write),
+        // For what is offered.
+        runtime(settings),
         Rule::new(NULL, PathRights::Write),
     ];
     let authority = authority.or(home).into_iter();
@@ -152,11 +151,22 @@ fn clipboard(settings: &Settings) -> ProcessLimits {
     }
 }
 
-fn session(settings: &Settings) -> ProcessLimits {
+/// Returns the files that every program of the system needs.
+fn system() -> Vec<Rule> {
     let mut rules: Vec<Rule> = SYSTEM.map(|path| Rule::new(path, PathRights::Read)).into();
     rules.push(Rule::new(NULL, PathRights::Write));
-    let places = notify::places(settings).into_iter();
-    rules.extend(places.map(|path| Rule::new(path, PathRights::Write)));
+    rules
+}
+
+/// Makes the runtime folder if it is missing; a call that needs it reports why it cannot be made.
+fn runtime(settings: &Settings) -> Rule {
+    let _ = super::clipboard::file::open_folder(&settings.runtime);
+    Rule::new(&settings.runtime, PathRights::Write)
+}
+
+fn session(settings: &Settings) -> ProcessLimits {
+    let mut rules = system();
+    rules.push(runtime(settings));
     let path = search(Path::new(notify::PROGRAM));
     rules.extend(path.iter().flat_map(|path| program(path)));
     ProcessLimits {
@@ -167,8 +177,7 @@ fn session(settings: &Settings) -> ProcessLimits {
 }
 
 async fn keys(settings: &Settings) -> ProcessLimits {
-    let mut rules: Vec<Rule> = SYSTEM.map(|path| Rule::new(path, PathRights::Read)).into();
-    rules.push(Rule::new(NULL, PathRights::Write));
+    let mut rules = system();
     let (gpg, agent) = (&settings.gpg, &settings.gpg_connect_agent);
     let programs = [gpg, agent, Path::new(GPGCONF)];
     let paths = programs.into_iter().filter_map(search);

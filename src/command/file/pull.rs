@@ -22,9 +22,9 @@ use super::list::{FolderEntries, entries};
 use super::{MODE, NEW_MODE, check_count, fresh, shown, unwritable};
 use crate::catalogue::PortalPath;
 use crate::cli::FilePullArgs;
-use crate::command::mcp::ServerClient;
+use crate::command::mcp::{ServerClient, client_error};
 use crate::command::output::Output;
-use crate::command::service::{NamedService, structured, transferred, with_service_again};
+use crate::command::service::{NamedService, structured, with_service_again};
 use crate::error::{Exit, Failure};
 use crate::mcp::client::pieces::{Fetched, Fetching, PiecesError};
 use crate::name::ToolName;
@@ -238,7 +238,7 @@ impl Pull {
                 let failure = Failure::new(Exit::Failed, format!("`{shown}` is larger than 4 GiB"));
                 failure.help("split it in the provider").into()
             }
-            why => transferred(why).context(format!("cannot fetch `{shown}`")),
+            why => client_error(why).context(format!("cannot fetch `{shown}`")),
         });
         let (mut sink, result) = match fetched? {
             Fetched::Pieces(result, sink) => (sink, result),
@@ -326,7 +326,7 @@ impl Pull {
                     .map(|entry| format!("{path}{entry}")),
             );
         }
-        // The next one is the last.
+        // Reversed, because the next one is taken from the end.
         files.sort_unstable_by(|one, other| other.cmp(one));
         Ok(Some(Tree {
             files: files.len(),
@@ -350,7 +350,7 @@ impl Tree {
             Err(Errno::EXIST) => return Err(exists(target)),
             renamed => renamed.map_err(|why| unwritable(target, &why.into()))?,
         }
-        // It is no longer there to be removed.
+        // Renamed, so nothing must be removed under the old name.
         let _ = self.folder.keep();
         let files = self.files;
         let plural = if files == 1 { "file" } else { "files" };

@@ -6,13 +6,13 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::rc::Rc;
 
-use jiff::Timestamp;
-use rustix::fs::{FileType, Stat};
+use rustix::fs::FileType;
 use rustix::io::Errno;
 use serde_json::{Map, Value};
 
 use super::bar::TransferBar;
 use super::{MODE, check_count, shown, unreadable};
+use crate::catalogue::changed_at;
 use crate::cli::FilePushArgs;
 use crate::command::mcp::ServerClient;
 use crate::command::output::Output;
@@ -156,20 +156,13 @@ async fn send_content(
             let RegularFile { file, stat } = opened.ok_or_else(|| unread(Errno::NOENT))?;
             let mode = format!("{:04o}", stat.st_mode & MODE);
             arguments.insert("mode".to_owned(), mode.into());
-            let modified = modified(&stat).map(|time| ("modified".to_owned(), Value::from(time)));
-            arguments.extend(modified);
+            let modified = changed_at(stat.st_mtime, stat.st_mtime_nsec);
+            arguments.extend(modified.map(|time| ("modified".to_owned(), Value::from(time))));
             PayloadSource::of_file(file)
         }
     };
     let is_file = !matches!(one.content, OutgoingContent::EmptyFolder);
     send(server, service, arguments, source, is_file, moved).await
-}
-
-/// Returns the time of a file's last change; `None` if RFC 3339 cannot express it.
-fn modified(stat: &Stat) -> Option<String> {
-    let nanosecond = i32::try_from(stat.st_mtime_nsec).ok()?;
-    let time = Timestamp::new(stat.st_mtime, nanosecond).ok()?;
-    Some(time.to_string())
 }
 
 fn not_sent(shown: &str) -> Failure {

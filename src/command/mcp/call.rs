@@ -234,7 +234,7 @@ async fn ask(
 }
 
 /// Unwraps a client error, which `with_client` explains.
-fn client_error(why: PiecesError) -> anyhow::Error {
+pub(in crate::command) fn client_error(why: PiecesError) -> anyhow::Error {
     match why {
         PiecesError::Client(why) => why.into(),
         other => other.into(),

@@ -100,7 +100,7 @@ pub(crate) struct PayloadSource {
 }
 
 /// A piece of a payload, in base64.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct EncodedPiece {
     /// A JSON string, which is sent as it is: base64 needs no escapes.
     json: Box<RawValue>,
@@ -223,7 +223,7 @@ pub(crate) struct ArgumentPayload {
     pub(crate) source: PayloadSource,
 }
 
-/// Hears how many bytes have been transferred, of how many if that is known.
+/// Called with the number of bytes transferred so far, and with their total if it is known.
 pub(crate) type Moved<'a> = &'a mut dyn FnMut(u64, Option<u64>);
 
 /// The reason why a piecewise transfer failed.
@@ -367,37 +367,31 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
             };
             in_flight.push_back((self.exchange.begin(CALL, &call, None)?, end));
             offset = end;
-            let must_wait = last || in_flight.len() >= IN_FLIGHT_MAX;
-            let after = if must_wait {
-                // The oldest piece is answered; meanwhile, another one is prepared.
+            if last {
+                break;
+            }
+            let after = if in_flight.len() < IN_FLIGHT_MAX {
+                source.piece().await
+            } else {
+                // While the server takes the oldest piece, another one is prepared.
                 let (id, end) = in_flight.pop_front().ok_or(ClientError::Closed)?;
-                let prepare = async {
-                    if last {
-                        return Ok(EncodedPiece::default());
-                    }
-                    source.piece().await
-                };
-                let (called, after) = tokio::join!(self.answer(id), prepare);
+                let (called, after) = tokio::join!(self.answer(id), source.piece());
                 let called = called?;
-                if called.has_failed() || (last && in_flight.is_empty()) {
+                if called.has_failed() {
                     return Ok(called);
                 }
                 moved(end, total);
                 after
-            } else {
-                source.piece().await
             };
-            if last {
-                break;
-            }
             (piece, next) = (next, after.map_err(PiecesError::Read)?);
         }
         loop {
-            let (id, _) = in_flight.pop_front().ok_or(ClientError::Closed)?;
+            let (id, end) = in_flight.pop_front().ok_or(ClientError::Closed)?;
             let called = self.answer(id).await?;
             if called.has_failed() || in_flight.is_empty() {
                 return Ok(called);
             }
+            moved(end, total);
         }
     }
 

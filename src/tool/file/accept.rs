@@ -317,8 +317,8 @@ impl Upload {
                 let modified = piece.options.modified.map(|time| time.to_string());
                 let modified = modified.as_deref().unwrap_or_default();
                 let name = partial::name(path, (size, modified));
-                let folders = portal.existing_folders(path)?;
-                let left = partial::find(&folders, &name, path, size, stop)?;
+                let folders = portal.existing_folders(path);
+                let left = partial::find(folders, &name, path, size, stop)?;
                 Some((name, left))
             }
             _ => None,
@@ -336,13 +336,13 @@ impl Upload {
             portal.check_space(announced.saturating_sub(left))?;
         }
         let mode = piece.options.mode();
-        let nearest =
-            || -> Result<_, ToolError> { Ok(portal.existing_folders(path)?.swap_remove(0)) };
         let left = match kept {
             Some((_, Some(left))) => left,
-            Some((name, None)) => Partial::new(partial::create(nearest()?, &name, path, mode)?),
+            Some((name, None)) => {
+                Partial::new(partial::create(portal.nearest(path)?, &name, path, mode)?)
+            }
             None => Partial::new(
-                Unpublished::create(nearest()?, mode)
+                Unpublished::create(portal.nearest(path)?, mode)
                     .map_err(|refused| explain(refused, path, "write"))?,
             ),
         };
@@ -428,7 +428,9 @@ impl Upload {
         // The path is opened again: folders may have been moved since the first piece.
         let (parent, folders) = Portal::open_or_make(settings)?.make_parent(&path)?;
         let (_, name) = path.split();
-        let published = self.file.publish(&parent, name, mode, options.modified);
+        let published = self
+            .file
+            .publish(&parent, name, mode, options.modified.map(Into::into));
         published.map_err(|refused| match Errno::from_io_error(&refused) {
             Some(Errno::EXIST) => name_taken(&path),
             Some(errno) => explain(errno, &path, "write"),

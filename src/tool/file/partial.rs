@@ -1,13 +1,12 @@
 //! A file whose transfer may go on over a later connection: until it is complete, it has a hidden name that follows from
 //! the path, the size and the time of last change that its sender announced.
 
-use std::io::{ErrorKind, Read as _};
+use std::io::Read as _;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FileType, Mode, openat};
 use sha2::{Digest as _, Sha256};
 
-use super::portal::explain;
 use super::unpublished::{LeftFile, Unpublished};
 use crate::catalogue::{PIECE, PortalPath};
 use crate::digest::sha256;
@@ -57,17 +56,14 @@ pub(super) fn name(path: &PortalPath, (size, modified): (u64, &str)) -> String {
 
 /// Finds what an earlier connection left of a file of `size` bytes, in one of these folders.
 pub(super) fn find(
-    folders: &[Dir],
+    folders: impl Iterator<Item = Result<Dir, ToolError>>,
     name: &str,
     path: &PortalPath,
     size: u64,
     stop: &BlockingStop,
 ) -> Result<Option<Partial>, ToolError> {
     for folder in folders {
-        let folder = folder
-            .dir(".")
-            .map_err(|refused| explain(refused, path, "open the folder of"))?;
-        let taken = Unpublished::taken_up(folder, name, END)
+        let taken = Unpublished::taken_up(folder?, name, END)
             .map_err(|refused| ToolError::system(format!("write `{path}`"), refused))?;
         match taken {
             LeftFile::Absent => {}
@@ -108,12 +104,10 @@ fn received(
         stop.check()?;
         piece.clear();
         let read = file.content().take(PIECE).read_to_end(&mut piece);
-        match read {
-            Ok(0) => break,
-            Ok(_) => digest.update(&piece),
-            Err(why) if why.kind() == ErrorKind::Interrupted => {}
-            Err(why) => return Err(failed(why)),
+        if read.map_err(failed)? == 0 {
+            break;
         }
+        digest.update(&piece);
         size += u64::try_from(piece.len()).unwrap_or(u64::MAX);
     }
     if size > announced {

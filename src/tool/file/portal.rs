@@ -80,20 +80,28 @@ impl Portal {
         }
     }
 
-    /// Opens the existing folders on a file's path, from the deepest one to the portal itself.
-    pub(super) fn existing_folders(&self, path: &PortalPath) -> Result<Vec<Dir>, ToolError> {
-        let (mut folders, _) = path.split();
-        let mut existing = Vec::new();
-        loop {
-            match self.0.dir(&folders.join("/")) {
-                Err(Errno::NOENT) if !folders.is_empty() => {}
-                found => existing
-                    .push(found.map_err(|refused| explain(refused, path, "open the folder of"))?),
+    /// Opens the existing folders on a file's path one by one, from the deepest one to the portal itself.
+    pub(super) fn existing_folders(
+        &self,
+        path: &PortalPath,
+    ) -> impl Iterator<Item = Result<Dir, ToolError>> {
+        let (folders, _) = path.split();
+        (0..=folders.len()).rev().filter_map(move |depth| {
+            let above = folders.get(..depth).unwrap_or_default();
+            match self.0.dir(&above.join("/")) {
+                Err(Errno::NOENT) if depth > 0 => None,
+                found => {
+                    Some(found.map_err(|refused| explain(refused, path, "open the folder of")))
+                }
             }
-            if folders.pop().is_none() {
-                return Ok(existing);
-            }
-        }
+        })
+    }
+
+    /// Opens the deepest existing folder on a file's path.
+    pub(super) fn nearest(&self, path: &PortalPath) -> Result<Dir, ToolError> {
+        let nearest = self.existing_folders(path).next();
+        // The last one is the portal.
+        nearest.unwrap_or(Err(ToolError::Broken))
     }
 
     /// Opens a file's folder, creating any missing folders; also returns their number.

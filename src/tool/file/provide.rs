@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use jiff::Timestamp;
 use rustix::fs::{FileType, Stat, fstat};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
@@ -16,7 +15,8 @@ use sha2::{Digest as _, Sha256};
 use super::listing::{self, list};
 use super::portal::Portal;
 use crate::catalogue::{
-    BadArguments, FileProvide, PIECE, Payload, PortalPath, Provided, WHOLE_PORTAL, parse,
+    BadArguments, FileProvide, PIECE, Payload, PortalPath, Provided, WHOLE_PORTAL, changed_at,
+    parse,
 };
 use crate::digest::{hex, sha256};
 use crate::policy::{Caller, Grant};
@@ -246,7 +246,7 @@ impl FileSource {
             data: (copies == Copies::Two).then(|| Payload::of(text.clone())),
             sha256,
             mode: Some(format!("{:04o}", self.identity.mode & 0o777)),
-            modified: self.identity.modified(),
+            modified: changed_at(self.identity.modified.0, self.identity.modified.1),
             ..Provided::default()
         };
         ToolOutcome::new(text, &provided)
@@ -307,14 +307,6 @@ impl ProvidedIdentity {
             modified: (stat.st_mtime, stat.st_mtime_nsec),
             changed: (stat.st_ctime, stat.st_ctime_nsec),
         }
-    }
-
-    /// Returns the time of the last change; `None` if it is beyond the years of RFC 3339.
-    fn modified(&self) -> Option<String> {
-        let (second, nanosecond) = self.modified;
-        let second = i128::from(second).checked_mul(1_000_000_000)?;
-        let time = Timestamp::from_nanosecond(second + i128::from(nanosecond)).ok()?;
-        Some(time.to_string())
     }
 }
 

@@ -4,12 +4,11 @@
 use std::fs::{File, TryLockError};
 use std::io::{self, Seek as _, Write as _};
 use std::os::fd::AsRawFd as _;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use jiff::Timestamp;
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT, fstat,
-    futimens, linkat, openat, renameat_with, unlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, fstat, linkat, openat, renameat_with,
+    unlinkat,
 };
 use rustix::io::Errno;
 
@@ -138,7 +137,7 @@ impl Unpublished {
         folder: &Dir,
         name: &str,
         mode: Mode,
-        modified: Option<Timestamp>,
+        modified: Option<SystemTime>,
     ) -> io::Result<()> {
         // From here on, only a published file stays.
         self.discard();
@@ -148,7 +147,7 @@ impl Unpublished {
             permitted => permitted?,
         }
         if let Some(modified) = modified {
-            set_modified(&self.file, modified)?;
+            self.file.set_modified(modified)?;
         }
         self.file.sync_all()?;
         match &self.name {
@@ -188,26 +187,6 @@ impl Unpublished {
         let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         linkat(CWD, own, folder, name, AtFlags::SYMLINK_FOLLOW)
     }
-}
-
-/// Sets a file's time of last change.
-fn set_modified(file: &File, modified: Timestamp) -> Result<(), Errno> {
-    // Nanoseconds count from the second before, also before 1970.
-    let nanoseconds = modified.as_nanosecond();
-    let second = 1_000_000_000;
-    let modified = Timespec {
-        tv_sec: i64::try_from(nanoseconds.div_euclid(second)).unwrap_or_default(),
-        tv_nsec: i64::try_from(nanoseconds.rem_euclid(second)).unwrap_or_default(),
-    };
-    let unchanged = Timespec {
-        tv_sec: 0,
-        tv_nsec: UTIME_OMIT,
-    };
-    let times = Timestamps {
-        last_access: unchanged,
-        last_modification: modified,
-    };
-    futimens(file, &times)
 }
 
 /// Renames a file to an unused name.

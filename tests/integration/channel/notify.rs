@@ -1,13 +1,12 @@
 //! `notify` in a consumer: a real notification daemon on a D-Bus session of its own, and no session at all.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
 use super::world::{World, until};
-use crate::harness::have_program;
+use crate::harness::{announced, have_program};
 
 const NOTIFY: &str = "{name: say, tool: notify, consumers: [alice]}";
 
@@ -95,19 +94,6 @@ impl Drop for Desktop {
             let _ = process.wait();
         }
     }
-}
-
-/// Starts a program that announces itself by its first line.
-fn announced(mut command: Command) -> (Child, String) {
-    let mut child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    let mut stdout = BufReader::new(child.stdout.take().unwrap());
-    stdout.read_line(&mut line).unwrap();
-    (child, line.trim().to_owned())
 }
 
 #[test]

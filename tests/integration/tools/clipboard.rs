@@ -2,7 +2,7 @@
 
 mod owners;
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::Write as _;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use anklume::tool::Display;
 use serde_json::{Value, json};
 
 use super::{Server, eventually};
-use crate::harness::{ANKLUME, have_program};
+use crate::harness::{ANKLUME, announced, have_program};
 
 /// A new X server, and a tool server that uses it.
 struct Desk {
@@ -37,25 +37,19 @@ impl Desk {
             return None;
         }
         // Xvfb finds a free number itself, and prints it on stdout.
-        let mut xvfb = Command::new("Xvfb")
-            .args([
-                "-displayfd",
-                "1",
-                "-screen",
-                "0",
-                "64x64x24",
-                "-noreset",
-                "-nolisten",
-                "tcp",
-            ])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut number = String::new();
-        let mut stdout = BufReader::new(xvfb.stdout.take().unwrap());
-        stdout.read_line(&mut number).unwrap();
-        let name = format!(":{}", number.trim());
+        let mut xvfb = Command::new("Xvfb");
+        xvfb.args([
+            "-displayfd",
+            "1",
+            "-screen",
+            "0",
+            "64x64x24",
+            "-noreset",
+            "-nolisten",
+            "tcp",
+        ]);
+        let (xvfb, number) = announced(xvfb);
+        let name = format!(":{number}");
         let server = server_on(&name);
         Some(Self { xvfb, name, server })
     }
