@@ -158,7 +158,10 @@ fn on_host_only() -> Option<Failure> {
     let name = Account::machine().map_or_else(String::new, |name| format!(" `{name}`"));
     let message =
         format!("this is the machine{name}: run this command on the host, next to `infra.yml`");
-    let uses = transport::providers().into_iter().next();
+    let uses = match transport::providers() {
+        Err(why) => return Some(Failure::new(Exit::Failed, message).help(why.to_string())),
+        Ok(providers) => providers.into_iter().next(),
+    };
     let uses =
         uses.map(|provider| format!("`anklume mcp list -i {provider}` shows what it may use"));
     let offers = Path::new(SERVICES).exists();

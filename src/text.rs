@@ -163,6 +163,20 @@ pub(crate) fn shown(text: &str, max: usize) -> String {
     }
 }
 
+/// Joins names for a message: the first ones, each escaped and cut as [`shown`] does, and the number of the others.
+pub(crate) fn listed(names: &[impl AsRef<str>]) -> String {
+    /// Maximum length of a name, in characters.
+    const NAME_MAX: usize = 80;
+    /// Maximum number of names.
+    const NAMES_MAX: usize = 24;
+    let first = names.iter().take(NAMES_MAX);
+    let first: Vec<String> = first.map(|name| shown(name.as_ref(), NAME_MAX)).collect();
+    match names.len().saturating_sub(NAMES_MAX) {
+        0 => first.join(", "),
+        more => format!("{} and {more} more", first.join(", ")),
+    }
+}
+
 /// Returns the first sentence of the text.
 pub(crate) fn first_sentence(text: &str) -> &str {
     let line = text.trim_start().lines().next().unwrap_or_default();
@@ -205,6 +219,15 @@ mod tests {
     // Code that prints foreign text must choose an escaping.
     assert_not_impl_any!(Foreign: Display);
     assert_not_impl_any!(Foreign<&str>: Display);
+
+    #[test]
+    fn only_the_first_names_are_listed() {
+        let names = |count: usize| vec!["a\u{1b}"; count];
+        assert_eq!(listed(&names(2)), "a\\u{1b}, a\\u{1b}");
+        assert!(listed(&names(24)).ends_with("a\\u{1b}"));
+        assert!(listed(&names(25)).ends_with("a\\u{1b} and 1 more"));
+        assert_eq!(listed(&["x".repeat(81)]), format!("{}…", "x".repeat(80)));
+    }
 
     #[test]
     fn what_a_terminal_obeys_is_written_out_and_the_rest_stays() {

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use rmcp::model::Tool;
 use serde_json::{Map, Value};
 
-use super::mcp::{ServerClient, client_error, interruptible, text_out, with_client};
+use super::mcp::{ServerClient, client_error, interruptible, text_out, unreachable, with_client};
 use super::output::Output;
 use crate::cli::{ChannelArgs, ServiceArgs};
 use crate::digest::sha256;
@@ -18,7 +18,7 @@ use crate::mcp::client::pieces::{ArgumentPayload, Moved, PayloadSource, PiecesEr
 use crate::mcp::client::{Called, ClientError};
 use crate::mcp::server::OVERLOADED;
 use crate::name::ToolName;
-use crate::text::Foreign;
+use crate::text::{Foreign, escaped, listed};
 use crate::transport::{self, Transport};
 
 /// Length from which content is sent in pieces, in bytes: one caller may have fewer transfers than calls at once.
@@ -37,10 +37,6 @@ const BROKEN_PAUSES: [Duration; 6] = [
 ];
 /// Maximum number of connections of one run.
 const CONNECTIONS_MAX: usize = 100;
-/// Maximum length of a name of a server in a message, in characters.
-const NAME_SHOWN: usize = 80;
-/// Maximum number of names in a message.
-const NAMES_MAX: usize = 10;
 
 /// A service, as far as the user named it, and the way to it.
 #[derive(Debug, Default)]
@@ -161,7 +157,7 @@ fn only_provider(
     output: &Output,
 ) -> anyhow::Result<String> {
     let help = format!("name it: `-i PROVIDER`{otherwise}");
-    let providers = transport::providers();
+    let providers = transport::providers().map_err(|why| unreachable(&why))?;
     if providers.is_empty() {
         let message = format!("no provider of `{tool}` is named");
         return Err(Failure::new(Exit::Usage, message).help(help).into());
@@ -191,23 +187,17 @@ fn only_provider(
         // The services of a silent provider are unknown, so it may be the one.
         [] | [_] if !silent.is_empty() => Err(silent.remove(0)),
         [only] => Ok(only.clone()),
-        [] => Err(none(tool, &providers.join(", ")).into()),
+        [] => Err(none(tool, &listed(&providers)).into()),
         several => {
-            let several = several.join(", ");
-            let message = format!(
-                "several providers offer `{tool}`: {}",
-                several.escape_debug()
-            );
+            let message = format!("several providers offer `{tool}`: {}", listed(several));
             Err(Failure::new(Exit::Usage, message).help(help).into())
         }
     }
 }
 
+/// `providers` are escaped.
 fn none(tool: ToolName, providers: &str) -> Failure {
-    let message = format!(
-        "no service of {} offers `{tool}` to this machine",
-        providers.escape_debug()
-    );
+    let message = format!("no service of {providers} offers `{tool}` to this machine");
     let help = format!("ask the operator for a service with `tool: {tool}`");
     Failure::new(Exit::Refused, message).help(help)
 }
@@ -243,29 +233,21 @@ fn only_service(
         .copied()
         .filter(|name| *name != tool.as_str())
         .collect();
-    let provider = provider.unwrap_or("the provider");
+    let provider = provider.map_or_else(|| "the provider".to_owned(), escaped);
     match (services.as_slice(), all.as_slice(), named) {
         ([only], ..) | ([], [only], _) => Ok((*only).to_owned()),
-        ([], _, None) => Err(none(tool, provider)),
+        ([], _, None) => Err(none(tool, &provider)),
         ([], _, Some(named)) => {
             let message = format!(
-                "`{}` is not a service of {} that offers `{tool}` to this machine",
-                named.escape_debug(),
-                provider.escape_debug()
+                "`{}` is not a service of {provider} that offers `{tool}` to this machine",
+                escaped(named)
             );
             let help = "`anklume mcp list -i PROVIDER` shows its services";
             Err(Failure::new(Exit::Refused, message).help(help))
         }
         (several, ..) => {
-            let first = several.iter().take(NAMES_MAX);
-            let shown: Vec<String> = first
-                .map(|name| Foreign::new(*name).shown(NAME_SHOWN))
-                .collect();
-            let message = format!(
-                "several services of {} offer `{tool}`: {}",
-                provider.escape_debug(),
-                shown.join(", ")
-            );
+            let several = listed(several);
+            let message = format!("several services of {provider} offer `{tool}`: {several}");
             Err(Failure::new(Exit::Usage, message).help("name one: `--service SERVICE`"))
         }
     }

@@ -13,7 +13,6 @@ use crate::incus::State;
 use crate::incus::state::{Instance, InstanceId};
 use crate::infra::{Device, Infra, is_true};
 use crate::machine_state::{DriftKind, Identity, LOGS, ObservedMachine, Serving, Supervisor};
-use crate::name::MachineName;
 use crate::plan::{
     Facts, Ownership, PermissionChange, RecreateReason, Role, foreign_devices, in_use,
     machine_owner, profile_devices, runs_privileged,
@@ -22,13 +21,11 @@ use crate::survey::applied::Applied;
 use crate::survey::audit_checkpoint::LogState;
 use crate::survey::consumer::ConsumerFailure;
 use crate::survey::instance;
+use crate::text::listed;
 use crate::transport::shell_line;
 
 #[cfg(test)]
 mod tests;
-
-/// Maximum number of machines named in one note.
-const NAMES_MAX: usize = 8;
 
 /// The kind of fault, in the order of the checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -195,17 +192,17 @@ impl Examiner<'_> {
             .map(|edge| (&edge.provider.machine, &edge.provider))
             .collect();
         let mut roots = Vec::new();
-        let mut confined: BTreeMap<&str, Vec<&MachineName>> = BTreeMap::new();
+        let mut confined: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for (name, provider) in providers {
             let identity = self.identity(provider);
             if identity.is_some_and(|identity| identity.run_as.is_none()) {
-                roots.push(name);
+                roots.push(name.as_str());
             }
             let confinement = self
                 .found(provider)
                 .and_then(|it| it.confinement.as_deref());
             if let Some(confinement) = confinement {
-                confined.entry(confinement).or_default().push(name);
+                confined.entry(confinement).or_default().push(name.as_str());
             }
         }
         let confined = confined.iter().map(|(confinement, names)| {
@@ -553,13 +550,4 @@ pub(super) fn incus_line(verb: &str, end: &End, more: &[&str]) -> String {
     let (machine, project) = (end.machine.as_str(), end.domain.as_str());
     let words = ["incus", verb, machine, "--project", project];
     shell_line(words.iter().chain(more))
-}
-
-fn listed(names: &[&MachineName]) -> String {
-    let first = names.iter().take(NAMES_MAX).map(|name| name.as_str());
-    let first = first.collect::<Vec<_>>().join(", ");
-    match names.len().saturating_sub(NAMES_MAX) {
-        0 => first,
-        more => format!("{first} and {more} more"),
-    }
 }

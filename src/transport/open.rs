@@ -19,6 +19,7 @@ use super::program::{self, SERVE, incus_exec};
 use super::{Route, RouteContext, Socket, Transport, Unreachable};
 use crate::incus::{FindError, Incus, MachineRef, Object, find, socket_path};
 use crate::machine_state::PROGRAM;
+use crate::name::MachineName;
 use crate::text::Foreign;
 
 /// This program, even if its file has been replaced or its path is relative.
@@ -152,29 +153,40 @@ async fn connect(socket: &Socket, max_wait: Duration) -> Result<UnixStream, Unre
     })
 }
 
-/// Returns the providers whose sockets this machine has, sorted.
-pub(crate) fn providers() -> Vec<String> {
-    RouteContext::look()
-        .folder()
-        .map(sockets_in)
-        .unwrap_or_default()
+/// Returns the providers whose sockets this machine has, sorted. Fails if their folder cannot be read: only one that
+/// nobody named may be missing.
+pub(crate) fn providers() -> Result<Vec<String>, Unreachable> {
+    let context = RouteContext::look();
+    let Some(folder) = context.folder() else {
+        return Ok(Vec::new());
+    };
+    match sockets_in(folder) {
+        Err(why) if why.kind() == io::ErrorKind::NotFound && context.sockets.is_none() => {
+            Ok(Vec::new())
+        }
+        Err(why) => Err(Unreachable::SocketFolder {
+            folder: folder.to_owned(),
+            why,
+        }),
+        Ok(mut names) => {
+            names.retain(|name| name.parse::<MachineName>().is_ok());
+            Ok(names)
+        }
+    }
 }
 
-/// Returns the providers whose sockets are in a folder, sorted.
-fn sockets_in(folder: &Path) -> Vec<String> {
-    /// Maximum number of names; a folder may contain any number of files.
-    const SHOWN: usize = 64;
-    let Ok(entries) = folder.read_dir() else {
-        return Vec::new();
-    };
-    let mut names: Vec<String> = entries
-        .filter_map(Result::ok)
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter_map(|name| name.strip_suffix(".sock").map(str::to_owned))
-        .take(SHOWN)
-        .collect();
+/// Returns the names of the sockets in a folder, sorted.
+fn sockets_in(folder: &Path) -> io::Result<Vec<String>> {
+    /// Maximum number of files that are read.
+    const FILES_MAX: usize = 10_000;
+    let mut names = Vec::new();
+    for entry in folder.read_dir()?.take(FILES_MAX) {
+        let name = entry?.file_name().into_string().ok();
+        let name = name.and_then(|name| name.strip_suffix(".sock").map(str::to_owned));
+        names.extend(name);
+    }
     names.sort_unstable();
-    names
+    Ok(names)
 }
 
 async fn find_machine(

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::fs::FileTypeExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -11,13 +11,17 @@ use super::program::{shell_line, this_program};
 use crate::incus::{FindError, IncusError, MachineRef};
 use crate::machine_state::PROGRAM;
 use crate::name::closest;
-use crate::text::Foreign;
+use crate::text::{Foreign, listed};
 
 /// Maximum length of a Unix socket path, in bytes (`sun_path` without its final zero).
 const PATH_MAX: usize = 107;
 
 /// Help for a provider that is not serving.
 const ASK_PROVIDER: &str = "the provider is stopped or its server is not running: ask the operator";
+
+/// Help for a socket, or a folder of sockets, of another user.
+const ONE_USER: &str =
+    "only one user may use it: the `mcp: {uid: …}` of this machine in infra.yml, by default root";
 
 /// The reason why a server is unreachable.
 #[derive(Debug, thiserror::Error)]
@@ -45,8 +49,14 @@ pub(crate) enum Unreachable {
     #[error("{} `{}`", socket_fault(&socket.path, why), socket.path.display().to_string().escape_debug())]
     Socket {
         socket: Socket,
-        /// The providers whose sockets are next to it.
-        available: Vec<String>,
+        /// The names of the sockets next to it, or the reason why they are not known.
+        available: io::Result<Vec<String>>,
+        #[source]
+        why: io::Error,
+    },
+    #[error("cannot read `{}`: {why}", folder.display().to_string().escape_debug())]
+    SocketFolder {
+        folder: PathBuf,
         #[source]
         why: io::Error,
     },
@@ -133,6 +143,13 @@ impl Unreachable {
                 available,
                 why,
             } => Some(socket_help(socket, available, why)),
+            Self::SocketFolder { why, .. } if why.kind() == io::ErrorKind::PermissionDenied => {
+                Some(ONE_USER.to_owned())
+            }
+            Self::SocketFolder { .. } => Some(
+                "`ANKLUME_SOCKET_DIR` names the folder of the providers' sockets; without it, that is `/srv/anklume/mcp`"
+                    .to_owned(),
+            ),
             Self::Gone => Some(ASK_PROVIDER.to_owned()),
             Self::Silent { .. } => Some("wait longer with `--timeout SECONDS`".to_owned()),
             Self::NotStarted(..) | Self::Died { .. } => None,
@@ -221,36 +238,43 @@ fn push(machine: &MachineRef) -> String {
     incus_command(machine, &command, &[])
 }
 
-fn socket_help(socket: &Socket, available: &[String], why: &io::Error) -> String {
+fn socket_help(socket: &Socket, available: &io::Result<Vec<String>>, why: &io::Error) -> String {
     let path = socket.path.as_path();
-    let help = match why.kind() {
+    let help = match (why.kind(), available) {
         _ if is_too_long(path) => {
             "use a shorter path, such as a relative one or one through a symbolic link"
         }
-        io::ErrorKind::ConnectionRefused if !is_socket(path) => {
+        (io::ErrorKind::ConnectionRefused, _) if !is_socket(path) => {
             "name the socket of a provider: a file `PROVIDER.sock`"
         }
-        io::ErrorKind::PermissionDenied => {
-            "only one user may use it: the `mcp: {uid: …}` of this machine in infra.yml, by default root"
+        (io::ErrorKind::PermissionDenied, _) => ONE_USER,
+        (io::ErrorKind::NotFound, Err(unread)) => {
+            return format!("which sockets its folder contains is not known: {unread}");
         }
-        io::ErrorKind::NotFound if available.is_empty() && socket.provider.is_none() => {
-            "that folder contains no socket; `-i PROVIDER` finds a provider's socket"
-        }
-        io::ErrorKind::NotFound if available.is_empty() => {
-            "no provider serves this machine; the operator declares services in infra.yml"
-        }
-        io::ErrorKind::NotFound => {
-            let name = path.file_stem().unwrap_or_default().to_string_lossy();
-            let near = closest(&name, available.iter().map(String::as_str));
-            let near = near.map(|near| format!("did you mean `{}`? ", near.escape_debug()));
-            let known = available.join(", ");
-            return format!(
-                "{}available: {}",
-                near.unwrap_or_default(),
-                known.escape_debug()
-            );
-        }
+        (io::ErrorKind::NotFound, Ok(names)) => return no_socket_help(socket, names),
         _ => ASK_PROVIDER,
     };
     help.to_owned()
+}
+
+/// Returns the next step where no socket has that name, but those with these names are next to it.
+fn no_socket_help(socket: &Socket, names: &[String]) -> String {
+    let name = socket.path.file_stem().unwrap_or_default();
+    let name = name.to_string_lossy();
+    match (names, &socket.provider) {
+        ([], None) => {
+            "that folder contains no socket; `-i PROVIDER` finds a provider's socket".to_owned()
+        }
+        ([], Some(_)) => {
+            "no provider serves this machine; the operator declares services in infra.yml"
+                .to_owned()
+        }
+        // A link whose target is gone, or a socket that was made a moment later.
+        _ if names.iter().any(|known| *known == name) => ASK_PROVIDER.to_owned(),
+        _ => {
+            let near = closest(&name, names.iter().map(String::as_str));
+            let near = near.map(|near| format!("did you mean `{}`? ", near.escape_debug()));
+            format!("{}available: {}", near.unwrap_or_default(), listed(names))
+        }
+    }
 }

@@ -28,13 +28,11 @@ use crate::mcp::client::{CALL, DryRunRequest, LIST, Wish, call_params, dry_run_m
 use crate::mcp::{TOOL_KEY, server};
 use crate::name::{MachineName, ServiceName, ToolName, closest};
 use crate::setup::account::Account;
-use crate::text::{Foreign, first_sentence};
+use crate::text::{Foreign, first_sentence, listed};
 use crate::transport::{
     self, LOCAL_REMOTE, Route, Transport, incus_exec, shell_line, this_program,
 };
 
-/// Maximum number of tools to list if the requested one does not exist.
-const TOOLS_MAX: usize = 40;
 /// Maximum length of a tool name in a listing, in characters; MCP allows 128.
 const NAME_MAX: usize = 128;
 /// Maximum length of a description in a listing, in characters.
@@ -56,7 +54,9 @@ pub(super) fn list(args: &McpListArgs, output: &Output) -> anyhow::Result<Exit> 
         });
     }
     with_client(args, output, async |server, channel| {
-        if let (Transport::Local, [first, ..]) = (channel, transport::providers().as_slice()) {
+        // A note, which a folder that cannot be read does not need.
+        let providers = transport::providers().unwrap_or_default();
+        if let (Transport::Local, [first, ..]) = (channel, providers.as_slice()) {
             output.say(&format!(
                 "note: these are this machine's own tools; those of a provider: `anklume mcp list -i {}`",
                 escaped(first)
@@ -81,11 +81,11 @@ pub(super) fn list(args: &McpListArgs, output: &Output) -> anyhow::Result<Exit> 
 fn note_services(callable: &[Foreign<Tool>], output: &Output) {
     let names = callable.iter().map(|tool| &*tool.raw().name);
     let services = names.filter(|name| name.parse::<ToolName>().is_err());
-    let services: Vec<String> = services.take(TOOLS_MAX).map(escaped).collect();
+    let services: Vec<&str> = services.collect();
     if !services.is_empty() {
+        let services = listed(&services);
         output.say(&format!(
-            "note: the machine's services can be called too: {}",
-            services.join(", ")
+            "note: the machine's services can be called too: {services}"
         ));
     }
 }
@@ -268,12 +268,10 @@ fn comes_in_pieces(tool: &Tool, object: &Map<String, Value>) -> bool {
 /// Reports that the tool does not exist or is not available to this caller, which the provider does not distinguish.
 fn unknown(name: &str, tools: &[Foreign<Tool>], channel: &Transport) -> Failure {
     let names: Vec<&str> = tools.iter().map(|tool| &*tool.raw().name).collect();
-    let listed = names.iter().take(TOOLS_MAX).map(|name| escaped(name));
-    let listed: Vec<String> = listed.collect();
-    let providers = transport::providers();
-    let mut help = match listed.len() {
-        0 => "no tools are available to you".to_owned(),
-        _ => format!("available tools: {}", listed.join(", ")),
+    let providers = transport::providers().unwrap_or_default();
+    let mut help = match names.as_slice() {
+        [] => "no tools are available to you".to_owned(),
+        names => format!("available tools: {}", listed(names)),
     };
     let runs = |tool: &&Foreign<Tool>| {
         let behind = tool
@@ -292,7 +290,7 @@ fn unknown(name: &str, tools: &[Foreign<Tool>], channel: &Transport) -> Failure 
     let message = format!("Unknown tool: {}", escaped(name));
     let Transport::Socket(socket) = channel else {
         if let (Transport::Local, [_, ..]) = (channel, providers.as_slice()) {
-            let known = escaped(&providers.join(", "));
+            let known = listed(&providers);
             // Writing to a `String` cannot fail.
             let _ = write!(help, "; use `-i` for the tools of another machine: {known}");
         }

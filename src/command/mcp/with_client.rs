@@ -254,7 +254,7 @@ pub(super) fn unavailable(why: &impl Display) -> Failure {
     Failure::new(Exit::Unavailable, cannot_reach(why))
 }
 
-pub(super) fn unreachable(why: &Unreachable) -> Failure {
+pub(in crate::command) fn unreachable(why: &Unreachable) -> Failure {
     let help = why.help();
     Failure {
         help,

@@ -350,3 +350,61 @@ fn a_dry_run_shows_the_messages_and_sends_nothing() {
     let opening = "# connect to '/nowhere/it'\\''s'\n";
     ran.answers(&format!("{opening}{hello}{call}"));
 }
+
+#[test]
+fn a_folder_of_sockets_that_cannot_be_read_does_not_count_as_empty() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let missing = folder.path().join("missing");
+    let causes = [
+        (&missing, "No such file or directory (os error 2)"),
+        (&file, "Not a directory (os error 20)"),
+    ];
+    let commands: [&[&str]; 5] = [
+        &["clipboard", "get"],
+        &["file", "list"],
+        &["file", "pull", "x"],
+        &["file", "push", "main.rs"],
+        &["sign", "main.rs"],
+    ];
+    let run = |folder: &std::path::Path, command: &[&str]| {
+        Anklume::new()
+            .file("main.rs", "")
+            .args(command.iter().copied().map(str::to_owned))
+            .env("ANKLUME_SOCKET_DIR", folder.to_str().unwrap())
+            .run()
+    };
+    for command in commands {
+        for (folder, why) in causes {
+            let message = format!(
+                "error: Cannot reach MCP server: cannot read `{}`: {why}\n  = help: `ANKLUME_SOCKET_DIR` names the folder of the providers' sockets; without it, that is `/srv/anklume/mcp`\n",
+                folder.display()
+            );
+            run(folder, command).is(4, "", &message);
+        }
+        // An empty one is: no provider could be meant.
+        let ran = run(folder.path(), command);
+        assert_eq!(ran.status, 2, "{command:?}: {}", ran.stderr);
+        assert!(
+            ran.stderr.starts_with("error: no provider of `"),
+            "{}",
+            ran.stderr
+        );
+    }
+}
+
+#[test]
+fn a_name_is_not_suggested_for_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink("nowhere", folder.path().join("vault.sock")).unwrap();
+    let ran = Anklume::new()
+        .args(["mcp", "list", "-i", "vault"])
+        .env("ANKLUME_SOCKET_DIR", folder.path().to_str().unwrap())
+        .run();
+    let message = format!(
+        "error: Cannot reach MCP server: no socket exists at `{}/vault.sock`\n  = help: the provider is stopped or its server is not running: ask the operator\n",
+        folder.path().display()
+    );
+    ran.is(4, "", &message);
+}
