@@ -105,9 +105,12 @@ pub struct Call {
     pub bytes_out: u64,
     /// Microseconds from the request to the answer.
     pub duration_us: u64,
-    /// The same for all pieces that one connection sends of, or fetches from, one payload; absent for other calls.
+    /// The same for all pieces that one connection sends or fetches of one payload; absent for other calls.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub transfer: Option<Foreign>,
+    /// True if the transfer was complete with this piece.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub completes: bool,
     /// SHA-256 of the arguments, sealed with the machine's key ([`SealKey::seal`]), in hexadecimal.
     pub arguments: Foreign,
 }
@@ -150,6 +153,27 @@ pub enum Outcome {
     TimedOut,
     /// No tool ran.
     NotRun,
+}
+
+/// How a call ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallEnd {
+    /// The outcome.
+    pub outcome: Outcome,
+    /// Size of the answer's text, in bytes.
+    pub bytes_out: u64,
+    /// True if a transfer was complete with this call.
+    pub completes: bool,
+}
+
+impl From<Outcome> for CallEnd {
+    fn from(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            bytes_out: 0,
+            completes: false,
+        }
+    }
 }
 
 impl fmt::Display for Outcome {

@@ -1,12 +1,14 @@
 //! `anklume audit …`: shows and verifies the audit log.
 
+mod transfer_lines;
+
 use std::fs::File;
 use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::mcp::{interruptible, machine_on_host};
@@ -21,15 +23,12 @@ use crate::machine_state::PROGRAM;
 use crate::setup::account::Account;
 use crate::text::Foreign;
 use crate::transport::{RemoteExec, RemoteExecError, RouteContext};
+use transfer_lines::{ShownLine, TransferLines};
 
 /// Maximum number of times to reread a log whose last line is unfinished.
 const RETRIES: usize = 3;
 /// Maximum wait for a line of a machine's log.
 const REMOTE_LINE: Duration = Duration::from_secs(30);
-/// Maximum pause between two pieces of one transfer.
-const PIECE_PAUSE: SignedDuration = SignedDuration::from_mins(5);
-/// Maximum number of transfers that are read at the same time.
-const TRANSFERS_MAX: usize = 1000;
 /// Pause before rereading: a server that is writing the line will have finished by then.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -87,32 +86,21 @@ fn show(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit> {
         if output.is_json() {
             return output.answer(&[chain::printable(bytes), b"\n".to_vec()].concat());
         }
-        for text in transfers.take(line) {
-            output.text(&text)?;
+        for line in transfers.take(line) {
+            output.text(&shown_text(&line))?;
         }
         Ok(())
     };
-    match &args.instance {
-        Some(machine) if is_this_machine(machine)? => show_files(&args.log.file, &mut take)?,
-        Some(machine) => {
-            show_remote(machine, args, &mut take)?;
-            if lines == 0 {
-                let message = format!("`{}` has no audit log", machine.escape_debug());
-                let help = "only a machine that offers services has one: `anklume policy list`";
-                return Err(Failure::new(Exit::Failed, message).help(help).into());
-            }
-        }
-        None if args.remote => {
-            if audit::files(&args.log.file).is_ok_and(|files| !files.is_empty()) {
-                show_files(&args.log.file, &mut take)?;
-            }
-            output.answer(b"\n")?;
-            io::copy(&mut io::stdin().lock(), &mut io::sink())?;
-        }
-        None => show_files(&args.log.file, &mut take)?,
+    let read = read_log(args, output, &mut take);
+    // What was read before an error is shown as well.
+    for line in transfers.rest() {
+        output.text(&shown_text(&line))?;
     }
-    for text in transfers.rest() {
-        output.text(&text)?;
+    read?;
+    if let (Some(machine), 0) = (&args.instance, lines) {
+        let message = format!("`{}` has no audit log", machine.escape_debug());
+        let help = "only a machine that offers services has one: `anklume policy list`";
+        return Err(Failure::new(Exit::Failed, message).help(help).into());
     }
     if foreign > 0 {
         let verify = match &args.instance {
@@ -127,6 +115,27 @@ fn show(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit> {
         output.say(&format!("note: none of {lines} line(s) matches"));
     }
     Ok(Exit::Done)
+}
+
+/// Reads the log of this machine or of the named one.
+fn read_log(
+    args: &AuditShowArgs,
+    output: &Output,
+    take: &mut impl FnMut(&[u8]) -> io::Result<()>,
+) -> anyhow::Result<()> {
+    match &args.instance {
+        Some(machine) if is_this_machine(machine)? => show_files(&args.log.file, take),
+        Some(machine) => show_remote(machine, args, take),
+        None if args.remote => {
+            if audit::files(&args.log.file).is_ok_and(|files| !files.is_empty()) {
+                show_files(&args.log.file, take)?;
+            }
+            output.answer(b"\n")?;
+            io::copy(&mut io::stdin().lock(), &mut io::sink())?;
+            Ok(())
+        }
+        None => show_files(&args.log.file, take),
+    }
 }
 
 /// Returns whether this is the named machine; fails in any other machine, which has no Incus to ask.
@@ -207,91 +216,15 @@ fn is_wanted(line: &LogLine, args: &AuditShowArgs, since: Option<Timestamp>) -> 
         && args.decision.is_none_or(|wanted| decision == wanted)
 }
 
-/// The transfers of which pieces have been read, the one whose last piece is the oldest first.
-#[derive(Default)]
-struct TransferLines(Vec<TransferLine>);
-
-/// The pieces of one transfer, shown as one line.
-struct TransferLine {
-    /// The last piece, with the sums of all pieces.
-    line: LogLine,
-    pieces: u64,
-}
-
-impl TransferLines {
-    /// Takes a line, and returns what can be shown now.
-    fn take(&mut self, line: LogLine) -> Vec<String> {
-        let is_over = |one: &TransferLine| {
-            let time = |line: &LogLine| line.time.parse::<Timestamp>();
-            let pause = time(&line).map(|now| time(&one.line).map(|last| now.duration_since(last)));
-            !matches!(pause, Ok(Ok(pause)) if pause <= PIECE_PAUSE)
-        };
-        let over = self.0.iter().take_while(|one| is_over(one)).count();
-        let over = over.max((self.0.len() + 1).saturating_sub(TRANSFERS_MAX));
-        let mut shown: Vec<String> = self.0.drain(..over).map(TransferLine::text).collect();
-        if TransferLine::is_piece(&line) {
-            let mut transfer = TransferLine { line, pieces: 1 };
-            if let Some(at) = self.0.iter().position(|one| one.is_of(&transfer)) {
-                transfer.add(&self.0.remove(at));
-            }
-            self.0.push(transfer);
-        } else {
-            shown.push(line_text(&line));
-        }
-        shown
-    }
-
-    /// Returns the lines that are left at the end.
-    fn rest(self) -> impl Iterator<Item = String> {
-        self.0.into_iter().map(TransferLine::text)
-    }
-}
-
-impl TransferLine {
-    /// Returns whether a line is that of a piece that ran.
-    fn is_piece(line: &LogLine) -> bool {
-        let Event::Call(call) = &line.event else {
-            return false;
-        };
-        call.transfer.is_some() && call.decision == Verdict::Allowed
-    }
-
-    fn call(&self) -> Option<&Call> {
-        match &self.line.event {
-            Event::Call(call) => Some(call),
-            _ => None,
-        }
-    }
-
-    /// Returns whether both are pieces of one transfer.
-    fn is_of(&self, other: &Self) -> bool {
-        let name = |call: &Call| {
-            let Call {
-                caller,
-                service,
-                transfer,
-                ..
-            } = call;
-            (caller.clone(), service.clone(), transfer.clone())
-        };
-        self.call().map(name) == other.call().map(name)
-    }
-
-    /// Adds the earlier pieces.
-    fn add(&mut self, earlier: &Self) {
-        self.pieces += earlier.pieces;
-        if let (Event::Call(call), Some(before)) = (&mut self.line.event, earlier.call()) {
-            call.bytes_in = call.bytes_in.saturating_add(before.bytes_in);
-            call.bytes_out = call.bytes_out.saturating_add(before.bytes_out);
-            call.duration_us = call.duration_us.saturating_add(before.duration_us);
-        }
-    }
-
-    fn text(self) -> String {
-        let text = line_text(&self.line);
-        match self.pieces {
-            1 => text,
-            pieces => format!("{} ({pieces} pieces)\n", text.trim_end()),
+/// Formats a line, and says how many pieces of a transfer it stands for.
+fn shown_text(shown: &ShownLine) -> String {
+    let text = line_text(&shown.line);
+    match (shown.pieces, shown.is_incomplete()) {
+        (0, _) | (1, false) => text,
+        (pieces, is_incomplete) => {
+            let plural = if pieces == 1 { "piece" } else { "pieces" };
+            let incomplete = if is_incomplete { ", incomplete" } else { "" };
+            format!("{} ({pieces} {plural}{incomplete})\n", text.trim_end())
         }
     }
 }

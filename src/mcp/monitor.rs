@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::audit::{Call, Outcome, Verdict, bounded, bounded_reason};
+use crate::audit::{Call, CallEnd, Outcome, Verdict, bounded, bounded_reason};
 use crate::mcp::concurrency::{ConcurrencyLimiter, Overloaded, RunningCall};
 use crate::mcp::policy_watcher::{Policy, PolicyWatcher};
 use crate::mcp::recorder::{BegunCall, Recorder};
@@ -49,7 +49,7 @@ pub(crate) trait Monitor: Send + Sync {
 pub(crate) trait Admitted: Send {
     /// Makes room for the next call and logs how this one ended. When this returns, the line is in the file and the
     /// answer may be sent. Fails under the same conditions as [`Monitor::log`].
-    fn ended(self: Box<Self>, outcome: Outcome, bytes_out: u64) -> Result<(), LogError>;
+    fn ended(self: Box<Self>, end: CallEnd) -> Result<(), LogError>;
 }
 
 /// The reason why a call that the policy grants does not run.
@@ -118,6 +118,7 @@ impl Local {
             caller: self.caller.to_string().into(),
             outcome: Outcome::NotRun,
             bytes_out: 0,
+            completes: false,
             tool: service.map_or(line.tool, |service| Some(service.tool.as_str().into())),
             reason: if not_consumer && line.decision == Verdict::Refused {
                 // The caller gets the same answer for a missing service as for a forbidden one; only the log differs.
@@ -154,10 +155,10 @@ struct LocalCall {
 }
 
 impl Admitted for LocalCall {
-    fn ended(self: Box<Self>, outcome: Outcome, bytes_out: u64) -> Result<(), LogError> {
+    fn ended(self: Box<Self>, end: CallEnd) -> Result<(), LogError> {
         let Self { running, begun } = *self;
         drop(running);
-        begun.ended(outcome, bytes_out).map_err(|_| LogError)
+        begun.ended(end).map_err(|_| LogError)
     }
 }
 
@@ -195,12 +196,8 @@ pub(crate) fn attend(
                     last
                 }))
             }
-            MonitorRequest::Ended {
-                place,
-                outcome,
-                bytes_out,
-            } => match running.remove(&place) {
-                Some(call) => done(Box::new(call).ended(outcome, bytes_out)),
+            MonitorRequest::Ended { place, end } => match running.remove(&place) {
+                Some(call) => done(Box::new(call).ended(end)),
                 None => return,
             },
             MonitorRequest::Abandoned { place } => match running.remove(&place).map(drop) {

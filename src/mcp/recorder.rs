@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::audit::chain::unlinked;
 use crate::audit::flood::{CallKind, Counted, Floods};
-use crate::audit::{self, AuditError, Call, Event, Log, Outcome, Verdict};
+use crate::audit::{self, AuditError, Call, CallEnd, Event, Log, Outcome, Verdict};
 use crate::text::Foreign;
 
 /// Maximum number of lines kept until they can be written. Calls beyond that are only counted.
@@ -293,27 +293,28 @@ pub(crate) struct BegunCall {
 impl BegunCall {
     /// Logs how the call ended. When this returns, the line is in the file and the answer may be sent. If the line
     /// could not be written, it is kept; unless that is allowed, this fails and the answer must not be sent.
-    pub(crate) fn ended(mut self, outcome: Outcome, bytes_out: u64) -> Result<(), AuditError> {
-        let written = self.write(outcome, bytes_out);
+    pub(crate) fn ended(mut self, end: CallEnd) -> Result<(), AuditError> {
+        let written = self.write(end);
         written.map_or(Ok(()), |written| {
             self.recorder.tolerate(written, self.allow_unlogged)
         })
     }
 
     /// Writes the line, once.
-    fn write(&mut self, outcome: Outcome, bytes_out: u64) -> Option<Result<(), AuditError>> {
+    fn write(&mut self, end: CallEnd) -> Option<Result<(), AuditError>> {
         let mut line = self.line.take()?;
         let ran = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
         line.duration_us = line.duration_us.saturating_add(ran);
-        line.outcome = outcome;
-        line.bytes_out = bytes_out;
+        line.outcome = end.outcome;
+        line.bytes_out = end.bytes_out;
+        line.completes = end.completes;
         Some(self.recorder.write_ran(line))
     }
 }
 
 impl Drop for BegunCall {
     fn drop(&mut self) {
-        if let Some(written) = self.write(Outcome::Cancelled, 0) {
+        if let Some(written) = self.write(Outcome::Cancelled.into()) {
             self.recorder.note(&written);
         }
         self.recorder.running.fetch_sub(1, Ordering::Relaxed);

@@ -11,6 +11,7 @@ mod in_flight;
 mod message;
 #[cfg(test)]
 mod tests;
+mod transfer_ids;
 mod transport;
 
 pub(crate) use call_pipeline::OVERLOADED;

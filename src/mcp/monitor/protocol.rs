@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::AdmitError;
-use crate::audit::{Call, Outcome};
+use crate::audit::{Call, CallEnd};
 use crate::services::Services;
 use crate::tool::Resource;
 
@@ -34,9 +34,7 @@ pub(super) enum MonitorRequest {
     Ended {
         /// The call's place from [`Response::Admit`].
         place: u64,
-        outcome: Outcome,
-        /// Length of the answer, in bytes.
-        bytes_out: u64,
+        end: CallEnd,
     },
     /// Log that this call ended with its connection.
     Abandoned {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::protocol::{MonitorRequest, RESPONSE_MAX, Response, SpinRead, receive, send};
 use super::{AdmitError, Admitted, LogError, Monitor};
-use crate::audit::{Call, Outcome};
+use crate::audit::{Call, CallEnd};
 use crate::mcp::policy_watcher::{Loaded, Policy, PolicyError, PolicyWatcher};
 use crate::mcp::throttle::Lender;
 use crate::tool::Resource;
@@ -165,12 +165,9 @@ struct RemoteCall {
 }
 
 impl Admitted for RemoteCall {
-    fn ended(mut self: Box<Self>, outcome: Outcome, bytes_out: u64) -> Result<(), LogError> {
-        let ended = self.place.take().map(|place| MonitorRequest::Ended {
-            place,
-            outcome,
-            bytes_out,
-        });
+    fn ended(mut self: Box<Self>, end: CallEnd) -> Result<(), LogError> {
+        let place = self.place.take();
+        let ended = place.map(|place| MonitorRequest::Ended { place, end });
         ended.map_or(Ok(()), |ended| self.server.log(&ended))
     }
 }

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::remote::RemoteMonitor;
 use super::*;
 use crate::audit::chain::{ReadLine, read};
-use crate::audit::{Event, Log};
+use crate::audit::{CallEnd, Event, Log};
 use crate::mcp::policy_watcher::PolicyWatcher;
 use crate::services::Services;
 use crate::text::Foreign;
@@ -104,6 +104,7 @@ fn line(service: &str, policy: &str) -> Call {
         bytes_out: 0,
         duration_us: 1,
         transfer: None,
+        completes: false,
         arguments: "".into(),
     }
 }
@@ -120,7 +121,7 @@ fn a_call_is_let_in_and_logged_as_its_callers_whatever_its_process_says() {
     let place = remote.admit(line("sign", &policy.digest)).unwrap();
     let full = remote.admit(line("sign", &policy.digest)).err().unwrap();
     assert!(matches!(full, AdmitError::Overloaded(_)), "{full:?}");
-    place.ended(Outcome::Done, 7).unwrap();
+    place.ended(done(7)).unwrap();
     // The place is free again, but another consumer's service remains out of reach.
     drop(remote.admit(line("sign", &policy.digest)).unwrap());
     let other = remote.admit(line("secret", &policy.digest)).err().unwrap();
@@ -182,7 +183,7 @@ fn a_process_that_ends_has_its_calls_logged_and_one_without_a_server_runs_nothin
     let text = String::from_utf8(text).unwrap();
     assert!(text.contains(r#""outcome":"cancelled""#), "{text}");
     assert!(!lost.load(Ordering::Relaxed));
-    assert!(place.ended(Outcome::Done, 1).is_err());
+    assert!(place.ended(done(1)).is_err());
     assert!(lost.load(Ordering::Relaxed));
     assert!(matches!(
         remote.admit(line("sign", &digest)).err(),
@@ -225,4 +226,11 @@ impl House for Nothing {
     }
 
     fn give_back(&self) {}
+}
+
+fn done(bytes_out: u64) -> CallEnd {
+    CallEnd {
+        bytes_out,
+        ..Outcome::Done.into()
+    }
 }

@@ -84,6 +84,7 @@ fn call(decision: Verdict, outcome: Outcome) -> Call {
         bytes_out: 0,
         duration_us: 1,
         transfer: None,
+        completes: false,
         arguments: "".into(),
     }
 }
@@ -124,7 +125,7 @@ fn every_call_that_ran_while_the_log_was_away_is_told_of_and_memory_is_bounded()
         .collect();
     bench.log_goes();
     for one in begun {
-        assert!(one.ended(Outcome::Done, 1).is_err());
+        assert!(one.ended(done(1)).is_err());
     }
     // No further call runs.
     assert!(bench.recorder.begin(ran(), false).is_err());
@@ -199,4 +200,11 @@ fn what_is_left_at_the_end_is_given_as_text() {
         "{left:?}"
     );
     assert!(left[1].ends_with(r#""event":"stop","pid":1}"#), "{left:?}");
+}
+
+fn done(bytes_out: u64) -> CallEnd {
+    CallEnd {
+        bytes_out,
+        ..Outcome::Done.into()
+    }
 }

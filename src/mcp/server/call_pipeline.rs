@@ -2,7 +2,6 @@
 //!
 //! The policy is applied when the call arrives, and again after it has waited for its turn.
 
-use std::hash::{BuildHasher as _, RandomState};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +16,8 @@ use tokio::time::{Instant, timeout};
 use super::Server;
 use super::call::{CallProgress, OwnCall, OwnCalls, failed, fault, refused, succeeded};
 use super::in_flight::InFlightRequests;
-use crate::audit::{self, Outcome, Verdict, bounded, digest_of};
+use super::transfer_ids::TransferIds;
+use crate::audit::{self, CallEnd, Outcome, Verdict, bounded, digest_of};
 use crate::catalogue::check_some;
 use crate::limits::CALL_TIME;
 use crate::mcp::concurrency::{Overloaded, too_many_connections};
@@ -28,7 +28,6 @@ use crate::mcp::throttle::{MemoryPermit, SHORT};
 use crate::mcp::{ONE_COPY_KEY, shown};
 use crate::name::ToolName;
 use crate::policy::{self, Caller, Decision, Denial, Grant, Request};
-use crate::text::Foreign;
 use crate::tool::{self, Copies, ToolError, ToolOutcome, ToolSession};
 
 /// Code of the "overloaded" error (JSON-RPC leaves -32000 to -32099 to servers).
@@ -55,8 +54,7 @@ pub(super) struct ConnectionState {
     /// Slots for running tools.
     slots: Arc<Semaphore>,
     own: OwnCalls,
-    /// Names the connection's transfers in the log without revealing their paths.
-    transfers: RandomState,
+    transfers: TransferIds,
 }
 
 impl ConnectionState {
@@ -66,7 +64,7 @@ impl ConnectionState {
             helpers: server.shared.helpers.clone().map(Connection::new),
             slots: Arc::new(Semaphore::new(server.limits.running as usize)),
             own: OwnCalls::default(),
-            transfers: RandomState::new(),
+            transfers: TransferIds::default(),
             server,
             flight,
         }
@@ -114,7 +112,8 @@ impl<'a> CallPipeline<'a> {
                 bytes_in,
                 bytes_out: 0,
                 duration_us: 0,
-                transfer: transfer(&connection.transfers, name, arguments),
+                transfer: connection.transfers.of(name, arguments),
+                completes: false,
                 arguments: digest_of(arguments).into(),
             },
         }
@@ -145,7 +144,11 @@ impl<'a> CallPipeline<'a> {
         }
         let (outcome, result) = self.run_tool(&grant, max_time).await;
         let bytes_out = result.as_ref().map_or(0, text_bytes);
-        let logged = call.admitted.ended(outcome, bytes_out);
+        let logged = call.admitted.ended(CallEnd {
+            outcome,
+            bytes_out,
+            completes: self.entry.transfer.is_some() && result.as_ref().is_ok_and(is_complete),
+        });
         drop(call.count);
         logged.map_err(|_| Err(unlogged(true)))?;
         let left = usize::try_from(bytes_out).unwrap_or(usize::MAX);
@@ -323,13 +326,6 @@ impl<'a> CallPipeline<'a> {
     }
 }
 
-/// Names the transfer to which a call belongs, if it is a piece of one.
-fn transfer(names: &RandomState, service: &str, arguments: &Map<String, Value>) -> Option<Foreign> {
-    arguments.get("offset")?;
-    let path = arguments.get("path").and_then(Value::as_str);
-    Some(format!("{:016x}", names.hash_one((service, path))).into())
-}
-
 /// Returns the number of slots that a running tool takes: more for large answers, which wait in memory to be written.
 const fn slots_of(tool: ToolName) -> u32 {
     match tool {
@@ -350,6 +346,12 @@ fn unlogged(ran: bool) -> ErrorData {
         "the call is refused: this server cannot write its log"
     };
     ErrorData::internal_error(text, Some(json!({"logged": false, "ran": ran})))
+}
+
+/// Returns whether a result says that it is that of the last piece.
+fn is_complete(result: &CallToolResult) -> bool {
+    let content = result.structured_content.as_ref();
+    content.and_then(|content| content.get("complete")) == Some(&Value::Bool(true))
 }
 
 fn text_bytes(result: &CallToolResult) -> u64 {

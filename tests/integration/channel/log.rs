@@ -533,15 +533,18 @@ fn the_pieces_of_a_transfer_are_shown_as_one_line_and_logged_each() {
     }
     let whole = json!({"path": "whole", "data": "aGk="});
     alice.call("inbox", &whole);
+    // One that is interrupted, and one of a name that is taken.
+    piece(&mut bob, "two", 0, false);
+    piece(&mut bob, "two", 2, false);
+    let taken = json!({"path": "one", "data": "aGk=", "offset": 0, "final": false});
+    let answer = alice.call("inbox", &taken);
+    assert_eq!(answer["result"]["isError"], json!(true), "{answer}");
     server.end();
     let calls = world.logged("call");
     let transfers: Vec<Option<&str>> = calls.iter().map(|call| call["transfer"].as_str()).collect();
-    assert_eq!(transfers.len(), 10);
-    let (pieces, [None]) = transfers.split_at(9) else {
-        panic!("{transfers:?}");
-    };
-    let names: std::collections::BTreeSet<_> = pieces.iter().map(|name| name.unwrap()).collect();
-    assert_eq!(names.len(), 3, "{transfers:?}");
+    assert_eq!((transfers.len(), transfers[9]), (13, None));
+    let names: std::collections::BTreeSet<_> = transfers.iter().flatten().collect();
+    assert_eq!(names.len(), 5, "{transfers:?}");
     let shown = world.run(&["audit", "show", "--service", "inbox"]);
     let words = |line: &str| -> Vec<String> {
         let words = line.split_whitespace().skip(1);
@@ -555,16 +558,18 @@ fn the_pieces_of_a_transfer_are_shown_as_one_line_and_logged_each() {
         .lines()
         .map(|line| words(line).join(" "))
         .collect();
-    let one = |caller: &str, pieces: &str| {
-        format!("allowed {caller} inbox (file_accept) done, B in, B out, ms{pieces}")
+    let one = |caller: &str, outcome: &str, pieces: &str| {
+        format!("allowed {caller} inbox (file_accept) {outcome}, B in, B out, ms{pieces}")
     };
     assert_eq!(
         lines,
         [
-            one("alice", ""),
-            one("alice", " (3 pieces)"),
-            one("alice", " (3 pieces)"),
-            one("bob", " (3 pieces)"),
+            one("alice", "done", " (3 pieces)"),
+            one("alice", "done", " (3 pieces)"),
+            one("bob", "done", " (3 pieces)"),
+            one("alice", "done", ""),
+            one("bob", "done", " (2 pieces, incomplete)"),
+            one("alice", "failed", " (1 piece, incomplete)"),
         ]
     );
     let bytes: u64 = calls
