@@ -145,8 +145,13 @@ async fn connect(socket: &Socket, max_wait: Duration) -> Result<UnixStream, Unre
     connected.map_err(|why| {
         let folder = socket.path.parent();
         let folder = folder.filter(|folder| !folder.as_os_str().is_empty());
+        let available = match sockets_in(folder.unwrap_or(Path::new("."))) {
+            // A folder that does not exist has none.
+            Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            available => available,
+        };
         Unreachable::Socket {
-            available: sockets_in(folder.unwrap_or(Path::new("."))),
+            available,
             socket: socket.clone(),
             why,
         }
