@@ -98,10 +98,11 @@ impl Dir {
     /// Opens the folder at `path` with these flags. `path` may lead through links; `resolve` restricts paths below it.
     pub(crate) fn open(path: &Path, flags: OFlags, resolve: ResolveFlags) -> Result<Self, Errno> {
         let handle = open(path, flags, Mode::empty())?;
-        Ok(Self::new(handle, flags, resolve))
+        Ok(Self::from_handle(handle, flags, resolve))
     }
 
-    fn new(handle: OwnedFd, flags: OFlags, resolve: ResolveFlags) -> Self {
+    /// Takes an open folder; these flags apply to what is opened below it.
+    pub(crate) fn from_handle(handle: OwnedFd, flags: OFlags, resolve: ResolveFlags) -> Self {
         let handle = handle.into();
         Self {
             handle,
@@ -113,7 +114,7 @@ impl Dir {
     /// Opens a folder below this one in the same way.
     pub(crate) fn dir(&self, path: &str) -> Result<Self, Errno> {
         let handle = self.open_at(path, self.flags)?;
-        Ok(Self::new(handle, self.flags, self.resolve))
+        Ok(Self::from_handle(handle, self.flags, self.resolve))
     }
 
     /// Opens the entry at this path.

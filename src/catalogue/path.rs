@@ -69,28 +69,28 @@ impl fmt::Display for PortalPath {
 
 fn fault(text: &str) -> Option<String> {
     if text.is_empty() {
-        return Some("`path` is empty".to_owned());
+        return Some("the path is empty".to_owned());
     }
     let length = text.len();
     if length > PATH_BYTES_MAX {
         return Some(format!(
-            "`path` has {length} bytes; at most {PATH_BYTES_MAX} are allowed"
+            "the path has {length} bytes; at most {PATH_BYTES_MAX} are allowed"
         ));
     }
     if text.starts_with('/') {
         let escaped = escaped(text);
         return Some(format!(
-            "`path` must be relative to the portal, not `{escaped}`"
+            "the path must be relative to the portal, not `{escaped}`"
         ));
     }
     let depth = text.split('/').count();
     if depth > COMPONENTS_MAX {
         return Some(format!(
-            "`path` is {depth} names deep; at most {COMPONENTS_MAX} are allowed"
+            "the path is {depth} names deep; at most {COMPONENTS_MAX} are allowed"
         ));
     }
     let fault = text.split('/').find_map(component_fault)?;
-    Some(format!("`path` is `{}`, and {fault}", escaped(text)))
+    Some(format!("the path is `{}`, and {fault}", escaped(text)))
 }
 
 fn component_fault(name: &str) -> Option<String> {
@@ -257,41 +257,41 @@ mod tests {
     #[test]
     fn what_leads_out_or_misleads_is_refused() {
         for (bad, why) in [
-            ("", "`path` is empty"),
+            ("", "the path is empty"),
             (
                 "/etc/passwd",
-                "`path` must be relative to the portal, not `/etc/passwd`",
+                "the path must be relative to the portal, not `/etc/passwd`",
             ),
             (
                 "a//b",
-                "`path` is `a//b`, and a name between two `/` or at the end is empty",
+                "the path is `a//b`, and a name between two `/` or at the end is empty",
             ),
             (
                 "a/",
-                "`path` is `a/`, and a name between two `/` or at the end is empty",
+                "the path is `a/`, and a name between two `/` or at the end is empty",
             ),
-            ("..", "`path` is `..`, and `..` is not allowed"),
-            ("a/../b", "`path` is `a/../b`, and `..` is not allowed"),
-            ("./a", "`path` is `./a`, and `.` is not allowed"),
+            ("..", "the path is `..`, and `..` is not allowed"),
+            ("a/../b", "the path is `a/../b`, and `..` is not allowed"),
+            ("./a", "the path is `./a`, and `.` is not allowed"),
             (
                 "-rf",
-                "`path` is `-rf`, and a name must not begin with `-`, which programs take for an option; try `_rf`",
+                "the path is `-rf`, and a name must not begin with `-`, which programs take for an option; try `_rf`",
             ),
             (
                 "a/ b",
-                "`path` is `a/ b`, and a name must not begin or end with a space; try `a/b`",
+                "the path is `a/ b`, and a name must not begin or end with a space; try `a/b`",
             ),
             (
                 "a\0b",
-                "`path` is `a\\0b`, and the character U+0000 is not allowed there, because it is invisible or misleading; try `a_b`",
+                "the path is `a\\0b`, and the character U+0000 is not allowed there, because it is invisible or misleading; try `a_b`",
             ),
             (
                 "a\n",
-                "`path` is `a\\n`, and the character U+000A is not allowed there, because it is invisible or misleading; try `a_`",
+                "the path is `a\\n`, and the character U+000A is not allowed there, because it is invisible or misleading; try `a_`",
             ),
             (
                 "gpj.\u{202e}exe",
-                "`path` is `gpj.\\u{202e}exe`, and the character U+202E is not allowed there, because it is invisible or misleading; try `gpj.exe`",
+                "the path is `gpj.\\u{202e}exe`, and the character U+202E is not allowed there, because it is invisible or misleading; try `gpj.exe`",
             ),
         ] {
             assert_eq!(

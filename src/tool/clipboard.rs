@@ -6,10 +6,10 @@
 //!
 //! An unreachable display that the environment names is an error: the file is not the clipboard that the user sees.
 
-mod armed;
 pub(crate) mod display;
 pub(super) mod file;
 mod offer;
+mod one_time;
 mod x11;
 
 use std::ffi::OsString;
@@ -35,7 +35,7 @@ pub(super) async fn get(grant: &Grant, session: &ToolSession) -> Result<ToolOutc
     let settings = &session.settings;
     let text = if offered_only == Some(true) {
         let (folder, caller) = (settings.runtime.clone(), grant.caller().clone());
-        blocking(move |_| armed::take(&folder, &caller)).await?
+        blocking(move |stop| one_time::take(&folder, &caller, stop)).await?
     } else if let Some(display) = &settings.display {
         let task = match passwords {
             Some(true) => HolderTask::ReadPassword,
@@ -69,9 +69,9 @@ pub(super) async fn set(grant: &Grant, session: &ToolSession) -> Result<ToolOutc
         let said = format!(
             "{} offered to `{consumer}` for {} s",
             text::bytes(bytes),
-            armed::VALID.as_secs()
+            one_time::VALID.as_secs()
         );
-        blocking(move |stop| armed::arm(&folder, &consumer, &content, stop)).await?;
+        blocking(move |stop| one_time::offer(&folder, &consumer, &content, stop)).await?;
         return ToolOutcome::new(said, &Clipped { bytes });
     }
     if let Some(display) = &settings.display {

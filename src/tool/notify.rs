@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use super::clipboard::file::open_folder;
 use super::{ToolError, ToolOutcome, ToolSession, blocking, environment};
 use crate::catalogue::{Notified, Notify, parse};
-use crate::dir::{Dir, is_own};
+use crate::dir::{Dir, is_own, lock_within};
 use crate::policy::{Caller, Grant};
 use crate::text::is_invisible;
 
@@ -31,6 +31,8 @@ const WAIT: Duration = Duration::from_secs(5);
 /// The file in the runtime folder, and what it is renamed to when it is full.
 const FILE: &str = "notifications";
 const OLD: &str = "notifications.1";
+/// Time for which other messages may keep the file locked.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
 /// Size at which the file is full, in bytes.
 const FILE_MAX: u64 = 256 * 1024;
 
@@ -146,12 +148,20 @@ async fn show(bus: &OsString, title: &str, body: &str) -> Result<bool, ToolError
 /// Appends a line to the file of messages; a full file is renamed, and replaces an older one.
 fn append(runtime: &Path, line: &str) -> io::Result<()> {
     let folder = open_folder(runtime).map_err(io::Error::other)?;
-    let mut file = open(&folder)?;
-    if file.metadata()?.len() >= FILE_MAX {
+    loop {
+        let mut file = open(&folder)?;
+        // Only its holder renames it: of two that find it full, the second finds another file.
+        lock_within(LOCK_WAIT, || file.try_lock()).map_err(io::Error::from)?;
+        let named = folder.stat(FILE)?;
+        let stat = fstat(&file)?;
+        if named.is_none_or(|named| named.st_ino != stat.st_ino) {
+            continue;
+        }
+        if file.metadata()?.len() < FILE_MAX {
+            return file.write_all(line.as_bytes());
+        }
         folder.rename(FILE, OLD)?;
-        file = open(&folder)?;
     }
-    file.write_all(line.as_bytes())
 }
 
 fn open(folder: &Dir) -> io::Result<File> {

@@ -71,7 +71,7 @@ fn a_number_without_a_fraction_is_whole_however_it_is_written() {
 #[test]
 fn only_file_provide_takes_the_whole_portal() {
     let refused = faults(ToolName::FileAccept, json!({"path": ".", "data": ""}));
-    assert_eq!(refused, ["`path` is `.`, and `.` is not allowed"]);
+    assert_eq!(refused, ["the path is `.`, and `.` is not allowed"]);
     let taken = json!({"path": ".", "entries": true});
     assert!(faults(ToolName::FileProvide, taken).is_empty());
 }
@@ -153,7 +153,7 @@ fn every_fault_of_a_call_is_said_in_words() {
         (
             ToolName::FileAccept,
             json!({"path": "../a", "data": ""}),
-            "`path` is `../a`, and `..` is not allowed",
+            "the path is `../a`, and `..` is not allowed",
         ),
         (
             ToolName::FileAccept,
@@ -172,7 +172,7 @@ fn every_fault_of_a_call_is_said_in_words() {
         [
             "missing argument `data`",
             "`mode` must be a string, not a number",
-            "`path` must be relative to the portal, not `/x`",
+            "the path must be relative to the portal, not `/x`",
             "unknown argument `nope!`; `file_accept` takes `path`, `data`, `mode`, `offset`, `final`, `size`, `sha256`, `modified`, `resume`, `folder`",
         ]
     );
@@ -287,7 +287,7 @@ fn fixed_arguments_are_held_to_the_same_rules() {
             fault("mode", "`mode` must be a string, not a number"),
             fault(
                 "path",
-                "`path` must be relative to the portal, not `/etc/x`"
+                "the path must be relative to the portal, not `/etc/x`"
             ),
             fault(
                 "data",

@@ -68,7 +68,7 @@ pub(in crate::tool) async fn accept(
     let sent = grant.shared_arguments();
     let caller = grant.caller().clone();
     let mut path = PortalPath::new(&arguments.path)?;
-    if partial::is_reserved(path.split().1) {
+    if partial::leads_to_reserved(&path) {
         return Err(reserved(&path));
     }
     if let Caller::Consumer(name) = &caller {
@@ -121,7 +121,7 @@ fn incoming(consumer: &MachineName) -> String {
 }
 
 fn reserved(path: &PortalPath) -> ToolError {
-    let message = format!("`path` is `{path}`, a name that anklume uses for incomplete files");
+    let message = format!("the path is `{path}`, a name that anklume uses for incomplete files");
     BadArguments::from(message).into()
 }
 
@@ -299,15 +299,7 @@ impl Upload {
     ) -> Result<Self, ToolError> {
         let portal = Portal::open_or_make(settings)?;
         let path = &piece.path;
-        let (_, name) = path.split();
-        if let Some(parent) = portal.parent(path)?
-            && parent
-                .stat(name)
-                .map_err(|refused| explain(refused, path, "look for"))?
-                .is_some()
-        {
-            return Err(name_taken(path));
-        }
+        check_free(&portal, path)?;
         let kept = match piece.options.size {
             Some(size) if piece.resume => {
                 if let Caller::Consumer(consumer) = &piece.caller {
@@ -319,6 +311,8 @@ impl Upload {
                 let name = partial::name(path, (size, modified));
                 let folders = portal.existing_folders(path);
                 let left = partial::find(folders, &name, path, size, stop)?;
+                // An earlier connection may have completed it while this one waited.
+                check_free(&portal, path)?;
                 Some((name, left))
             }
             _ => None,
@@ -404,26 +398,42 @@ impl Upload {
         Ok(self)
     }
 
-    /// Gives the file its name, unless its digest differs from the announced one.
-    pub(super) fn finish(
-        mut self,
-        settings: &Settings,
-        stop: &BlockingStop,
-    ) -> Result<ToolOutcome, ToolError> {
-        self.file.discard();
-        let Self { path, options, .. } = self;
-        let actual = hex(&self.digest.finalize());
-        let mode = options.mode();
-        if options.size.is_some_and(|announced| self.size != announced) {
+    /// Checks the size, and the digest of the content, against what was announced.
+    fn check(&self, actual: &str) -> Result<(), ToolError> {
+        if self
+            .options
+            .size
+            .is_some_and(|announced| self.size != announced)
+        {
             let actual = self.size;
             let message = format!(
                 "`size` differs from the size of the content, {actual}; nothing was written"
             );
             return Err(BadArguments::from(message).into());
         }
-        if let Some(announced) = options.sha256.filter(|announced| *announced != actual) {
-            return Err(ToolError::Digest { actual, announced });
+        match &self.options.sha256 {
+            Some(announced) if announced != actual => Err(ToolError::Digest {
+                actual: actual.to_owned(),
+                announced: announced.clone(),
+            }),
+            _ => Ok(()),
         }
+    }
+
+    /// Gives the file its name, unless its size or its digest differs from the announced one. A file that is kept stays if
+    /// the call ends before.
+    pub(super) fn finish(
+        mut self,
+        settings: &Settings,
+        stop: &BlockingStop,
+    ) -> Result<ToolOutcome, ToolError> {
+        let actual = hex(&self.digest.clone().finalize());
+        if let Err(refused) = self.check(&actual) {
+            self.file.discard();
+            return Err(refused);
+        }
+        let Self { path, options, .. } = self;
+        let mode = options.mode();
         stop.check()?;
         // The path is opened again: folders may have been moved since the first piece.
         let (parent, folders) = Portal::open_or_make(settings)?.make_parent(&path)?;
@@ -447,6 +457,18 @@ impl Upload {
             sha256: Some(actual),
         };
         ToolOutcome::new(accepted.path.clone(), &accepted)
+    }
+}
+
+/// Checks that nothing has the file's name yet.
+fn check_free(portal: &Portal, path: &PortalPath) -> Result<(), ToolError> {
+    let Some(parent) = portal.parent(path)? else {
+        return Ok(());
+    };
+    let found = parent.stat(path.split().1);
+    match found.map_err(|refused| explain(refused, path, "look for"))? {
+        Some(_) => Err(name_taken(path)),
+        None => Ok(()),
     }
 }
 

@@ -1,16 +1,18 @@
 //! A file whose transfer may go on over a later connection: until it is complete, it has a hidden name that follows from
 //! the path, the size and the time of last change that its sender announced.
 
-use std::io::Read as _;
+use std::ffi::CStr;
+use std::io::{self, Read as _};
+use std::os::fd::AsFd;
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{FileType, Mode, openat};
+use rustix::fs::{FileType, Mode, Stat, openat};
 use sha2::{Digest as _, Sha256};
 
 use super::unpublished::{LeftFile, Unpublished};
 use crate::catalogue::{PIECE, PortalPath};
 use crate::digest::sha256;
-use crate::dir::{Dir, READ};
+use crate::dir::{BENEATH, Dir, READ, SEARCH};
 use crate::tool::{BlockingStop, ToolError};
 
 const PREFIX: &str = ".anklume-";
@@ -19,6 +21,8 @@ const SUFFIX: &str = ".part";
 const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 /// Time that the earlier connection of a file may take to end.
 const END: Duration = Duration::from_secs(5);
+/// Maximum number of entries of a folder that are searched for abandoned files.
+const ENTRIES_MAX: usize = 10_000;
 /// Length of the digest in a name, in characters.
 const DIGITS: usize = 32;
 
@@ -39,6 +43,11 @@ impl Partial {
             digest: Sha256::new(),
         }
     }
+}
+
+/// Returns whether any name in a path is that of an incomplete file.
+pub(super) fn leads_to_reserved(path: &PortalPath) -> bool {
+    path.as_str().split('/').any(is_reserved)
 }
 
 /// Returns whether a name is that of an incomplete file.
@@ -125,27 +134,45 @@ fn remove_abandoned(folder: &Dir) {
     };
     let entries = rustix::fs::Dir::new(listed).into_iter().flatten().flatten();
     let names: Vec<String> = entries
+        .take(ENTRIES_MAX)
         .filter_map(|entry| entry.file_name().to_str().ok().map(str::to_owned))
         .filter(|name| is_reserved(name))
         .collect();
     for name in names {
-        let is_old = |stat: &rustix::fs::Stat| {
-            let changed = u64::try_from(stat.st_mtime).unwrap_or_default();
-            let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(changed);
-            FileType::from_raw_mode(stat.st_mode).is_file()
-                && changed.elapsed().is_ok_and(|age| age > KEPT)
-        };
         if folder
             .stat(&name)
-            .ok()
-            .flatten()
-            .as_ref()
-            .is_some_and(is_old)
-            && let Ok(again) = folder.dir(".")
-            && let Ok(LeftFile::Up(mut file)) = Unpublished::taken_up(again, &name, Duration::ZERO)
+            .is_ok_and(|stat| stat.is_some_and(|stat| is_old(&stat)))
         {
-            // Dropping it removes it.
-            file.discard();
+            remove_if_unused(folder, &name);
         }
     }
+}
+
+/// Removes an abandoned file that is met when a folder is measured; returns whether it is gone.
+pub(super) fn remove_met(folder: &impl AsFd, name: &CStr, stat: &Stat) -> bool {
+    let name = name.to_str().ok().filter(|name| is_reserved(name));
+    let Some(name) = name.filter(|_| is_old(stat)) else {
+        return false;
+    };
+    let opened = folder.as_fd().try_clone_to_owned();
+    opened.is_ok_and(|opened| remove_if_unused(&Dir::from_handle(opened, SEARCH, BENEATH), name))
+}
+
+/// Returns whether it is a file whose last piece was received long ago.
+fn is_old(stat: &Stat) -> bool {
+    let changed = u64::try_from(stat.st_mtime).unwrap_or_default();
+    let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(changed);
+    FileType::from_raw_mode(stat.st_mode).is_file() && changed.elapsed().is_ok_and(|age| age > KEPT)
+}
+
+/// Removes a file unless a connection is using it; returns whether it did.
+fn remove_if_unused(folder: &Dir, name: &str) -> bool {
+    let again = folder.dir(".").map_err(io::Error::from);
+    let taken = again.and_then(|again| Unpublished::taken_up(again, name, Duration::ZERO));
+    let Ok(LeftFile::Up(mut file)) = taken else {
+        return false;
+    };
+    // Dropping it removes it.
+    file.discard();
+    true
 }

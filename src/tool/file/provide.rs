@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use super::listing::{self, list};
+use super::partial::leads_to_reserved;
 use super::portal::Portal;
 use crate::catalogue::{
     BadArguments, FileProvide, PIECE, Payload, PortalPath, Provided, WHOLE_PORTAL, changed_at,
@@ -125,6 +126,10 @@ impl FileSource {
         requested: &PortalPath,
         caller: &Caller,
     ) -> Result<Self, ToolError> {
+        if leads_to_reserved(requested) {
+            let path = requested.to_string();
+            return Err(ToolError::NotFound { path });
+        }
         let portal = Portal::open(settings)?;
         let paths = match caller {
             Caller::Operator => vec![requested.clone()],

@@ -189,11 +189,14 @@ fn paths_that_lead_out_are_refused_as_text() {
         "a\u{202e}b",
     ] {
         assert!(
-            bench.provide(path).unwrap_err().contains("`path`"),
+            bench.provide(path).unwrap_err().starts_with("the path "),
             "{path:?}"
         );
         assert!(
-            bench.accept(path, b"x").unwrap_err().contains("`path`"),
+            bench
+                .accept(path, b"x")
+                .unwrap_err()
+                .starts_with("the path "),
             "{path:?}"
         );
     }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, statat};
 use rustix::io::Errno;
 
+use super::partial::remove_met;
 use super::portal::Portal;
 use crate::tool::ToolError;
 
@@ -156,7 +157,8 @@ fn blocks(size: u64) -> u64 {
     size.div_ceil(BLOCK).max(1).saturating_mul(BLOCK)
 }
 
-/// Returns the number of bytes below a portal folder, in whole blocks.
+/// Returns the number of bytes below a portal folder, in whole blocks; removes the incomplete files of senders that have
+/// not come back.
 fn measure(portal: &Portal, folder: &str) -> Result<u64, ToolError> {
     let failed = |refused| ToolError::system(format!("list `{folder}`"), refused);
     let Some(opened) = portal.open_folder(folder).map_err(failed)? else {
@@ -179,6 +181,9 @@ fn sum(folder: OwnedFd, depth: usize) -> Result<u64, Errno> {
             Err(Errno::NOENT) => continue,
             stat => stat?,
         };
+        if remove_met(&entries.fd()?, entry.file_name(), &stat) {
+            continue;
+        }
         let is_folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         let size = if is_folder { 0 } else { stat.st_size };
         if is_folder {

@@ -88,9 +88,22 @@ fn only_an_empty_first_piece_with_a_size_resumes_and_nobody_names_a_hidden_file(
     let hidden = ".anklume-0.part";
     assert_eq!(
         bench.accept(hidden, b"").unwrap_err(),
-        "`path` is `.anklume-0.part`, a name that anklume uses for incomplete files"
+        "the path is `.anklume-0.part`, a name that anklume uses for incomplete files"
+    );
+    let inside = ".anklume-0.part/f";
+    assert_eq!(
+        bench.accept(inside, b"").unwrap_err(),
+        "the path is `.anklume-0.part/f`, a name that anklume uses for incomplete files"
     );
     assert_eq!(bench.entries(), 0);
+    // Nor fetches one, even as the operator.
+    for path in [hidden, inside] {
+        fs::create_dir_all(bench.portal().join(path).parent().unwrap()).unwrap();
+        fs::write(bench.portal().join(path), "half").unwrap();
+        let none = format!("no file `{path}` in the portal");
+        assert_eq!(bench.provide(path).unwrap_err(), none);
+        fs::remove_file(bench.portal().join(path)).unwrap();
+    }
 }
 
 #[test]
@@ -119,6 +132,30 @@ fn what_nobody_finishes_is_removed_after_a_day_and_a_link_in_its_place_is_not_fo
     let bench = bench.reconnect();
     assert!(begin(&bench, 3).is_err());
     assert_eq!(fs::read(&outside).unwrap(), b"abcdef");
+}
+
+#[test]
+fn what_nobody_finishes_makes_room_for_other_files_wherever_it_is() {
+    let bench = Bench::new().called_by("alice").with_share(40 * 1024);
+    bench.accept("d/small", b"x").unwrap();
+    begin(&bench, 30 * 1024).unwrap();
+    bench
+        .piece("d/f", 0, &vec![0; 28 * 1024], json!({}))
+        .unwrap();
+    let bench = bench.reconnect();
+    let large = [0; 24 * 1024];
+    bench.accept("other", &large).unwrap_err();
+    let folder = bench.portal().join("incoming/alice/d");
+    let hidden = names(&bench, "incoming/alice/d");
+    let hidden = hidden.iter().find(|name| name.starts_with('.')).unwrap();
+    let file = fs::File::options()
+        .append(true)
+        .open(folder.join(hidden))
+        .unwrap();
+    let long_ago = SystemTime::now() - Duration::from_secs(24 * 60 * 60 + 60);
+    file.set_modified(long_ago).unwrap();
+    bench.accept("other", &large).unwrap();
+    assert_eq!(names(&bench, "incoming/alice/d"), ["small"]);
 }
 
 #[test]
