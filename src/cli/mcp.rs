@@ -190,7 +190,7 @@ pub struct FilePushArgs {
     /// Files, and folders with everything in them; `-` is stdin
     #[arg(value_name = "FILE", required = true)]
     pub files: Vec<PathBuf>,
-    /// Its name in the provider [default: the same]
+    /// The name, or the path, that it gets in the provider [default: its own name]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
     /// The service to call.
@@ -221,7 +221,7 @@ pub struct FilePullArgs {
     after_help = "Examples:\n  anklume file list -i vault-signer\n  anklume file list -i vault-signer reports"
 )]
 pub struct FileListArgs {
-    /// A folder in the provider's portal [default: the whole portal, as far as it is for this machine]
+    /// A folder in the provider's portal [default: everything that this machine may fetch]
     #[arg(value_name = "NAME")]
     pub name: Option<String>,
     /// The service to call.

@@ -85,7 +85,7 @@ fn offer(args: &ClipboardOfferArgs, output: &Output) -> anyhow::Result<Exit> {
 }
 
 fn get(args: &ClipboardArgs, output: &Output) -> anyhow::Result<Exit> {
-    let (tool, name) = (ToolName::ClipboardGet, NamedService::of(&args.service, ""));
+    let (tool, name) = (ToolName::ClipboardGet, NamedService::of(&args.service, "")?);
     with_service(tool, &name, "", output, async |server, service| {
         let called = server.call(service, Map::new(), false).await?;
         let content = text(&structured(&called)?, "text")?;
@@ -113,7 +113,7 @@ fn text_on_stdin() -> Result<String, Failure> {
 
 fn set(args: &ClipboardArgs, output: &Output) -> anyhow::Result<Exit> {
     let content = text_on_stdin()?;
-    let (tool, name) = (ToolName::ClipboardSet, NamedService::of(&args.service, ""));
+    let (tool, name) = (ToolName::ClipboardSet, NamedService::of(&args.service, "")?);
     with_service(tool, &name, "", output, async |server, service| {
         let arguments = [("content".to_owned(), content.into())];
         let called = server

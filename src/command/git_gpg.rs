@@ -94,7 +94,7 @@ fn request(args: &[OsString]) -> Result<GitRequest, Failure> {
 }
 
 fn sign(key: &str, status: i32, output: &Output) -> anyhow::Result<Exit> {
-    let name = named();
+    let name = named()?;
     with_signer(&name, output, async |server, service| {
         let public = sign::public_key(server, service).await?;
         if !is_key(key, &public) {
@@ -168,14 +168,14 @@ fn algorithms(name: &str) -> (u8, u8) {
 }
 
 /// The service that signs: of the environment, or of git's configuration.
-fn named() -> NamedService {
+fn named() -> Result<NamedService, Failure> {
     if let Ok(named) = std::env::var(SIGN)
         && !named.is_empty()
     {
         return NamedService::parse(&named);
     }
     let Ok(mut git) = transport::program("git") else {
-        return NamedService::default();
+        return Ok(NamedService::default());
     };
     // Git itself passes the folder of the repository on.
     git.args(["config", "--get", CONFIG])

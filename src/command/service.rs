@@ -48,9 +48,9 @@ pub(super) struct NamedService {
 
 impl NamedService {
     /// Reads the arguments; `otherwise` is what names the service if they do not.
-    pub(super) fn of(args: &ServiceArgs, otherwise: &str) -> Self {
-        let name = Self::parse(args.instance.as_deref().unwrap_or(otherwise));
-        Self {
+    pub(super) fn of(args: &ServiceArgs, otherwise: &str) -> Result<Self, Failure> {
+        let name = Self::parse(args.instance.as_deref().unwrap_or(otherwise))?;
+        Ok(Self {
             service: args.service.clone().or(name.service),
             channel: ChannelArgs {
                 instance: name.channel.instance,
@@ -59,20 +59,30 @@ impl NamedService {
                 timeout: args.timeout,
                 dry_run: false,
             },
-        }
+        })
     }
 
     /// Parses `PROVIDER` or `PROVIDER/SERVICE`; an empty text names nothing.
-    pub(super) fn parse(text: &str) -> Self {
-        let part = |part: &str| (!part.is_empty()).then(|| part.to_owned());
-        let (provider, service) = text.split_once('/').unwrap_or((text, ""));
-        Self {
-            service: part(service),
+    pub(super) fn parse(text: &str) -> Result<Self, Failure> {
+        if text.is_empty() {
+            return Ok(Self::default());
+        }
+        let (provider, service) = match text.split_once('/') {
+            Some((provider, service)) => (provider, Some(service)),
+            None => (text, None),
+        };
+        if provider.is_empty() || service.is_some_and(str::is_empty) {
+            let message = format!("`{}` does not name a service", escaped(text));
+            let help = "write it as PROVIDER or PROVIDER/SERVICE";
+            return Err(Failure::new(Exit::Usage, message).help(help));
+        }
+        Ok(Self {
+            service: service.map(str::to_owned),
             channel: ChannelArgs {
-                instance: part(provider),
+                instance: Some(provider.to_owned()),
                 ..ChannelArgs::default()
             },
-        }
+        })
     }
 }
 
@@ -143,10 +153,21 @@ pub(super) fn with_service_again<S>(
     }
 }
 
-/// Returns whether a connection ended before its work did.
+/// Returns whether a connection ended before its work did, could not be opened, or carried more calls than its provider
+/// can run.
 fn is_broken(why: &anyhow::Error) -> bool {
-    let failure = why.downcast_ref::<Failure>();
-    failure.is_some_and(|failure| failure.exit == Exit::Unavailable)
+    match why.downcast_ref::<ClientError>() {
+        Some(ClientError::Closed | ClientError::Silent(_) | ClientError::Stream(_)) => true,
+        Some(why) => is_overload(why),
+        None => why
+            .downcast_ref::<Failure>()
+            .is_some_and(|failure| failure.exit == Exit::Unavailable),
+    }
+}
+
+/// Returns whether the provider refused a call only because it is overloaded; nothing ran.
+fn is_overload(why: &ClientError) -> bool {
+    matches!(why, ClientError::Refused { refusal, .. } if refusal.raw().code.0 == OVERLOADED)
 }
 
 /// Returns the only provider of this machine that offers a service with this tool.
@@ -262,9 +283,7 @@ pub(super) async fn call(
     let mut left = OVERLOADED_TRIES;
     loop {
         match server.call(service, arguments.clone(), false).await {
-            Err(ClientError::Refused { refusal, .. })
-                if refusal.raw().code.0 == OVERLOADED && left > 0 =>
-            {
+            Err(why) if is_overload(&why) && left > 0 => {
                 left -= 1;
                 tokio::time::sleep(OVERLOADED_PAUSE).await;
             }

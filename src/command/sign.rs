@@ -60,7 +60,7 @@ pub(super) fn run(args: &SignArgs, output: &Output) -> anyhow::Result<Exit> {
                 .into());
         }
     }
-    let name = NamedService::of(&args.service, &std::env::var(SIGN).unwrap_or_default());
+    let name = NamedService::of(&args.service, &std::env::var(SIGN).unwrap_or_default())?;
     with_signer(&name, output, async |server, service| {
         if args.public_key {
             let key = public_key(server, service).await?;

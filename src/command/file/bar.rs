@@ -9,9 +9,9 @@ pub(super) struct TransferBar {
     output: Output,
     bar: Option<ProgressBar>,
     name: String,
-    /// Bytes of all files.
-    moved: u64,
-    /// Bytes of the current file.
+    /// Bytes of the files that are done.
+    done: u64,
+    /// Bytes of the current file, as far as any connection came with it.
     current: u64,
 }
 
@@ -21,7 +21,7 @@ impl TransferBar {
             output: output.clone(),
             bar: None,
             name: String::new(),
-            moved: 0,
+            done: 0,
             current: 0,
         }
     }
@@ -34,8 +34,7 @@ impl TransferBar {
 
     /// Shows that `bytes` of the current file have been transferred, of `total` if that is known.
     pub(super) fn moved(&mut self, bytes: u64, total: Option<u64>) {
-        self.moved += bytes.saturating_sub(self.current);
-        self.current = bytes;
+        self.current = self.current.max(bytes);
         if !self.output.animates() {
             return;
         }
@@ -54,16 +53,21 @@ impl TransferBar {
         bar.set_position(bytes);
     }
 
-    /// Returns how many bytes of all files have been transferred.
+    /// Returns how many bytes of all files have been transferred, each counted once.
     pub(super) const fn all_moved(&self) -> u64 {
-        self.moved
+        self.done.saturating_add(self.current)
     }
 
-    /// Ends the current file's bar.
+    /// Removes the current file's bar.
     pub(super) fn end(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
+    }
+
+    /// Notes that the current file is done.
+    pub(super) fn next(&mut self) {
+        self.done = self.all_moved();
         self.current = 0;
     }
 }

@@ -9,11 +9,15 @@ use crate::command::output::Output;
 use crate::command::service::{NamedService, call, print, structured, with_service};
 use crate::error::{Exit, Failure};
 use crate::name::ToolName;
+use crate::text::escaped;
 
 pub(super) fn run(args: &FileListArgs, output: &Output) -> anyhow::Result<Exit> {
     let folder = args.name.as_deref().unwrap_or(WHOLE_PORTAL);
-    let folder = folder.strip_suffix('/').unwrap_or(folder);
-    let name = NamedService::of(&args.service, "");
+    let folder = match folder.trim_end_matches('/') {
+        "" => WHOLE_PORTAL,
+        folder => folder,
+    };
+    let name = NamedService::of(&args.service, "")?;
     with_service(
         ToolName::FileProvide,
         &name,
@@ -30,9 +34,11 @@ pub(super) fn run(args: &FileListArgs, output: &Output) -> anyhow::Result<Exit> 
                 print(&lines, output)?;
             }
             if left_out > 0 {
-                output.say(&format!(
-                "note: {left_out} more cannot be fetched: links, devices, or names that are not safe to show"
-            ));
+                let shown = match folder {
+                    WHOLE_PORTAL => "the portal".to_owned(),
+                    folder => format!("`{}`", escaped(folder)),
+                };
+                output.say(&not_fetched(left_out, &shown));
             }
             Ok(Exit::Done)
         },
@@ -52,6 +58,7 @@ pub(super) async fn entries(
     folder: &str,
 ) -> anyhow::Result<Result<FolderEntries, Failure>> {
     let mut entries: Vec<String> = Vec::new();
+    let mut size = None;
     loop {
         let mut arguments = Map::new();
         arguments.insert("path".to_owned(), folder.into());
@@ -61,13 +68,21 @@ pub(super) async fn entries(
             Ok(result) => result,
             Err(failure) => return Ok(Err(failure)),
         };
+        let now = result.get("size").and_then(Value::as_u64);
+        if now != *size.get_or_insert(now) {
+            return Err(changed(folder).into());
+        }
         let listed = result.get("entries").and_then(Value::as_array);
         let more = listed.into_iter().flatten().filter_map(Value::as_str);
         let before = entries.len();
         for entry in more {
-            let name = entry.strip_suffix('/').unwrap_or(entry);
+            let name = name_of(entry);
             if name.contains('/') || PortalPath::new(name).is_err() {
                 return Err(unusable().into());
+            }
+            // Sorted, so that none comes twice.
+            if entries.last().is_some_and(|last| name_of(last) >= name) {
+                return Err(changed(folder).into());
             }
             entries.push(entry.to_owned());
         }
@@ -83,6 +98,24 @@ pub(super) async fn entries(
             _ => return Err(unusable().into()),
         }
     }
+}
+
+/// Returns the name of an entry, which ends with `/` if it is that of a folder.
+fn name_of(entry: &str) -> &str {
+    entry.strip_suffix('/').unwrap_or(entry)
+}
+
+/// Returns a note on entries that a provider does not hand out.
+pub(super) fn not_fetched(left_out: u64, folder: &str) -> String {
+    let entries = if left_out == 1 { "entry" } else { "entries" };
+    format!(
+        "note: {left_out} {entries} of {folder} cannot be fetched: links, devices, or names that are not safe to show"
+    )
+}
+
+fn changed(folder: &str) -> Failure {
+    let message = format!("`{}` changed while it was listed", escaped(folder));
+    Failure::new(Exit::Failed, message).help("run the command again")
 }
 
 fn unusable() -> Failure {

@@ -11,14 +11,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use rmcp::model::CallToolResult;
-use rustix::fs::{CWD, Mode, RenameFlags, renameat_with};
+use rustix::fs::{CWD, Mode, RenameFlags, renameat_with, statvfs};
 use rustix::io::Errno;
 use rustix::process::umask;
 use serde_json::{Map, Value};
 use tempfile::{NamedTempFile, TempDir};
 
 use super::bar::TransferBar;
-use super::list::{FolderEntries, entries};
+use super::list::{FolderEntries, entries, not_fetched};
 use super::{MODE, NEW_MODE, check_count, fresh, shown, unwritable};
 use crate::catalogue::PortalPath;
 use crate::cli::FilePullArgs;
@@ -28,7 +28,10 @@ use crate::command::service::{NamedService, structured, with_service_again};
 use crate::error::{Exit, Failure};
 use crate::mcp::client::pieces::{Fetched, Fetching, PiecesError};
 use crate::name::ToolName;
-use crate::text::Foreign;
+use crate::text::{Foreign, escaped};
+
+/// Maximum number of bytes that one run fetches: a provider must not be able to fill the disk for ever.
+const FETCHED_MAX: u64 = 64 * 1024 * 1024 * 1024;
 
 pub(super) fn run(args: &FilePullArgs, output: &Output) -> anyhow::Result<Exit> {
     let folder = args.output.clone().unwrap_or_else(|| PathBuf::from("."));
@@ -40,9 +43,12 @@ pub(super) fn run(args: &FilePullArgs, output: &Output) -> anyhow::Result<Exit> 
             .help("pipe it to a program, or name a folder: `-o DIR`")
             .into());
     }
+    if !to_stdout {
+        check_folder(&folder)?;
+    }
     let mut wanted: Vec<Wanted> = Vec::new();
     for name in &args.names {
-        let remote = name.strip_suffix('/').unwrap_or(name).to_owned();
+        let remote = name.trim_end_matches('/').to_owned();
         if to_stdout {
             let target = None;
             wanted.push(Wanted { remote, target });
@@ -65,7 +71,7 @@ pub(super) fn run(args: &FilePullArgs, output: &Output) -> anyhow::Result<Exit> 
         }
         wanted.push(Wanted { remote, target });
     }
-    let name = NamedService::of(&args.service, "");
+    let name = NamedService::of(&args.service, "")?;
     let mut pull = Pull {
         folder,
         done: 0,
@@ -73,8 +79,10 @@ pub(super) fn run(args: &FilePullArgs, output: &Output) -> anyhow::Result<Exit> 
         tree: None,
         bar: TransferBar::new(output),
         umask: current_umask(),
+        fetched: 0,
+        created: Vec::new(),
     };
-    with_service_again(
+    let pulled = with_service_again(
         ToolName::FileProvide,
         &name,
         output,
@@ -82,14 +90,47 @@ pub(super) fn run(args: &FilePullArgs, output: &Output) -> anyhow::Result<Exit> 
         Pull::advanced,
         &async |server: &mut ServerClient, service: &str, pull: &mut Pull| {
             while let Some(one) = wanted.get(pull.done) {
-                let line = pull.fetch_one(server, service, one).await;
+                let lines = pull.fetch_one(server, service, one).await;
                 pull.bar.end();
-                line?.iter().for_each(|line| output.say(line));
+                lines?.iter().for_each(|line| output.say(line));
+                let target = one.target.as_ref();
+                pull.created
+                    .extend(target.map(|target| target.display().to_string()));
                 pull.done += 1;
             }
             Ok(Exit::Done)
         },
-    )
+    );
+    if matches!(pulled, Ok(Exit::Interrupted)) {
+        let current = wanted.get(pull.done).map(|one| escaped(&one.remote));
+        let current = current.map_or_else(String::new, |current| {
+            format!("; nothing of `{current}` was kept")
+        });
+        output.say(&format!(
+            "{} of {} were fetched{current}",
+            pull.done,
+            wanted.len()
+        ));
+    }
+    if output.is_json() && !to_stdout {
+        output.json(&pull.created)?;
+    }
+    pulled
+}
+
+/// Checks that the folder to write to exists.
+fn check_folder(folder: &Path) -> Result<(), Failure> {
+    let name = shown(folder);
+    let fault = match fs::metadata(folder) {
+        Ok(found) if found.is_dir() => return Ok(()),
+        Ok(_) => format!("`{name}` is not a folder"),
+        Err(why) if why.kind() == io::ErrorKind::NotFound => {
+            let message = format!("the folder `{name}` does not exist");
+            return Err(Failure::new(Exit::Failed, message).help("create it first"));
+        }
+        Err(why) => format!("cannot write to `{name}`: {why}"),
+    };
+    Err(Failure::new(Exit::Failed, fault))
 }
 
 /// A file or folder of the provider.
@@ -110,6 +151,10 @@ struct Pull {
     tree: Option<Tree>,
     bar: TransferBar,
     umask: u32,
+    /// Bytes of the files that have been begun.
+    fetched: u64,
+    /// The new files and folders.
+    created: Vec<String>,
 }
 
 /// A folder of which every file is fetched before it gets its name.
@@ -118,6 +163,8 @@ struct Tree {
     /// Paths of files below the folder that are still to be fetched, the next one last.
     left: Vec<String>,
     files: usize,
+    /// Number of entries that the provider does not hand out.
+    left_out: u64,
 }
 
 /// A new file, or stdout.
@@ -160,13 +207,13 @@ impl Pull {
         self.bar.all_moved().saturating_add(steps)
     }
 
-    /// Fetches one file or folder; returns what to say of it.
+    /// Fetches one file or folder; returns the lines to say of it.
     async fn fetch_one(
         &mut self,
         server: &mut ServerClient,
         service: &str,
         wanted: &Wanted,
-    ) -> anyhow::Result<Option<String>> {
+    ) -> anyhow::Result<Vec<String>> {
         let Wanted { remote, target } = wanted;
         let is_folder = self.tree.is_some();
         let mut fetched = Err(None);
@@ -178,10 +225,10 @@ impl Pull {
                 .map_err(Some);
         }
         match (fetched, target) {
-            (Ok((Sink::Stdout(_), _)), _) | (Ok(_), None) => return Ok(None),
+            (Ok((Sink::Stdout(_), _)), _) | (Ok(_), None) => return Ok(Vec::new()),
             (Ok((Sink::File(file), attributes)), Some(target)) => {
                 self.keep(file, target, &attributes)?;
-                return Ok(Some(format!("created {}", shown(target))));
+                return Ok(vec![format!("created {}", shown(target))]);
             }
             (Err(Some(failure)), None) => return Err(failure.into()),
             (Err(Some(failure)), Some(_)) => {
@@ -194,7 +241,7 @@ impl Pull {
         }
         // A folder is not written to stdout.
         let Some(target) = target else {
-            return Ok(None);
+            return Ok(Vec::new());
         };
         while let Some((top, path)) = self.tree.as_ref().and_then(Tree::next) {
             let here = top.join(&path);
@@ -208,10 +255,10 @@ impl Pull {
                 tree.left.pop();
             }
         }
-        let tree = self.tree.take();
-        tree.map(|tree| tree.keep(target))
-            .transpose()
-            .map_err(Into::into)
+        match self.tree.take() {
+            Some(tree) => Ok(tree.keep(target)?),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// Fetches a file; the inner error is that of the tool.
@@ -226,13 +273,24 @@ impl Pull {
         self.bar.begin(&shown);
         let mut arguments = Map::new();
         arguments.insert("path".to_owned(), Value::from(remote));
-        let new = || match &folder {
-            None => Ok(Sink::Stdout(io::stdout())),
-            Some(folder) => fresh(folder).map(Sink::File),
+        let before = &mut self.fetched;
+        let mut new = |size: u64| {
+            let Some(folder) = &folder else {
+                return Ok(Sink::Stdout(io::stdout()));
+            };
+            *before = before.saturating_add(size);
+            check_size(*before, size, folder)?;
+            fresh(folder).map(Sink::File)
         };
         let bar = &mut self.bar;
         let mut moved = |bytes, total| bar.moved(bytes, total);
-        let fetched = server.fetch(service, &arguments, &mut self.fetching, new, &mut moved);
+        let fetched = server.fetch(
+            service,
+            &arguments,
+            &mut self.fetching,
+            &mut new,
+            &mut moved,
+        );
         let fetched = fetched.await.map_err(|why| match why {
             PiecesError::TooLargeToFetch(_) => {
                 let failure = Failure::new(Exit::Failed, format!("`{shown}` is larger than 4 GiB"));
@@ -244,22 +302,29 @@ impl Pull {
             Fetched::Pieces(result, sink) => (sink, result),
             Fetched::Whole(called) => {
                 if let Err(failure) = structured(&called) {
+                    // What was fetched before a connection broke is of no use.
+                    mem::take(&mut self.fetching);
                     let message = format!("`{shown}` was not fetched: {}", failure.message);
                     return Ok(Err(Failure { message, ..failure }));
                 }
-                let mut sink = new()?;
                 let result = called.result;
+                let mut bytes = Vec::new();
                 let blocks = result.raw().content.iter();
                 for block in blocks.filter_map(|block| block.as_text()) {
                     // `fetch` has decoded it once, to check it.
-                    sink.write_all(&STANDARD.decode(&block.text)?)?;
+                    STANDARD.decode_vec(&block.text, &mut bytes)?;
                 }
+                let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+                let mut sink = new(size).map_err(|why| not_kept(&shown, why))?;
+                sink.write_all(&bytes)
+                    .map_err(|why| not_kept(&shown, why))?;
                 (sink, result)
             }
         };
-        sink.flush()?;
+        sink.flush().map_err(|why| not_kept(&shown, why))?;
         // The next file begins anew.
         mem::take(&mut self.fetching);
+        self.bar.next();
         Ok(Ok((sink, Attributes::of(&result))))
     }
 
@@ -295,7 +360,8 @@ impl Pull {
         service: &str,
         remote: &str,
     ) -> anyhow::Result<Option<Tree>> {
-        let Ok(FolderEntries { entries: all, .. }) = entries(server, service, remote).await? else {
+        let listed = entries(server, service, remote).await?;
+        let Ok(FolderEntries { entries, left_out }) = listed else {
             return Ok(None);
         };
         let folder = tempfile::Builder::new()
@@ -303,7 +369,7 @@ impl Pull {
             .permissions(Permissions::from_mode(MODE))
             .tempdir_in(&self.folder)
             .map_err(|why| unwritable(&self.folder, &why))?;
-        let mut left = all;
+        let (mut left, mut left_out) = (entries, left_out);
         let (mut files, mut count) = (Vec::new(), left.len());
         while let Some(path) = left.pop() {
             let Some(inner) = path.strip_suffix('/') else {
@@ -316,15 +382,12 @@ impl Pull {
                 .map_err(|fault| Failure::new(Exit::Failed, format!("cannot fetch it: {fault}")))?;
             let made = folder.path().join(inner);
             fs::create_dir(&made).map_err(|why| unwritable(&made, &why))?;
-            let below = entries(server, service, &below).await??;
+            let below = super::list::entries(server, service, &below).await??;
             count += below.entries.len();
             check_count(count)?;
-            left.extend(
-                below
-                    .entries
-                    .into_iter()
-                    .map(|entry| format!("{path}{entry}")),
-            );
+            left_out = left_out.saturating_add(below.left_out);
+            let paths = below.entries.into_iter();
+            left.extend(paths.map(|entry| format!("{path}{entry}")));
         }
         // Reversed, because the next one is taken from the end.
         files.sort_unstable_by(|one, other| other.cmp(one));
@@ -332,6 +395,7 @@ impl Pull {
             files: files.len(),
             folder,
             left: files,
+            left_out,
         }))
     }
 }
@@ -343,8 +407,8 @@ impl Tree {
         Some((self.folder.path().to_owned(), next))
     }
 
-    /// Gives the folder its name.
-    fn keep(self, target: &Path) -> Result<String, Failure> {
+    /// Gives the folder its name; returns the lines to say of it.
+    fn keep(self, target: &Path) -> Result<Vec<String>, Failure> {
         let made = self.folder.path();
         match renameat_with(CWD, made, CWD, target, RenameFlags::NOREPLACE) {
             Err(Errno::EXIST) => return Err(exists(target)),
@@ -354,7 +418,12 @@ impl Tree {
         let _ = self.folder.keep();
         let files = self.files;
         let plural = if files == 1 { "file" } else { "files" };
-        Ok(format!("created {} with {files} {plural}", shown(target)))
+        let target = shown(target);
+        let mut lines = vec![format!("created {target} with {files} {plural}")];
+        if self.left_out > 0 {
+            lines.push(not_fetched(self.left_out, &format!("`{target}`")));
+        }
+        Ok(lines)
     }
 }
 
@@ -369,6 +438,30 @@ impl Attributes {
             modified: text("modified").and_then(|time| time.parse().ok()),
         }
     }
+}
+
+/// Checks that a run that has begun `fetched` bytes fetches no more than its limit, and that the folder's disk has room
+/// for the next `size` of them.
+fn check_size(fetched: u64, size: u64, folder: &Path) -> io::Result<()> {
+    if fetched > FETCHED_MAX {
+        let gib = FETCHED_MAX >> 30;
+        return Err(io::Error::other(format!(
+            "one run fetches at most {gib} GiB; fetch the rest with another one"
+        )));
+    }
+    let disk = statvfs(folder)?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    if size > free {
+        let why = format!("{size} bytes do not fit: the disk has {free} left");
+        return Err(io::Error::new(io::ErrorKind::StorageFull, why));
+    }
+    Ok(())
+}
+
+/// The error stays its cause: a closed pipe is not reported.
+fn not_kept(shown: &str, why: io::Error) -> anyhow::Error {
+    let message = format!("cannot fetch `{shown}`: the content cannot be stored: {why}");
+    anyhow::Error::from(why).context(Failure::new(Exit::Failed, message))
 }
 
 fn exists(target: &Path) -> Failure {

@@ -8,11 +8,12 @@ use std::rc::Rc;
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::bar::TransferBar;
 use super::{MODE, check_count, shown, unreadable};
-use crate::catalogue::changed_at;
+use crate::catalogue::{PortalPath, changed_at};
 use crate::cli::FilePushArgs;
 use crate::command::mcp::ServerClient;
 use crate::command::output::Output;
@@ -22,9 +23,7 @@ use crate::error::{Exit, Failure};
 use crate::mcp::client::Called;
 use crate::mcp::client::pieces::{Moved, PayloadSource, PiecesError};
 use crate::name::ToolName;
-
-/// Maximum number of folders inside one another.
-const DEPTH_MAX: usize = 64;
+use crate::text::escaped;
 
 /// What is sent: a file, a folder without entries, or stdin.
 struct Outgoing {
@@ -51,10 +50,11 @@ pub(super) fn run(args: &FilePushArgs, output: &Output) -> anyhow::Result<Exit> 
     for path in &args.files {
         outgoing(path, args.name.as_deref(), &mut all)?;
     }
-    let name = NamedService::of(&args.service, "");
+    let name = NamedService::of(&args.service, "")?;
     let mut push = Push {
         done: 0,
         begun: 0,
+        sent: Vec::new(),
         bar: TransferBar::new(output),
     };
     let pushed = with_service_again(
@@ -68,17 +68,45 @@ pub(super) fn run(args: &FilePushArgs, output: &Output) -> anyhow::Result<Exit> 
                 push.bar.begin(&one.shown);
                 let path = push.send_one(server, service, one).await;
                 push.bar.end();
-                let path = path?.escape_debug().to_string();
-                output.say(&format!("sent {} as {path}", one.shown));
+                let path = path?;
+                output.say(&format!("sent {} as {}", one.shown, escaped(&path)));
+                push.sent.push(SentFile {
+                    file: one.shown.clone(),
+                    path,
+                });
+                push.bar.next();
                 push.done += 1;
             }
             Ok(Exit::Done)
         },
     );
-    if pushed.is_err() && push.done > 0 {
-        output.say(&format!("{} of {} files were sent", push.done, all.len()));
+    let (done, count) = (push.done, all.len());
+    match &pushed {
+        Ok(Exit::Interrupted) => {
+            let left = all.iter().skip(done);
+            let mut left = left.filter(|one| matches!(one.content, OutgoingContent::File(..)));
+            let again = left.next().map_or("", |_| {
+                "; send the others again within a day, and the provider goes on with what it has received"
+            });
+            output.say(&format!("{done} of {count} were sent{again}"));
+        }
+        Err(_) if done > 0 => output.say(&format!(
+            "{done} of {count} were sent; send only the others again, because nothing is overwritten"
+        )),
+        _ => {}
+    }
+    if output.is_json() {
+        output.json(&push.sent)?;
     }
     pushed
+}
+
+/// A file that was sent, for programs.
+#[derive(Serialize)]
+struct SentFile {
+    file: String,
+    /// Its path in the provider's portal.
+    path: String,
 }
 
 /// How far a run is, over all its connections.
@@ -87,6 +115,7 @@ struct Push {
     done: usize,
     /// Number of files begun.
     begun: usize,
+    sent: Vec<SentFile>,
     bar: TransferBar,
 }
 
@@ -170,6 +199,16 @@ fn not_sent(shown: &str) -> Failure {
     Failure::new(Exit::Failed, message).help("links, devices and pipes are not sent")
 }
 
+/// Returns a path in the provider, if every provider takes it.
+fn path_there(path: &str, shown: &str) -> Result<String, Failure> {
+    let checked = PortalPath::new(path).map_err(|fault| {
+        let message = format!("`{shown}` cannot be sent: {fault}");
+        Failure::new(Exit::Failed, message)
+            .help("rename it, name it there with `--name NAME`, or send an archive")
+    })?;
+    Ok(checked.as_str().to_owned())
+}
+
 fn nameless(shown: &str) -> Failure {
     let message = format!("`{shown}` has no name that the provider could use");
     Failure::new(Exit::Usage, message).help("name it there: `--name NAME`")
@@ -178,8 +217,12 @@ fn nameless(shown: &str) -> Failure {
 /// Adds a file, stdin, or everything in a folder.
 fn outgoing(path: &Path, name: Option<&str>, all: &mut Vec<Outgoing>) -> Result<(), Failure> {
     let shown = shown(path);
+    let shown = match shown.trim_end_matches('/') {
+        "" => shown,
+        shorter => shorter.to_owned(),
+    };
     if path == Path::new("-") {
-        let remote = name.ok_or_else(|| nameless("-"))?.to_owned();
+        let remote = path_there(name.ok_or_else(|| nameless("-"))?, "-")?;
         let content = OutgoingContent::Stdin;
         all.push(Outgoing {
             content,
@@ -189,7 +232,8 @@ fn outgoing(path: &Path, name: Option<&str>, all: &mut Vec<Outgoing>) -> Result<
         return Ok(());
     }
     let last = path.file_name().and_then(|last| last.to_str());
-    let remote = name.or(last).ok_or_else(|| nameless(&shown))?.to_owned();
+    let remote = name.or(last).ok_or_else(|| nameless(&shown))?;
+    let remote = path_there(remote, &shown)?;
     // A link that the user names is followed; those inside a folder are not.
     let path = fs::canonicalize(path).map_err(|why| unreadable(&shown, &why))?;
     let unread = |why: Errno| unreadable(&shown, &why.into());
@@ -263,18 +307,18 @@ fn folder_files(
                 continue;
             };
             match FileType::from_raw_mode(is.st_mode) {
-                FileType::Directory => inner.push(path),
+                // Checked here already, so that no folder is too deep.
+                FileType::Directory => {
+                    path_there(&format!("{remote}/{path}"), &shown)?;
+                    inner.push(path);
+                }
                 FileType::RegularFile => all.push(Outgoing {
-                    remote: format!("{remote}/{path}"),
+                    remote: path_there(&format!("{remote}/{path}"), &shown)?,
                     content: OutgoingContent::File(Rc::clone(top), path),
                     shown,
                 }),
                 _ => return Err(not_sent(&shown)),
             }
-        }
-        if at.split('/').count() >= DEPTH_MAX && !inner.is_empty() {
-            let message = format!("`{shown}` has more than {DEPTH_MAX} folders inside one another");
-            return Err(Failure::new(Exit::Failed, message).help("make an archive of them"));
         }
         check_count(all.len())?;
         folders.extend(inner.into_iter().rev());

@@ -225,7 +225,13 @@ async fn ask(
     }
     let mut fetching = Fetching::default();
     let fetched = server
-        .fetch(name, &object, &mut fetching, payload_file, &mut |_, _| ())
+        .fetch(
+            name,
+            &object,
+            &mut fetching,
+            |_| payload_file(),
+            &mut |_, _| (),
+        )
         .await;
     match fetched.map_err(client_error)? {
         Fetched::Whole(called) => Ok(CallAnswer::Whole(called)),

@@ -168,7 +168,7 @@ struct Talked {
 }
 
 impl Talked {
-    /// Ends what was started for the conversation, and explains its failure.
+    /// Ends what was started for the conversation, and explains its failure; the client's error stays its cause.
     async fn finish(self, result: anyhow::Result<Exit>) -> anyhow::Result<Exit> {
         let Self {
             end,
@@ -192,21 +192,26 @@ impl Talked {
             ClientError::Silent(waited) => unreachable(&end.silent(*waited)),
             ClientError::Refused { refusal, .. } => {
                 end.calm().await;
-                return Err(refused(&fault, refusal).into());
+                let failure = refused(&fault, refusal);
+                return Err(anyhow::Error::from(fault).context(failure));
             }
             // The server did answer.
-            ClientError::Malformed { .. } => return Err(unavailable(&fault).into()),
+            ClientError::Malformed { .. } => {
+                let failure = unavailable(&fault);
+                return Err(anyhow::Error::from(fault).context(failure));
+            }
             other => unavailable(other),
         };
+        let error = anyhow::Error::from(fault);
         if !has_called {
-            return Err(failure.into());
+            return Err(error.context(failure));
         }
         let warning = "the call may have been carried out";
         let help = match &failure.help {
             Some(help) => format!("{warning}; {help}"),
             None => warning.to_owned(),
         };
-        Err(failure.help(help).into())
+        Err(error.context(failure.help(help)))
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::pin::pin;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -375,13 +376,26 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
             } else {
                 // While the server takes the oldest piece, another one is prepared.
                 let (id, end) = in_flight.pop_front().ok_or(ClientError::Closed)?;
-                let (called, after) = tokio::join!(self.answer(id), source.piece());
-                let called = called?;
+                let mut after = pin!(source.piece());
+                let mut prepared = None;
+                let called = {
+                    let mut answer = pin!(self.answer(id));
+                    loop {
+                        tokio::select! {
+                            called = &mut answer => break called?,
+                            piece = &mut after, if prepared.is_none() => prepared = Some(piece),
+                        }
+                    }
+                };
+                // A refusal does not wait for a source that stalls.
                 if called.has_failed() {
                     return Ok(called);
                 }
                 moved(end, total);
-                after
+                match prepared {
+                    Some(piece) => piece,
+                    None => after.await,
+                }
             };
             (piece, next) = (next, after.map_err(PiecesError::Read)?);
         }
@@ -412,14 +426,14 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         self.call(tool, last, false).await.map(drop)
     }
 
-    /// Fetches a payload in one call if it fits, otherwise in pieces into the file that `new` makes; checks the digest of
-    /// the whole. After an error, a call over another connection goes on with `fetching`.
+    /// Fetches a payload in one call if it fits, otherwise in pieces into the file that `new` makes for that many bytes;
+    /// checks the digest of the whole. After a broken connection, a call over another one goes on with `fetching`.
     pub(crate) async fn fetch<F: Write>(
         &mut self,
         tool: &str,
         arguments: &Map<String, Value>,
         fetching: &mut Fetching<F>,
-        new: impl FnOnce() -> io::Result<F>,
+        new: impl FnOnce(u64) -> io::Result<F>,
         moved: Moved<'_>,
     ) -> Result<Fetched<F>, PiecesError> {
         let mut new = Some(new);
@@ -448,7 +462,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
             fetching.whole.add(&bytes);
             let file = match (&mut fetching.file, new.take()) {
                 (Some(file), _) => file,
-                (none, Some(new)) => none.insert(new().map_err(PiecesError::Keep)?),
+                (none, Some(new)) => none.insert(new(size).map_err(PiecesError::Keep)?),
                 // `new` made one before.
                 (None, None) => return Err(wrong("a piece has no file")),
             };

@@ -101,9 +101,37 @@ fn what_cannot_be_sent_is_named_before_anything_is_sent() {
     world.write("note", "hello");
     fs::create_dir(world.path("tree")).unwrap();
     symlink("/etc/passwd", world.path("tree/link")).unwrap();
+    let deep = "d/".repeat(17);
+    fs::create_dir_all(world.path(&deep)).unwrap();
+    world.write("named/-rf", "");
     for (args, status, stderr) in [
         (
-            &["note", "nowhere"][..],
+            &["note", "d"][..],
+            1,
+            "error: `d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d` cannot be sent: the path is 17 names deep; at most 16 are allowed\n  = help: rename it, name it there with `--name NAME`, or send an archive\n",
+        ),
+        (
+            &["note", "named/"],
+            1,
+            "error: `named/-rf` cannot be sent: the path is `named/-rf`, and a name must not begin with `-`, which programs take for an option; try `named/_rf`\n  = help: rename it, name it there with `--name NAME`, or send an archive\n",
+        ),
+        (
+            &["note", "--name", "../bob/x"],
+            1,
+            "error: `note` cannot be sent: the path is `../bob/x`, and `..` is not allowed\n  = help: rename it, name it there with `--name NAME`, or send an archive\n",
+        ),
+        (
+            &["note", "-i", "/inbox"],
+            2,
+            "error: `/inbox` does not name a service\n  = help: write it as PROVIDER or PROVIDER/SERVICE\n",
+        ),
+        (
+            &["note", "-i", "vault/"],
+            2,
+            "error: `vault/` does not name a service\n  = help: write it as PROVIDER or PROVIDER/SERVICE\n",
+        ),
+        (
+            &["note", "nowhere"],
             1,
             "error: cannot read `nowhere`: No such file or directory (os error 2)\n",
         ),
@@ -127,13 +155,20 @@ fn what_cannot_be_sent_is_named_before_anything_is_sent() {
         ran.is(status, "", stderr);
         assert!(!world.path(&incoming("note")).exists(), "{args:?}");
     }
-    // The positive control, and a name that leads out of the provider's folder.
+    // The positive control, for programs.
+    let sent = "[\n  {\n    \"file\": \"note\",\n    \"path\": \"incoming/alice/note\"\n  }\n]\n";
     world
-        .run(&["file", "push", "note"])
-        .is(0, "", "sent note as incoming/alice/note\n");
-    let out = world.run(&["file", "push", "note", "--name", "../bob/x"]);
-    assert_eq!(out.status, 1, "{out:?}");
-    assert!(!world.path("portal/incoming/bob").exists());
+        .run(&["file", "push", "note", "-q", "--format", "json"])
+        .is(0, sent, "");
+    // Some of several are there already.
+    world.write("first", "first");
+    world.run(&["file", "push", "first", "note"]).is(
+        1,
+        "",
+        "sent first as incoming/alice/first\n\
+         1 of 2 were sent; send only the others again, because nothing is overwritten\n\
+         error: `note` was not sent: the provider reports: `incoming/alice/note` already exists, and nothing is overwritten; choose another name\n",
+    );
     server.end();
 }
 
@@ -182,6 +217,24 @@ fn files_are_fetched_whole_or_not_at_all() {
         "",
         "error: `none` was not fetched: the provider reports: no file `none` in the portal\n",
     );
+    for (folder, why) in [
+        (
+            "none",
+            "the folder `none` does not exist\n  = help: create it first",
+        ),
+        ("here/july", "`here/july` is not a folder"),
+    ] {
+        let why = format!("error: {why}\n");
+        world
+            .run(&["file", "pull", "large", "-o", folder])
+            .is(1, "", &why);
+    }
+    fs::create_dir(world.path("json")).unwrap();
+    world
+        .run(&[
+            "file", "pull", "r/july", "-o", "json", "-q", "--format", "json",
+        ])
+        .is(0, "[\n  \"json/july\"\n]\n", "");
     let twice = world.run(&["file", "pull", "r/july", "july"]);
     assert_eq!(twice.status, 1, "{twice:?}");
     world.run(&["file", "pull", ".."]).is(
@@ -210,7 +263,7 @@ fn folders_are_listed_and_fetched_whole_without_what_leads_out_of_them() {
     world.run(&["file", "list", "-i", "vault", "r/"]).is(
         0,
         "deep/\none\n",
-        "note: 1 more cannot be fetched: links, devices, or names that are not safe to show\n",
+        "note: 1 entry of `r` cannot be fetched: links, devices, or names that are not safe to show\n",
     );
     world
         .run(&["file", "list", "r", "--format", "json", "-q"])
@@ -218,7 +271,7 @@ fn folders_are_listed_and_fetched_whole_without_what_leads_out_of_them() {
     for (name, why) in [
         ("none", "no file `none` in the portal"),
         ("single", "`single` is not a folder"),
-        ("../bob", "`path` is `../bob`, and `..` is not allowed"),
+        ("../bob", "the path is `../bob`, and `..` is not allowed"),
     ] {
         let why = format!("error: the provider reports: {why}\n");
         world.run(&["file", "list", name]).is(1, "", &why);
@@ -226,7 +279,9 @@ fn folders_are_listed_and_fetched_whole_without_what_leads_out_of_them() {
     world.run(&["file", "pull", "r/", "single"]).is(
         0,
         "",
-        "created ./r with 2 files\ncreated ./single\n",
+        "created ./r with 2 files\n\
+         note: 1 entry of `./r` cannot be fetched: links, devices, or names that are not safe to show\n\
+         created ./single\n",
     );
     assert_eq!(fs::read(world.path("r/deep/f")).unwrap(), b"deep");
     assert_eq!(fs::read(world.path("r/one")).unwrap(), b"for alice");

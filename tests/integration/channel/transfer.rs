@@ -1,7 +1,7 @@
 //! Transfers of files over connections that break, and under attack.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -130,6 +130,67 @@ fn a_fetch_whose_connection_breaks_goes_on_where_it_stopped() {
         assert!(second.down < 6 * MIB, "{second:?}");
     }
     assert_eq!(entries(&world.path("here")), ["films", "one"]);
+    server.end();
+}
+
+/// Stands between alice and the server's socket, for one connection: each answer names another digest than the server's.
+fn lie(world: &World, server: &Listening) -> JoinHandle<()> {
+    let own = world.path("alice/vault.sock");
+    fs::remove_file(&own).unwrap();
+    let listener = UnixListener::bind(&own).unwrap();
+    let server = server.socket("alice");
+    thread::spawn(move || {
+        let client = listener.accept().unwrap().0;
+        let server = UnixStream::connect(&server).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let _ = std::io::copy(&mut &client, &mut &server);
+                let _ = server.shutdown(Shutdown::Both);
+            });
+            let name = "\"sha256\":\"";
+            for line in BufReader::new(&server).lines() {
+                let mut line = line.unwrap();
+                if let Some(at) = line.rfind(name) {
+                    let at = at + name.len();
+                    let other = if line[at..].starts_with('0') {
+                        "1"
+                    } else {
+                        "0"
+                    };
+                    line.replace_range(at..=at, other);
+                }
+                if writeln!(&client, "{line}").is_err() {
+                    break;
+                }
+            }
+            let _ = client.shutdown(Shutdown::Both);
+        });
+    })
+}
+
+#[test]
+fn an_answer_that_contradicts_itself_is_not_fetched_again() {
+    let (world, server) = alice();
+    fs::create_dir_all(world.path("portal/outgoing/all")).unwrap();
+    fs::create_dir(world.path("here")).unwrap();
+    fs::write(world.path("portal/outgoing/all/large"), large(9 * MIB)).unwrap();
+    fs::write(world.path("portal/outgoing/all/small"), "small").unwrap();
+    for (name, why) in [
+        ("small", "the content does not have its declared digest"),
+        (
+            "large",
+            "the digest of the pieces does not match that of the whole",
+        ),
+    ] {
+        let between = lie(&world, &server);
+        let ran = world.run(&["file", "pull", "-i", "vault", name, "-o", "here"]);
+        let why = format!(
+            "error: Cannot reach MCP server: the server's answer to `tools/call` is unusable: {why}\n"
+        );
+        ran.is(4, "", &why);
+        between.join().unwrap();
+        assert_eq!(entries(&world.path("here")), [""; 0]);
+    }
     server.end();
 }
 

@@ -143,7 +143,7 @@ fn what_nobody_finishes_makes_room_for_other_files_wherever_it_is() {
         .piece("d/f", 0, &vec![0; 28 * 1024], json!({}))
         .unwrap();
     let bench = bench.reconnect();
-    let large = [0; 24 * 1024];
+    let large = vec![0; 24 * 1024];
     bench.accept("other", &large).unwrap_err();
     let folder = bench.portal().join("incoming/alice/d");
     let hidden = names(&bench, "incoming/alice/d");
