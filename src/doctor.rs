@@ -72,7 +72,7 @@ pub(crate) async fn examine<'e>(
     for provider in providers(&asked, &state) {
         calls.insert(provider.id(), keep(session, provider).await);
     }
-    let declared = Applied::declared(infra, edges);
+    let declared = Applied::declared(infra, edges, &program.digest);
     let applied = Applied::read(&infra.project);
     let examiner = Examiner {
         infra,
@@ -183,6 +183,8 @@ async fn walk<'e>(session: &Session, examiner: &Examiner<'_>, edge: &'e Edge) ->
         }
     }
     health.broken = health.broken.or_else(|| examiner.upkeep(edge));
+    let what = health.broken.as_ref().map(|broken| broken.what);
+    health.is_pending |= what == Some(Cause::Version);
     health
 }
 

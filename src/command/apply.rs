@@ -62,7 +62,7 @@ pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
         let progress = Progress::new(output, plan.actions().count());
         let steps = execute(&session, &plan, &progress);
         let report = run_steps(&session, &progress, steps).await?;
-        remember(&infra, &edges, &report);
+        remember(&infra, &edges, &session.program()?.digest, &report);
         let ended = Ended {
             report: &report,
             permissions: &plan.permissions,
@@ -74,10 +74,10 @@ pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
 }
 
 /// Stores what is in force now, so that `doctor` knows what was not applied yet.
-fn remember(infra: &Infra, edges: &[Edge], report: &RunReport) {
+fn remember(infra: &Infra, edges: &[Edge], program: &str, report: &RunReport) {
     let has_failed = |end: &End| report.has_failed(&end.into());
     let is_whole = report.outcomes.iter().all(StepOutcome::is_done);
-    let declared = Applied::declared(infra, edges);
+    let declared = Applied::declared(infra, edges, program);
     // Without it, `doctor` calls such a channel broken instead.
     let _ = declared.store(&infra.project, edges, has_failed, is_whole);
 }

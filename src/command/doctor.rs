@@ -139,14 +139,21 @@ fn text(examined: &Examination<'_>, apply: &str, output: &Output) -> String {
         *channels_of.entry(note).or_default() += 1;
     }
     let is_shared = |note: &str| channels_of.get(note).is_some_and(|channels| *channels > 1);
+    let changes = examined.not_applied.iter().map(|change| &change.line);
+    let changes: Vec<&String> = changes.chain(&examined.not_applied_lines).collect();
     let mut text = String::new();
     for (health, name) in healths.iter().zip(&names) {
         let took = milliseconds(health).unwrap_or_default();
         // Writing to a `String` cannot fail.
         let _ = match &health.broken {
-            Some(Broken { detail, .. }) if health.is_pending => {
+            Some(Broken { detail, fix, .. }) if health.is_pending => {
                 let word = paint(Tone::Changed, "pending");
-                writeln!(text, "{word} {name:width$}  not applied yet: {detail}")
+                // The changes, if any, are shown below with the command that makes them.
+                let fix = match changes.as_slice() {
+                    [] => format!("\n        fix: {fix}"),
+                    _ => String::new(),
+                };
+                writeln!(text, "{word} {name:width$}  not applied yet: {detail}{fix}")
             }
             Some(Broken { detail, fix, .. }) => {
                 let word = paint(Tone::Bad, "broken");
@@ -168,8 +175,6 @@ fn text(examined: &Examination<'_>, apply: &str, output: &Output) -> String {
         let word = paint(Tone::Bad, "broken");
         let _ = writeln!(text, "{word}  {detail}\n        fix: {fix}");
     }
-    let changes = examined.not_applied.iter().map(|change| &change.line);
-    let changes: Vec<&String> = changes.chain(&examined.not_applied_lines).collect();
     if !changes.is_empty() {
         let _ = writeln!(text, "not applied yet; `{apply}` makes these changes:");
         for line in changes {

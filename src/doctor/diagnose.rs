@@ -45,6 +45,8 @@ pub(crate) enum Cause {
     Socket,
     /// A fault in a machine's program files.
     Program,
+    /// A machine has another program than this one, which was replaced on the host after the last `apply`.
+    Version,
     /// The provider's server does not answer.
     Server,
     /// The consumer's connections are all in use.

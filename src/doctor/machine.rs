@@ -33,7 +33,21 @@ impl Examiner<'_> {
         let order = machine_spec(self.program, declared);
         let pieces = differences(&order, found);
         let piece = pieces.iter().find(|piece| kinds.contains(&piece.kind))?;
-        let (what, detail) = described(piece, machine.as_str(), &order, found);
+        let (what, detail) = match &found.program {
+            Some(program)
+                if piece.kind == DriftKind::Program
+                    && *program != order.program
+                    && self
+                        .applied
+                        .is_some_and(|applied| applied.had_another(self.program)) =>
+            {
+                let detail = format!(
+                    "`{PROGRAM}` in {machine} is not this program, which is another one than at the last `apply`"
+                );
+                (Cause::Version, detail)
+            }
+            _ => described(piece, machine.as_str(), &order, found),
+        };
         let mut broken = self.by_apply(what, detail);
         if matches!(piece.kind, DriftKind::Program | DriftKind::Rights)
             && let Some(first) = taken_back(end, found)

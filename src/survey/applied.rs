@@ -36,13 +36,17 @@ pub(crate) struct Applied {
     /// Everything in the file.
     #[serde(default)]
     whole: String,
+    /// SHA-256 of the program that went into the machines.
+    #[serde(default)]
+    program: String,
 }
 
 impl Applied {
-    /// Returns the digests of what a file declares.
-    pub(crate) fn declared(infra: &Infra, edges: &[Edge]) -> Self {
+    /// Returns the digests of what a file declares, for machines that get the program with this SHA-256.
+    pub(crate) fn declared(infra: &Infra, edges: &[Edge], program: &str) -> Self {
         let mut declared = Self {
             whole: whole(infra, edges),
+            program: program.to_owned(),
             ..Self::default()
         };
         for edge in edges {
@@ -99,6 +103,7 @@ impl Applied {
             let old = before.edges.clone();
             now.edges = old.into_iter().chain(now.edges).collect();
             now.whole.clone_from(&before.whole);
+            now.program.clone_from(&before.program);
         }
         if now == before {
             return Ok(());
@@ -137,6 +142,11 @@ impl Applied {
     /// Returns whether the whole file is in force as declared in `self`.
     pub(crate) fn has_all(&self, declared: &Self) -> bool {
         self.whole == declared.whole
+    }
+
+    /// Returns whether another program than this one went into the machines.
+    pub(crate) fn had_another(&self, program: &str) -> bool {
+        !self.program.is_empty() && self.program != program
     }
 
     /// Returns whether a provider's services are in force as declared in `self`.
@@ -198,7 +208,7 @@ mod tests {
     fn declared(text: &str) -> (Applied, Vec<Edge>) {
         let infra = parse("demo/infra.yml", text).unwrap().infra;
         let edges = edges(&infra).unwrap();
-        (Applied::declared(&infra, &edges), edges)
+        (Applied::declared(&infra, &edges, "program"), edges)
     }
 
     const TEXT: &str = "

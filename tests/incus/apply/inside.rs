@@ -116,7 +116,12 @@ pub(crate) fn newer_version() -> (tempfile::TempDir, PathBuf) {
 
 /// Runs `anklume apply --format json` with another program.
 pub(crate) fn apply_by(world: &World, program: &Path) -> std::process::Output {
-    let run = world.anklume(&["apply", "--format", "json"]);
+    run_by(world, program, &["apply", "--format", "json"])
+}
+
+/// Runs another program as `anklume …`.
+fn run_by(world: &World, program: &Path, args: &[&str]) -> std::process::Output {
+    let run = world.anklume(args);
     let mut command = Command::new(program);
     command
         .args(run.command().get_args())
@@ -135,6 +140,13 @@ fn a_newer_version_takes_over_and_no_running_call_is_lost() {
         printf '#!/bin/sh\\nsleep 4\\nexit 2\\n' > /bin/gpg; chmod 755 /bin/gpg /bin/gpg-connect-agent";
     assert!(world.exec(0, "signer", slow).0);
     let (_folder, newer) = newer_version();
+    let looked = run_by(&world, &newer, &["doctor", "--quiet"]);
+    let (dev, signer) = (world.machine(1, "dev"), world.machine(0, "signer"));
+    let said = format!(
+        "pending {dev} → {signer}  not applied yet: `/opt/anklume/anklume` in {signer} is not this program, which is another one than at the last `apply`\n\
+        \u{20}       fix: anklume apply\n"
+    );
+    assert_eq!(String::from_utf8(looked.stdout).unwrap(), said);
     let (running, applied) = std::thread::scope(|scope| {
         let running = scope.spawn(|| call(&world, "sign"));
         let began = "for i in $(seq 100); do cat /proc/[0-9]*/cmdline 2>/dev/null | grep -q /[b]in/gpg && exit 0; sleep 0.1; done; exit 1";
