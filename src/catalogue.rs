@@ -24,7 +24,11 @@ pub const ONE_CALL_MAX: u64 = 8 * 1024 * 1024;
 pub const TWO_COPIES_MAX: u64 = 3 * 1024 * 1024;
 /// Size of a piece, in bytes before base64.
 pub const PIECE: u64 = 1024 * 1024;
-/// Maximum size of a clipboard's content, in bytes of UTF-8.
+/// The MIME type of images on a clipboard.
+pub const PNG: &str = "image/png";
+/// The first bytes of every PNG (RFC 2083, section 3.1).
+pub const PNG_START: &[u8] = b"\x89PNG\r\n\x1a\n";
+/// Maximum size of a text on a clipboard, in bytes of UTF-8.
 pub const CLIPBOARD_MAX: usize = 64 * 1024;
 /// Maximum size of content that `gpg_sign` signs in pieces, in bytes.
 pub const SIGN_MAX: u64 = 4 * 1024 * 1024 * 1024;
@@ -78,15 +82,19 @@ pub struct ClipboardGet {
 #[serde(deny_unknown_fields)]
 pub struct ClipboardSet {
     /// Text to put on the clipboard, at most 65536 bytes of UTF-8
-    pub content: String,
+    pub content: Option<String>,
+    /// Instead of a text: an image to put on the clipboard of a graphical session: a PNG in base64, at most 8388608 bytes
+    pub image: Option<Payload>,
     /// A machine to offer the text to, for a minute, instead of putting it on the clipboard
     pub offer_to: Option<String>,
 }
 
 impl std::fmt::Debug for ClipboardSet {
-    /// Shows the length of the text, never the text.
+    /// Shows the length of the content, never the content.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ClipboardSet({} bytes)", self.content.len())
+        let text = self.content.as_ref().map(String::len);
+        let image = self.image.as_ref().map(Payload::encoded_length);
+        write!(f, "ClipboardSet({} bytes)", text.or(image).unwrap_or(0))
     }
 }
 
@@ -186,10 +194,13 @@ pub struct Signed {
 #[derive(Clone, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Clipboard {
-    /// The text on the clipboard
+    /// The text on the clipboard; empty if an image is there, or nothing
     pub text: String,
-    /// Length of the text in bytes of UTF-8
+    /// Length of the text in bytes of UTF-8, or of the image
     pub bytes: u64,
+    /// The image on the clipboard: a PNG in base64; omitted if only one copy was requested, which is the result's image
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<Payload>,
 }
 
 impl std::fmt::Debug for Clipboard {
@@ -203,7 +214,7 @@ impl std::fmt::Debug for Clipboard {
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Clipped {
-    /// Length of the text in bytes of UTF-8
+    /// Length of the text in bytes of UTF-8, or of the image
     pub bytes: u64,
 }
 

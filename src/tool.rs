@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
-use crate::catalogue::{BadArguments, CLIPBOARD_MAX, ONE_CALL_MAX, TWO_COPIES_MAX};
+use crate::catalogue::{BadArguments, ONE_CALL_MAX, TWO_COPIES_MAX};
 use crate::name::ToolName;
 use crate::policy::Grant;
 use crate::text;
@@ -63,8 +63,11 @@ impl ToolSession {
 /// The result of a tool.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToolOutcome {
-    /// The payload as text, unchanged for shell users.
+    /// The payload as text, unchanged for shell users; of an image, its base64.
     pub text: String,
+    /// True if `text` is a PNG in base64.
+    #[serde(default)]
+    pub is_png: bool,
     /// The payload with sizes, digests and fingerprints, according to the tool's output schema.
     pub structured: Map<String, Value>,
 }
@@ -72,7 +75,11 @@ pub struct ToolOutcome {
 impl ToolOutcome {
     fn new(text: String, structured: &impl Serialize) -> Result<Self, ToolError> {
         match serde_json::to_value(structured) {
-            Ok(Value::Object(structured)) => Ok(Self { text, structured }),
+            Ok(Value::Object(structured)) => Ok(Self {
+                text,
+                is_png: false,
+                structured,
+            }),
             _ => Err(ToolError::Broken),
         }
     }
@@ -83,6 +90,7 @@ impl std::fmt::Debug for ToolOutcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Outcome")
             .field("text", &format_args!("{} bytes", self.text.len()))
+            .field("is_png", &self.is_png)
             .field("structured", &self.structured.keys())
             .finish()
     }
@@ -104,6 +112,12 @@ impl Copies {
             Self::One => ONE_CALL_MAX,
             Self::Two => TWO_COPIES_MAX,
         }
+    }
+
+    /// Returns how much memory an answer with this payload takes, in bytes: the payload, and its base64, once or twice.
+    fn memory_of(self, payload: u64) -> usize {
+        let count = if self == Self::One { 1 } else { 2 };
+        usize::try_from(payload + count * payload.div_ceil(3) * 4).unwrap_or(usize::MAX)
     }
 }
 
@@ -231,7 +245,7 @@ impl ToolError {
 pub fn largest_answer(grant: &Grant, copies: Copies) -> usize {
     match grant.tool() {
         ToolName::FileProvide => file::largest_answer(grant.arguments(), copies),
-        ToolName::ClipboardGet => 2 * CLIPBOARD_MAX,
+        ToolName::ClipboardGet => clipboard::largest_answer(grant.arguments(), copies),
         ToolName::GpgSign | ToolName::ClipboardSet | ToolName::FileAccept | ToolName::Notify => 0,
     }
 }
@@ -248,7 +262,7 @@ pub async fn run(
 ) -> Result<ToolOutcome, ToolError> {
     match grant.tool() {
         ToolName::GpgSign => gpg::sign(grant, session).await,
-        ToolName::ClipboardGet => clipboard::get(grant, session).await,
+        ToolName::ClipboardGet => clipboard::get(grant, session, copies).await,
         ToolName::ClipboardSet => clipboard::set(grant, session).await,
         ToolName::FileAccept => file::accept(grant, session).await,
         ToolName::FileProvide => file::provide(grant, session, copies).await,

@@ -65,7 +65,8 @@ pub fn describe(tool: ToolName) -> Description {
             idempotent: true,
             ..described(
                 "Read the clipboard",
-                "Returns the text on the machine's clipboard, at most 65536 bytes; if the clipboard is empty, an empty string.",
+                "Returns the text on the machine's clipboard, at most 65536 bytes; if the clipboard is empty, an empty string. \
+                If an image is there and no text, returns the image, a PNG of at most 3145728 bytes.",
             )
         },
         ToolName::ClipboardSet => Description {
@@ -73,7 +74,7 @@ pub fn describe(tool: ToolName) -> Description {
             idempotent: true,
             ..described(
                 "Set the clipboard",
-                "Replaces the content of the machine's clipboard with a string of at most 65536 bytes.",
+                "Replaces the content of the machine's clipboard with a string of at most 65536 bytes, or with an `image`.",
             )
         },
         ToolName::FileAccept => described(

@@ -182,7 +182,7 @@ fn arguments_of_bytes_are_marked_outside_of_the_schema() {
     assert_eq!(marked(ToolName::GpgSign), ["data"]);
     assert_eq!(marked(ToolName::FileAccept), ["data"]);
     assert!(marked(ToolName::FileProvide).is_empty());
-    assert!(marked(ToolName::ClipboardSet).is_empty());
+    assert_eq!(marked(ToolName::ClipboardSet), ["image"]);
 }
 
 fn properties_of(schema: &Map<String, Value>) -> &Map<String, Value> {
@@ -303,6 +303,7 @@ fn the_limits_in_the_words_are_the_limits() {
     }
     said(ToolName::GpgSign, &SIGN_MAX);
     said(ToolName::ClipboardGet, &CLIPBOARD_MAX);
+    said(ToolName::ClipboardGet, &TWO_COPIES_MAX);
     said(ToolName::ClipboardSet, &CLIPBOARD_MAX);
     let set = describe(ToolName::ClipboardSet).input;
     assert!(
@@ -310,6 +311,8 @@ fn the_limits_in_the_words_are_the_limits() {
             .to_string()
             .contains("65536")
     );
+    let image = set["properties"]["image"]["description"].to_string();
+    assert!(image.contains(&ONE_CALL_MAX.to_string()), "{image}");
     let provide = describe(ToolName::FileProvide).input;
     let length = provide["properties"]["length"]["description"].to_string();
     for limit in [PIECE, TWO_COPIES_MAX] {

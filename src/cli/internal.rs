@@ -39,7 +39,7 @@ pub enum InternalCommand {
     /// Parse the output of machines, without privileges; started by apply and doctor
     #[command(hide = true)]
     ForeignReader,
-    /// Hold text on the display's clipboard, or read it; started by the clipboard tools
+    /// Hold content on the display's clipboard, or read it; started by the clipboard tools
     #[command(hide = true)]
     ClipboardHolder {
         /// The action on the clipboard
@@ -82,4 +82,6 @@ pub enum ClipboardAction {
     ReadPassword,
     /// Hold the text from stdin on the clipboard until something else replaces it
     Hold,
+    /// Hold the PNG from stdin on the clipboard until something else replaces it
+    HoldImage,
 }

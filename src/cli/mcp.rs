@@ -232,11 +232,15 @@ pub struct FileListArgs {
 /// `anklume clipboard …`
 #[derive(Debug, Subcommand)]
 pub enum ClipboardCommand {
-    /// Print the text of the clipboard
-    #[command(after_help = "Examples:\n  anklume clipboard get -i work-dev > letter.txt")]
+    /// Print the text, or the image (PNG), on the clipboard
+    #[command(
+        after_help = "Examples:\n  anklume clipboard get -i work-dev > letter.txt\n  anklume clipboard get -i work-dev > picture.png"
+    )]
     Get(ClipboardArgs),
-    /// Set the clipboard to the text on stdin
-    #[command(after_help = "Examples:\n  anklume clipboard set -i work-dev < letter.txt")]
+    /// Set the clipboard to the text, or the image (PNG), on stdin
+    #[command(
+        after_help = "Examples:\n  anklume clipboard set -i work-dev < letter.txt\n  anklume clipboard set -i work-dev < picture.png"
+    )]
     Set(ClipboardArgs),
     /// In a provider: offer the clipboard to a consumer, once and for a minute
     #[command(

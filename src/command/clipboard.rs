@@ -1,21 +1,25 @@
 //! `anklume clipboard`: prints and sets the clipboard of another machine, and offers that of this one.
 
-use std::io::{self, Read as _};
+use std::io::{self, IsTerminal as _, Read as _};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 
 use serde_json::Map;
 
 use super::mcp::with_client;
 use super::output::Output;
 use super::service::{NamedService, print, structured, text, with_service};
-use crate::catalogue::OFFER_TO;
+use crate::catalogue::{OFFER_TO, ONE_CALL_MAX, PNG, PNG_START};
 use crate::cli::{ChannelArgs, ClipboardArgs, ClipboardCommand, ClipboardOfferArgs};
 use crate::error::{Exit, Failure};
+use crate::mcp::client::Called;
 use crate::name::ToolName;
 use crate::text::Foreign;
 use crate::transport::Transport;
 
-/// Maximum number of bytes of a text to set; the provider may accept less.
-const TEXT_MAX: u64 = 8 * 1024 * 1024;
+/// Maximum number of bytes to set; of a text, the provider accepts less.
+const CONTENT_MAX: u64 = ONE_CALL_MAX;
 
 /// Runs `anklume clipboard …`.
 pub(super) fn run(command: &ClipboardCommand, output: &Output) -> anyhow::Result<Exit> {
@@ -28,7 +32,7 @@ pub(super) fn run(command: &ClipboardCommand, output: &Output) -> anyhow::Result
 
 /// Offers the provider's clipboard, or the text on stdin, as the operator.
 fn offer(args: &ClipboardOfferArgs, output: &Output) -> anyhow::Result<Exit> {
-    let stdin = args.stdin.as_ref().map(|_| text_on_stdin()).transpose()?;
+    let stdin = args.stdin.as_ref().map(|_| text_of(stdin()?)).transpose()?;
     let channel = ChannelArgs {
         instance: args.instance.clone(),
         project: args.project.clone(),
@@ -46,8 +50,16 @@ fn offer(args: &ClipboardOfferArgs, output: &Output) -> anyhow::Result<Exit> {
             // The user chose to offer it, even if it is a password.
             let arguments = [("passwords".to_owned(), true.into())];
             let tool = ToolName::ClipboardGet.as_str();
-            let called = server.call(tool, arguments.into_iter().collect(), false);
-            text(&structured(&called.await?)?, "text")?
+            let called = server.call(tool, arguments.into_iter().collect(), true);
+            let called = called.await?;
+            let result = structured(&called)?;
+            if image(&called)?.is_some() {
+                let message = "the clipboard holds an image; only a text can be offered";
+                return Err(Failure::new(Exit::Failed, message)
+                    .help("send it as a file")
+                    .into());
+            }
+            text(&result, "text")?
         };
         if content.is_empty() {
             let message = "the clipboard is empty, so there is nothing to offer";
@@ -87,38 +99,63 @@ fn offer(args: &ClipboardOfferArgs, output: &Output) -> anyhow::Result<Exit> {
 fn get(args: &ClipboardArgs, output: &Output) -> anyhow::Result<Exit> {
     let (tool, name) = (ToolName::ClipboardGet, NamedService::of(&args.service, "")?);
     with_service(tool, &name, "", output, async |server, service| {
-        let called = server.call(service, Map::new(), false).await?;
-        let content = text(&structured(&called)?, "text")?;
-        print(&content, output)?;
+        let called = server.call(service, Map::new(), true).await?;
+        let result = structured(&called)?;
+        let Some(png) = image(&called)? else {
+            print(&text(&result, "text")?, output)?;
+            return Ok(Exit::Done);
+        };
+        if io::stdout().is_terminal() {
+            let message = "the clipboard holds an image, which is not printed to a terminal";
+            let failure = Failure::new(Exit::Usage, message);
+            return Err(failure.help("write it to a file: `> picture.png`").into());
+        }
+        output.answer(&png)?;
         Ok(Exit::Done)
     })
 }
 
-fn text_on_stdin() -> Result<String, Failure> {
-    let mut content = String::new();
-    let read = io::stdin().take(TEXT_MAX + 1).read_to_string(&mut content);
-    let size = read.map_err(|why| {
-        let fault = match why.kind() {
-            io::ErrorKind::InvalidData => "stdin is not text in UTF-8".to_owned(),
-            _ => format!("cannot read stdin: {why}"),
-        };
-        Failure::new(Exit::Failed, fault)
-    })?;
-    if u64::try_from(size).unwrap_or(u64::MAX) > TEXT_MAX {
-        let fault = format!("the text on stdin is longer than {TEXT_MAX} bytes");
+/// Returns the image in an answer, a PNG; `None` if the clipboard holds a text.
+fn image(called: &Called) -> Result<Option<Vec<u8>>, Failure> {
+    let mut blocks = called.result.raw().content.iter();
+    let Some(image) = blocks.find_map(|block| block.as_image()) else {
+        return Ok(None);
+    };
+    let png = STANDARD.decode(&image.data).ok();
+    let png = png.filter(|png| image.mime_type == PNG && png.starts_with(PNG_START));
+    let unusable = || Failure::new(Exit::Failed, "the provider's image is not a PNG");
+    png.map(Some).ok_or_else(unusable)
+}
+
+/// Reads stdin, up to the most that a clipboard takes.
+fn stdin() -> Result<Vec<u8>, Failure> {
+    let mut content = Vec::new();
+    let read = io::stdin().take(CONTENT_MAX + 1).read_to_end(&mut content);
+    let size =
+        read.map_err(|why| Failure::new(Exit::Failed, format!("cannot read stdin: {why}")))?;
+    if u64::try_from(size).unwrap_or(u64::MAX) > CONTENT_MAX {
+        let fault = format!("stdin has more than {CONTENT_MAX} bytes");
         return Err(Failure::new(Exit::Failed, fault).help("send a file instead"));
     }
     Ok(content)
 }
 
+fn text_of(content: Vec<u8>) -> Result<String, Failure> {
+    String::from_utf8(content)
+        .map_err(|_| Failure::new(Exit::Failed, "stdin is neither text in UTF-8 nor a PNG"))
+}
+
 fn set(args: &ClipboardArgs, output: &Output) -> anyhow::Result<Exit> {
-    let content = text_on_stdin()?;
+    let content = stdin()?;
+    let argument = if content.starts_with(PNG_START) {
+        ("image".to_owned(), STANDARD.encode(content).into())
+    } else {
+        ("content".to_owned(), text_of(content)?.into())
+    };
     let (tool, name) = (ToolName::ClipboardSet, NamedService::of(&args.service, "")?);
     with_service(tool, &name, "", output, async |server, service| {
-        let arguments = [("content".to_owned(), content.into())];
-        let called = server
-            .call(service, arguments.into_iter().collect(), false)
-            .await?;
+        let arguments = [argument].into_iter().collect();
+        let called = server.call(service, arguments, false).await?;
         structured(&called)?;
         Ok(Exit::Done)
     })

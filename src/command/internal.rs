@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::mcp;
 use super::output::{Output, done_or_failed};
-use crate::catalogue::CLIPBOARD_MAX;
+use crate::catalogue::{CLIPBOARD_MAX, ONE_CALL_MAX};
 use crate::cli::{ChannelArgs, ClipboardAction, InternalCommand};
 use crate::error::{Exit, Failure};
 use crate::host::proxy_logs::rotate_all;
@@ -55,7 +55,8 @@ pub(crate) fn run(command: &InternalCommand, output: &Output) -> anyhow::Result<
         InternalCommand::ClipboardHolder { action } => match action {
             ClipboardAction::Read => output.answer(&display::read(false).write())?,
             ClipboardAction::ReadPassword => output.answer(&display::read(true).write())?,
-            ClipboardAction::Hold => hold_clipboard(output)?,
+            ClipboardAction::Hold => hold_clipboard(output, false)?,
+            ClipboardAction::HoldImage => hold_clipboard(output, true)?,
         },
         InternalCommand::GpgAgentLauncher { socket } => block_on(async {
             let served = gpg_launcher::serve(socket).await;
@@ -159,16 +160,25 @@ fn answer(output: &Output, answer: &impl Serialize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Holds text from stdin on the clipboard. Leaves the server's session and folder, because this process outlives both.
-fn hold_clipboard(output: &Output) -> anyhow::Result<()> {
+/// Holds the text, or the image, from stdin on the clipboard. Leaves the server's session and folder, because this process outlives both.
+fn hold_clipboard(output: &Output, is_image: bool) -> anyhow::Result<()> {
     // Fails only if this process already leads a process group.
     let _ = rustix::process::setsid();
     std::env::set_current_dir("/")?;
-    let mut text = String::new();
-    let max = u64::try_from(CLIPBOARD_MAX)?;
-    io::stdin().lock().take(max).read_to_string(&mut text)?;
+    let max = if is_image {
+        ONE_CALL_MAX
+    } else {
+        u64::try_from(CLIPBOARD_MAX)?
+    };
+    let mut content = Vec::new();
+    io::stdin().lock().take(max).read_to_end(&mut content)?;
     let mut answered = Ok(());
-    display::hold(text, |answer| answered = answer_and_detach(output, &answer));
+    let answer = |answer: HolderAnswer| answered = answer_and_detach(output, &answer);
+    if is_image {
+        display::hold_image(content, answer);
+    } else {
+        display::hold(String::from_utf8(content)?, answer);
+    }
     answered
 }
 

@@ -15,19 +15,37 @@ mod x11;
 use std::ffi::OsString;
 use std::process::Stdio;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Map, Value};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
 use crate::catalogue::{
-    BadArguments, CLIPBOARD_MAX, Clipboard, ClipboardGet, ClipboardSet, Clipped, parse,
+    BadArguments, CLIPBOARD_MAX, Clipboard, ClipboardGet, ClipboardSet, Clipped, OFFERED_ONLY,
+    ONE_CALL_MAX, PNG_START, Payload, parse,
 };
 use crate::name::MachineName;
 use crate::policy::Grant;
 use crate::text;
 
-use super::{Display, Settings, ToolError, ToolOutcome, ToolSession, blocking, environment};
+use super::{
+    Copies, Display, Settings, ToolError, ToolOutcome, ToolSession, blocking, environment,
+};
 
-pub(super) async fn get(grant: &Grant, session: &ToolSession) -> Result<ToolOutcome, ToolError> {
+/// Returns the maximum size of an answer in memory, in bytes: a text twice, or an image and its base64, once or twice.
+pub(super) fn largest_answer(arguments: &Map<String, Value>, copies: Copies) -> usize {
+    if arguments.get(OFFERED_ONLY) == Some(&Value::Bool(true)) {
+        return 2 * CLIPBOARD_MAX;
+    }
+    copies.memory_of(copies.payload_max())
+}
+
+pub(super) async fn get(
+    grant: &Grant,
+    session: &ToolSession,
+    copies: Copies,
+) -> Result<ToolOutcome, ToolError> {
     let ClipboardGet {
         passwords,
         offered_only,
@@ -41,9 +59,10 @@ pub(super) async fn get(grant: &Grant, session: &ToolSession) -> Result<ToolOutc
             Some(true) => HolderTask::ReadPassword,
             _ => HolderTask::Read,
         };
-        match ask(settings, display, task, "").await?.0 {
+        match ask(settings, display, task, b"").await?.0 {
             HolderAnswer::Text(text) => text,
             HolderAnswer::Nothing => String::new(),
+            HolderAnswer::Image(png) => return image(&png, copies),
             other => return Err(refusal(&other, display)),
         }
     } else {
@@ -53,13 +72,45 @@ pub(super) async fn get(grant: &Grant, session: &ToolSession) -> Result<ToolOutc
     let clipboard = Clipboard {
         bytes: length(&text),
         text: text.clone(),
+        image: None,
     };
     ToolOutcome::new(text, &clipboard)
 }
 
+/// Returns a PNG, which is not decoded: a small file may be a huge image.
+fn image(png: &[u8], copies: Copies) -> Result<ToolOutcome, ToolError> {
+    let (bytes, max) = (png.len() as u64, copies.payload_max());
+    if bytes > max {
+        return Err(image_too_large(bytes, max));
+    }
+    let data = STANDARD.encode(png);
+    let clipboard = Clipboard {
+        text: String::new(),
+        bytes,
+        image: (copies == Copies::Two).then(|| Payload::of(data.clone())),
+    };
+    let outcome = ToolOutcome::new(data, &clipboard)?;
+    Ok(ToolOutcome {
+        is_png: true,
+        ..outcome
+    })
+}
+
 pub(super) async fn set(grant: &Grant, session: &ToolSession) -> Result<ToolOutcome, ToolError> {
-    let ClipboardSet { content, offer_to } = parse(grant.tool(), grant.arguments())?;
+    let ClipboardSet {
+        content,
+        image,
+        offer_to,
+    } = parse(grant.tool(), grant.arguments())?;
     let settings = &session.settings;
+    let content = match (content, image) {
+        (Some(content), None) => content,
+        (None, Some(image)) => return set_image(settings, &image, offer_to.as_deref()).await,
+        _ => {
+            let message = "either `content` or `image` must be there, and only one of them";
+            return Err(BadArguments::from(message).into());
+        }
+    };
     let bytes = length(&content);
     if let Some(consumer) = offer_to {
         let consumer: MachineName = consumer
@@ -75,18 +126,54 @@ pub(super) async fn set(grant: &Grant, session: &ToolSession) -> Result<ToolOutc
         return ToolOutcome::new(said, &Clipped { bytes });
     }
     if let Some(display) = &settings.display {
-        match ask(settings, display, HolderTask::Hold, &content).await? {
-            (HolderAnswer::Text(_), mut holder) => holder.stays = true,
-            (other, _) => return Err(refusal(&other, display)),
-        }
+        hold(settings, display, HolderTask::Hold, content.as_bytes()).await?;
     } else {
         let folder = settings.runtime.clone();
         blocking(move |stop| file::write(&folder, &content, stop)).await?;
     }
-    ToolOutcome::new(
-        format!("{} on the clipboard", text::bytes(bytes)),
-        &Clipped { bytes },
-    )
+    on_the_clipboard(bytes)
+}
+
+async fn set_image(
+    settings: &Settings,
+    image: &Payload,
+    offer_to: Option<&str>,
+) -> Result<ToolOutcome, ToolError> {
+    if offer_to.is_some() {
+        return Err(BadArguments::from("only a text can be offered, not an image").into());
+    }
+    let png = image.decode()?;
+    if !png.starts_with(PNG_START) {
+        return Err(BadArguments::from("`image` is not a PNG").into());
+    }
+    let Some(display) = &settings.display else {
+        let message =
+            "the provider's user has no graphical session, whose clipboard could hold an image";
+        return Err(ToolError::Unavailable(message.to_owned()));
+    };
+    hold(settings, display, HolderTask::HoldImage, &png).await?;
+    on_the_clipboard(png.len() as u64)
+}
+
+/// Puts content on the clipboard of a display, where it stays until something else is put there.
+async fn hold(
+    settings: &Settings,
+    display: &Display,
+    task: HolderTask,
+    content: &[u8],
+) -> Result<(), ToolError> {
+    match ask(settings, display, task, content).await? {
+        (HolderAnswer::Held, mut holder) => {
+            holder.stays = true;
+            Ok(())
+        }
+        (other, _) => Err(refusal(&other, display)),
+    }
+}
+
+fn on_the_clipboard(bytes: u64) -> Result<ToolOutcome, ToolError> {
+    let text = format!("{} on the clipboard", text::bytes(bytes));
+    ToolOutcome::new(text, &Clipped { bytes })
 }
 
 fn length(text: &str) -> u64 {
@@ -96,6 +183,12 @@ fn length(text: &str) -> u64 {
 fn too_large(bytes: u64) -> ToolError {
     ToolError::TooLarge(format!(
         "the clipboard holds {bytes} bytes; at most {CLIPBOARD_MAX} can be returned"
+    ))
+}
+
+fn image_too_large(bytes: u64, max: u64) -> ToolError {
+    ToolError::TooLarge(format!(
+        "the clipboard holds an image of {bytes} bytes; at most {max} can be returned"
     ))
 }
 
@@ -114,6 +207,8 @@ enum HolderTask {
     ReadPassword,
     /// Put the text from stdin on the clipboard and hold it there.
     Hold,
+    /// Put the PNG from stdin on the clipboard and hold it there.
+    HoldImage,
 }
 
 impl HolderTask {
@@ -123,6 +218,7 @@ impl HolderTask {
             Self::Read => "read",
             Self::ReadPassword => "read-password",
             Self::Hold => "hold",
+            Self::HoldImage => "hold-image",
         }
     }
 }
@@ -130,14 +226,22 @@ impl HolderTask {
 /// The process's answer on stdout: one byte for its kind, then the rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum HolderAnswer {
-    /// The text on the clipboard; empty if a holder reports that it holds its text.
+    /// The text on the clipboard.
     Text(String),
-    /// The clipboard is empty, or contains no text.
+    /// The PNG on the clipboard, which contains no text.
+    Image(Vec<u8>),
+    /// The content from stdin is on the clipboard.
+    Held,
+    /// The clipboard is empty, or contains neither text nor a PNG.
     Nothing,
-    /// Too many bytes to return; their number.
+    /// A text with too many bytes to return; their number.
     TooLong(u64),
+    /// An image with too many bytes to return; their number.
+    ImageTooLong(u64),
     /// Text that is not UTF-8.
     NotText,
+    /// An image that is called a PNG and is none.
+    NotPng,
     /// A password manager has marked it as a password.
     Password,
     /// No display answered.
@@ -150,9 +254,13 @@ impl HolderAnswer {
     pub(crate) fn write(&self) -> Vec<u8> {
         match self {
             Self::Text(text) => [b"T", text.as_bytes()].concat(),
+            Self::Image(png) => [b"I", png.as_slice()].concat(),
+            Self::Held => b"H".to_vec(),
             Self::Nothing => b"N".to_vec(),
             Self::TooLong(bytes) => format!("L{bytes}").into_bytes(),
+            Self::ImageTooLong(bytes) => format!("M{bytes}").into_bytes(),
             Self::NotText => b"X".to_vec(),
+            Self::NotPng => b"G".to_vec(),
             Self::Password => b"P".to_vec(),
             Self::Unreachable => b"U".to_vec(),
             Self::Refused => b"R".to_vec(),
@@ -164,11 +272,17 @@ impl HolderAnswer {
         let Some((kind, rest)) = bytes.split_first() else {
             return Self::Refused;
         };
+        if *kind == b'I' && rest.starts_with(PNG_START) {
+            return Self::Image(rest.to_vec());
+        }
         match (kind, str::from_utf8(rest)) {
             (b'T', Ok(text)) => Self::Text(text.to_owned()),
+            (b'H', Ok("")) => Self::Held,
             (b'N', Ok("")) => Self::Nothing,
             (b'L', Ok(bytes)) => bytes.parse().map_or(Self::Refused, Self::TooLong),
+            (b'M', Ok(bytes)) => bytes.parse().map_or(Self::Refused, Self::ImageTooLong),
             (b'X', Ok("")) => Self::NotText,
+            (b'G', Ok("")) => Self::NotPng,
             (b'P', Ok("")) => Self::Password,
             (b'U', Ok("")) => Self::Unreachable,
             _ => Self::Refused,
@@ -197,10 +311,10 @@ async fn ask(
     settings: &Settings,
     display: &Display,
     task: HolderTask,
-    text: &str,
+    content: &[u8],
 ) -> Result<(HolderAnswer, Holder), ToolError> {
     let mut holder = start(settings, display, task)?;
-    let answer = tokio::time::timeout(settings.display_wait, talk(&mut holder.child, text));
+    let answer = tokio::time::timeout(settings.display_wait, talk(&mut holder.child, content));
     let answer = answer.await.map_err(|_| {
         ToolError::TimedOut(format!(
             "the display, or the program that owns its clipboard, did not answer within {} s",
@@ -235,16 +349,16 @@ fn start(settings: &Settings, display: &Display, task: HolderTask) -> Result<Hol
     })
 }
 
-/// Sends the text and reads the answer, up to the end of the process's stdout.
-async fn talk(child: &mut Child, text: &str) -> HolderAnswer {
+/// Sends the content and reads the answer, up to the end of the process's stdout.
+async fn talk(child: &mut Child, content: &[u8]) -> HolderAnswer {
     if let Some(mut stdin) = child.stdin.take() {
         // A process that does not read its stdin states the reason on stdout.
-        let _ = stdin.write_all(text.as_bytes()).await;
+        let _ = stdin.write_all(content).await;
     }
     let mut answer = Vec::new();
     if let Some(stdout) = child.stdout.take() {
         // One more byte, for the kind of answer.
-        let max = CLIPBOARD_MAX as u64 + 1;
+        let max = ONE_CALL_MAX + 1;
         let _ = stdout.take(max).read_to_end(&mut answer).await;
     }
     HolderAnswer::read(&answer)
@@ -258,13 +372,21 @@ fn refusal(answer: &HolderAnswer, display: &Display) -> ToolError {
             named(display)
         )),
         HolderAnswer::TooLong(bytes) => too_large(*bytes),
+        HolderAnswer::ImageTooLong(bytes) => image_too_large(*bytes, ONE_CALL_MAX),
         HolderAnswer::NotText => not_text(),
+        HolderAnswer::NotPng => {
+            ToolError::Refused("the clipboard's image is called a PNG and is none".to_owned())
+        }
         HolderAnswer::Password => ToolError::Refused(
             "the clipboard's content is marked as a password, and this service does not hand passwords over; \
              the operator can allow it: `with: {passwords: true}`"
                 .to_owned(),
         ),
-        HolderAnswer::Text(_) | HolderAnswer::Nothing | HolderAnswer::Refused => {
+        HolderAnswer::Text(_)
+        | HolderAnswer::Image(_)
+        | HolderAnswer::Held
+        | HolderAnswer::Nothing
+        | HolderAnswer::Refused => {
             ToolError::Unavailable(
                 "the display, or the program that owns its clipboard, did not provide the content".to_owned(),
             )
@@ -299,9 +421,13 @@ mod tests {
         for answer in [
             HolderAnswer::Text("T".to_owned()),
             HolderAnswer::Text(String::new()),
+            HolderAnswer::Image([PNG_START, b"\xff\0"].concat()),
+            HolderAnswer::Held,
             HolderAnswer::Nothing,
             HolderAnswer::TooLong(70_000),
+            HolderAnswer::ImageTooLong(70_000),
             HolderAnswer::NotText,
+            HolderAnswer::NotPng,
             HolderAnswer::Password,
             HolderAnswer::Unreachable,
             HolderAnswer::Refused,
@@ -312,7 +438,7 @@ mod tests {
 
     #[test]
     fn an_odd_answer_is_a_refusal() {
-        for odd in [&b""[..], b"Z", b"T\xff", b"Nx", b"L", b"Lx"] {
+        for odd in [&b""[..], b"Z", b"T\xff", b"Nx", b"L", b"Lx", b"I", b"IGIF"] {
             assert_eq!(HolderAnswer::read(odd), HolderAnswer::Refused, "{odd:?}");
         }
     }

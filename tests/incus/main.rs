@@ -19,6 +19,7 @@ mod doctor;
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 mod harness;
 mod host;
+mod pages;
 mod processes;
 mod project;
 mod recorder;

@@ -288,6 +288,23 @@ pub(crate) fn announced(mut command: Command) -> (Child, String) {
     (child, line.trim().to_owned())
 }
 
+/// Starts an X server on a free display; returns its name too.
+pub(crate) fn x_server() -> (Child, String) {
+    let mut xvfb = Command::new("Xvfb");
+    // Xvfb finds a free number itself, and prints it on stdout.
+    xvfb.args(["-displayfd", "1", "-screen", "0", "640x480x24", "-noreset"]);
+    xvfb.args(["-nolisten", "tcp"]);
+    let (xvfb, number) = announced(xvfb);
+    (xvfb, format!(":{number}"))
+}
+
+/// Bytes that begin as a PNG does: nothing decodes them.
+pub(crate) fn png(size: usize) -> Vec<u8> {
+    let start = b"\x89PNG\r\n\x1a\n".iter().copied();
+    let rest = (0_u32..).flat_map(u32::to_le_bytes);
+    start.chain(rest).take(size).collect()
+}
+
 /// A program in the Python environment that `tests/setup.sh` creates; see [`have`].
 #[track_caller]
 pub(crate) fn python(program: &str) -> Option<PathBuf> {

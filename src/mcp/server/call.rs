@@ -12,6 +12,7 @@ use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::time::{Duration, Instant, MissedTickBehavior, interval_at, timeout};
 
+use crate::catalogue::PNG;
 use crate::mcp::concurrency::LimitKind;
 use crate::mcp::monitor::{AdmitError, Admitted};
 use crate::mcp::{DECISION_KEY, REFUSED};
@@ -134,7 +135,12 @@ impl Drop for OwnCount<'_> {
 
 /// Builds the result of a tool that succeeded.
 pub(super) fn succeeded(outcome: ToolOutcome) -> CallToolResult {
-    let mut result = CallToolResult::success(vec![ContentBlock::text(outcome.text)]);
+    let content = if outcome.is_png {
+        ContentBlock::image(outcome.text, PNG)
+    } else {
+        ContentBlock::text(outcome.text)
+    };
+    let mut result = CallToolResult::success(vec![content]);
     result.structured_content = Some(Value::Object(outcome.structured));
     result
 }

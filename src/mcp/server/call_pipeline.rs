@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use rmcp::model::{CallToolResult, ErrorCode, ErrorData};
+use rmcp::model::{CallToolResult, ContentBlock, ErrorCode, ErrorData};
 use rmcp::service::{RequestContext, RoleServer};
 use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
@@ -355,6 +355,10 @@ fn is_complete(result: &CallToolResult) -> bool {
 }
 
 fn text_bytes(result: &CallToolResult) -> u64 {
-    let texts = result.content.iter().filter_map(|block| block.as_text());
-    texts.map(|text| text.text.len() as u64).sum()
+    let lengths = result.content.iter().map(|block| match block {
+        ContentBlock::Text(text) => text.text.len() as u64,
+        ContentBlock::Image(image) => image.data.len() as u64,
+        _ => 0,
+    });
+    lengths.sum()
 }

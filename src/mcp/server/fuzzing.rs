@@ -98,6 +98,7 @@ fn server(log: &Path) -> Server {
         Box::pin(async move {
             Ok(ToolOutcome {
                 text,
+                is_png: false,
                 structured: Map::new(),
             })
         })

@@ -119,6 +119,7 @@ fn shared(policy: impl Fn() -> Arc<Policy> + Send + Sync + 'static) -> Arc<Share
 fn outcome(text: &str) -> ToolOutcome {
     ToolOutcome {
         text: text.to_owned(),
+        is_png: false,
         structured: Map::new(),
     }
 }

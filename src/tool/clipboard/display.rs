@@ -1,4 +1,4 @@
-//! Runs in the process that [`super`] starts: reads the display's clipboard, or holds text on it.
+//! Runs in the process that [`super`] starts: reads the display's clipboard, or holds a text or an image on it.
 
 use std::io::Read as _;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -6,14 +6,17 @@ use std::thread;
 use std::time::Duration;
 
 use arboard::{Clipboard, Error, SetExtLinux as _};
+use wl_clipboard_rs::copy;
 use wl_clipboard_rs::paste::{
     self, ClipboardType, MimeType, Seat, get_contents, get_mime_types_ordered,
 };
 
 use super::HolderAnswer;
-use super::offer::{ClipboardOffer, Content, Encoding, OfferSource, TYPES_MAX, text_of};
+use super::offer::{
+    ClipboardOffer, Content, Encoding, IMAGE_MAX, OfferSource, TYPES_MAX, content_of,
+};
 use super::x11::X11;
-use crate::catalogue::CLIPBOARD_MAX;
+use crate::catalogue::PNG;
 
 /// Interval at which a holder checks whether its text is on the clipboard.
 const SETTLE_INTERVAL: Duration = Duration::from_millis(2);
@@ -22,16 +25,67 @@ const DISPLAY_INTERVAL: Duration = Duration::from_secs(2);
 /// Maximum number of content bytes to count.
 const COUNTED_MAX: u64 = 1024 * 1024 * 1024;
 
-/// Reads the clipboard of the display that the environment names; with `passwords`, even text marked as a password.
+/// Reads the clipboard of the display that the environment names; with `passwords`, even content marked as a password.
 pub(crate) fn read(passwords: bool) -> HolderAnswer {
-    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    if is_set("WAYLAND_DISPLAY") && mime_types().is_ok() {
-        return text_of(Wayland, passwords);
+    if is_wayland() {
+        return content_of(Wayland, passwords);
     }
-    if !is_set("DISPLAY") {
-        return HolderAnswer::Unreachable;
+    x11().map_or_else(|why| why, |x11| content_of(x11, passwords))
+}
+
+fn is_set(name: &str) -> bool {
+    std::env::var_os(name).is_some_and(|value| !value.is_empty())
+}
+
+/// Returns whether the environment names a compositor that answers.
+fn is_wayland() -> bool {
+    is_set("WAYLAND_DISPLAY") && mime_types().is_ok()
+}
+
+fn x11() -> Result<X11, HolderAnswer> {
+    if is_set("DISPLAY") {
+        X11::connect()
+    } else {
+        Err(HolderAnswer::Unreachable)
     }
-    X11::connect().map_or_else(|why| why, |x11| text_of(x11, passwords))
+}
+
+/// Holds a PNG on the clipboard as [`hold`] does a text.
+pub(crate) fn hold_image(png: Vec<u8>, answer: impl FnOnce(HolderAnswer)) {
+    if is_wayland() {
+        return hold_on_wayland(png, answer);
+    }
+    match x11() {
+        // Once it is held, nobody waits for the reason why that ends.
+        Ok(x11) => drop(x11.hold(&png, answer)),
+        Err(why) => answer(why),
+    }
+}
+
+fn hold_on_wayland(png: Vec<u8>, answer: impl FnOnce(HolderAnswer)) {
+    let wanted = png.clone();
+    let holding = thread::spawn(move || {
+        let mut options = copy::Options::new();
+        options.foreground(true);
+        let kind = copy::MimeType::Specific(PNG.to_owned());
+        let prepared = options.prepare_copy(copy::Source::Bytes(png.into()), kind);
+        prepared.and_then(copy::PreparedCopy::serve).is_ok()
+    });
+    while !holding.is_finished() {
+        let content = Wayland.content(PNG, IMAGE_MAX);
+        if matches!(content, Ok(Some((content, _))) if content.kept == wanted) {
+            answer(HolderAnswer::Held);
+            // Until another program takes the clipboard over, or the display ends.
+            let _ = holding.join();
+            return;
+        }
+        thread::sleep(SETTLE_INTERVAL);
+    }
+    answer(match holding.join() {
+        // It was there, and has already been replaced.
+        Ok(true) => HolderAnswer::Held,
+        Ok(false) | Err(_) => HolderAnswer::Refused,
+    });
 }
 
 /// Holds text on the clipboard until something else is put there or the display ends; calls `answer` once, as soon
@@ -51,7 +105,7 @@ pub(crate) fn hold(text: String, answer: impl FnOnce(HolderAnswer)) {
     loop {
         match replaced.recv_timeout(SETTLE_INTERVAL) {
             // The text was set, and has already been replaced.
-            Ok(true) => return answer(HolderAnswer::Text(String::new())),
+            Ok(true) => return answer(HolderAnswer::Held),
             Ok(false) | Err(RecvTimeoutError::Disconnected) => {
                 return answer(HolderAnswer::Refused);
             }
@@ -61,7 +115,7 @@ pub(crate) fn hold(text: String, answer: impl FnOnce(HolderAnswer)) {
             break;
         }
     }
-    answer(HolderAnswer::Text(String::new()));
+    answer(HolderAnswer::Held);
     // arboard does not notice when an X server ends; reading the clipboard reveals it.
     while matches!(
         replaced.recv_timeout(DISPLAY_INTERVAL),
@@ -101,7 +155,11 @@ impl OfferSource for Wayland {
         }))
     }
 
-    fn content(&mut self, name: &str) -> Result<Option<(Content, Encoding)>, HolderAnswer> {
+    fn content(
+        &mut self,
+        name: &str,
+        max: usize,
+    ) -> Result<Option<(Content, Encoding)>, HolderAnswer> {
         let kind = MimeType::Specific(name);
         let mut pipe = match get_contents(ClipboardType::Regular, Seat::Unspecified, kind) {
             Ok((pipe, _)) => pipe.take(COUNTED_MAX),
@@ -113,7 +171,7 @@ impl OfferSource for Wayland {
         loop {
             match pipe.read(&mut buffer) {
                 Ok(0) => break,
-                Ok(read) => content.add(buffer.get(..read).unwrap_or_default(), CLIPBOARD_MAX),
+                Ok(read) => content.add(buffer.get(..read).unwrap_or_default(), max),
                 Err(_) => return Err(HolderAnswer::Refused),
             }
         }

@@ -1,12 +1,15 @@
-//! Chooses the text from the types that a clipboard's owner offers, unless it is marked as a password.
+//! Chooses the text, or else the PNG, from the types that a clipboard's owner offers, unless it is marked as a password.
 
 use super::HolderAnswer;
-use crate::catalogue::CLIPBOARD_MAX;
+use crate::catalogue::{CLIPBOARD_MAX, ONE_CALL_MAX, PNG, PNG_START};
 
 /// The type with which password managers (KeePassXC, Bitwarden, 1Password) mark passwords for Klipper, and its content.
 const HINT: &str = "x-kde-passwordManagerHint";
 const SECRET: &str = "secret";
 
+/// Maximum size of an image, in bytes.
+pub(super) const IMAGE_MAX: usize = 8 * 1024 * 1024;
+const _: () = assert!(IMAGE_MAX as u64 == ONE_CALL_MAX);
 /// Maximum number of types to read; programs typically offer a dozen or two.
 pub(super) const TYPES_MAX: usize = 256;
 
@@ -45,12 +48,16 @@ pub(super) trait OfferSource {
     /// Asks the clipboard's owner for its types; `None` if there is no owner.
     fn offered(&mut self) -> Result<Option<ClipboardOffer>, HolderAnswer>;
 
-    /// Asks the owner for the content as one of its types; `None` if the owner refuses.
-    fn content(&mut self, name: &str) -> Result<Option<(Content, Encoding)>, HolderAnswer>;
+    /// Asks the owner for the content as one of its types, of which `max` bytes are kept; `None` if the owner refuses.
+    fn content(
+        &mut self,
+        name: &str,
+        max: usize,
+    ) -> Result<Option<(Content, Encoding)>, HolderAnswer>;
 }
 
-/// Reads the text on a clipboard; with `passwords`, even text that is marked as a password.
-pub(super) fn text_of(mut source: impl OfferSource, passwords: bool) -> HolderAnswer {
+/// Reads the content of a clipboard; with `passwords`, even content that is marked as a password.
+pub(super) fn content_of(mut source: impl OfferSource, passwords: bool) -> HolderAnswer {
     for _ in 0..TRIES {
         match look(&mut source, passwords) {
             Ok(Some(answer)) | Err(answer) => return answer,
@@ -74,18 +81,26 @@ fn look(
     if may_be_secret && is_marked(source)? {
         return Ok(Some(HolderAnswer::Password));
     }
-    let texts = texts(&names);
-    for name in &texts {
-        let Some((content, encoding)) = source.content(name)? else {
+    let usable = usable(&names);
+    for name in &usable {
+        let max = if *name == PNG {
+            IMAGE_MAX
+        } else {
+            CLIPBOARD_MAX
+        };
+        let Some((content, encoding)) = source.content(name, max)? else {
             continue;
         };
-        // The text may have come from another owner that came and went.
+        // The content may have come from another owner that came and went.
         if source.offered()? != before || (may_be_secret && is_marked(source)?) {
             return Ok(None);
         }
-        return Ok(Some(answer(content, encoding)));
+        return Ok(Some(match *name {
+            PNG => image(content),
+            _ => text(content, encoding),
+        }));
     }
-    Ok(Some(match texts.as_slice() {
+    Ok(Some(match usable.as_slice() {
         [] => HolderAnswer::Nothing,
         _ => HolderAnswer::Refused,
     }))
@@ -93,11 +108,22 @@ fn look(
 
 /// Returns whether the owner marks its content as a password; an unreadable mark counts as one.
 fn is_marked(source: &mut impl OfferSource) -> Result<bool, HolderAnswer> {
-    let hint = source.content(HINT)?;
+    let hint = source.content(HINT, CLIPBOARD_MAX)?;
     Ok(hint.is_none_or(|(hint, _)| is_secret(&hint.kept)))
 }
 
-fn answer(content: Content, encoding: Encoding) -> HolderAnswer {
+fn image(content: Content) -> HolderAnswer {
+    if content.bytes > ONE_CALL_MAX {
+        return HolderAnswer::ImageTooLong(content.bytes);
+    }
+    if content.kept.starts_with(PNG_START) {
+        HolderAnswer::Image(content.kept)
+    } else {
+        HolderAnswer::NotPng
+    }
+}
+
+fn text(content: Content, encoding: Encoding) -> HolderAnswer {
     if content.bytes > CLIPBOARD_MAX as u64 {
         return HolderAnswer::TooLong(content.bytes);
     }
@@ -116,8 +142,9 @@ pub(super) enum Encoding {
     Latin1,
 }
 
-/// Returns the text types, best first: UTF-8 by name, then plain, then any other.
-fn texts<'o>(offered: &[&'o str]) -> Vec<&'o str> {
+/// Returns the types that can be handed over, best first: UTF-8 by name, then plain text, then an image, then any other text,
+/// such as the HTML that a browser offers with an image.
+fn usable<'o>(offered: &[&'o str]) -> Vec<&'o str> {
     let ranked = offered.iter().take(TYPES_MAX).filter_map(|name| {
         let lower = name.to_ascii_lowercase();
         let rank = match lower.as_str() {
@@ -125,7 +152,8 @@ fn texts<'o>(offered: &[&'o str]) -> Vec<&'o str> {
             "text/plain" => 1,
             "string" | "text" => 2,
             other if other.starts_with("text/plain") => 3,
-            other if other.starts_with("text/") => 4,
+            PNG => 4,
+            other if other.starts_with("text/") => 5,
             _ => return None,
         };
         Some((rank, *name))
@@ -169,7 +197,11 @@ mod tests {
             }))
         }
 
-        fn content(&mut self, name: &str) -> Result<Option<(Content, Encoding)>, HolderAnswer> {
+        fn content(
+            &mut self,
+            name: &str,
+            max: usize,
+        ) -> Result<Option<(Content, Encoding)>, HolderAnswer> {
             let owner = self.0.first().cloned().unwrap_or_default();
             let given = owner.iter().find(|(offered, _)| *offered == name);
             if self.0.len() > 1 {
@@ -178,7 +210,11 @@ mod tests {
             }
             Ok(given.and_then(|(_, text)| *text).map(|text| {
                 let mut content = Content::default();
-                content.add(text.as_bytes(), CLIPBOARD_MAX);
+                let bytes = match text {
+                    PNG => PNG_START,
+                    text => text.as_bytes(),
+                };
+                content.add(bytes, max);
                 (content, Encoding::Utf8)
             }))
         }
@@ -191,7 +227,21 @@ mod tests {
         let text = |text: &str| HolderAnswer::Text(text.to_owned());
         for (owners, expected) in [
             (vec![], HolderAnswer::Nothing),
-            (vec![vec![("image/png", Some("x"))]], HolderAnswer::Nothing),
+            (vec![vec![("image/jpeg", Some("x"))]], HolderAnswer::Nothing),
+            (vec![vec![(PNG, Some("x"))]], HolderAnswer::NotPng),
+            (
+                vec![vec![("text/html", Some("<img>")), (PNG, Some(PNG))]],
+                HolderAnswer::Image(PNG_START.to_vec()),
+            ),
+            (
+                vec![vec![(PNG, Some(PNG)), ("text/plain", Some("x"))]],
+                text("x"),
+            ),
+            (vec![vec![(PNG, None), ("text/html", Some("x"))]], text("x")),
+            (
+                vec![vec![(PNG, Some(PNG)), (HINT, Some("secret"))]],
+                HolderAnswer::Password,
+            ),
             (vec![vec![("text/plain", Some("x"))]], text("x")),
             (
                 vec![vec![(UTF8, None), ("text/html", Some("<b>"))]],
@@ -212,13 +262,13 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                text_of(Owners(owners.clone()), false),
+                content_of(Owners(owners.clone()), false),
                 expected,
                 "{owners:?}"
             );
         }
         let marked = vec![vec![(UTF8, Some("x")), (HINT, Some("secret"))]];
-        assert_eq!(text_of(Owners(marked), true), text("x"));
+        assert_eq!(content_of(Owners(marked), true), text("x"));
     }
 
     #[test]
@@ -226,10 +276,10 @@ mod tests {
         let plain = || vec![(UTF8, Some("plain"))];
         let marked = vec![(UTF8, Some("pass")), (HINT, Some("secret"))];
         let owners = vec![plain(), marked];
-        assert_eq!(text_of(Owners(owners), false), HolderAnswer::Password);
+        assert_eq!(content_of(Owners(owners), false), HolderAnswer::Password);
         let owners = vec![plain(), vec![("STRING", Some("other"))]];
         assert_eq!(
-            text_of(Owners(owners), false),
+            content_of(Owners(owners), false),
             HolderAnswer::Text("other".to_owned())
         );
     }
@@ -245,22 +295,30 @@ mod tests {
             (CLIPBOARD_MAX, 120_000)
         );
         assert_eq!(
-            answer(content, Encoding::Utf8),
+            text(content, Encoding::Utf8),
             HolderAnswer::TooLong(120_000)
         );
         // Each of these bytes becomes two in UTF-8.
         let mut content = Content::default();
         content.add(&vec![0xe9; 40_000], CLIPBOARD_MAX);
         assert_eq!(
-            answer(content, Encoding::Latin1),
+            text(content, Encoding::Latin1),
             HolderAnswer::TooLong(80_000)
         );
+        let mut content = Content::default();
+        content.add(PNG_START, IMAGE_MAX);
+        content.add(&vec![0; IMAGE_MAX], IMAGE_MAX);
+        assert_eq!(image(content), HolderAnswer::ImageTooLong(ONE_CALL_MAX + 8));
     }
 
     #[test]
     fn text_is_taken_where_it_is_offered_and_the_best_first() {
         for (offered, expected) in [
-            (&["TARGETS", "image/png"][..], &[][..]),
+            (&["TARGETS", "image/jpeg"][..], &[][..]),
+            (
+                &["text/html", "image/png", "TARGETS"],
+                &["image/png", "text/html"],
+            ),
             (&["text/plain"], &["text/plain"]),
             (
                 &["STRING", "TIMESTAMP", "UTF8_STRING", "text/html"],
@@ -280,7 +338,7 @@ mod tests {
             ),
             (&[HINT], &[]),
         ] {
-            assert_eq!(texts(offered), expected, "{offered:?}");
+            assert_eq!(usable(offered), expected, "{offered:?}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! Reads the clipboard of an X server as its owner offers it (ICCCM §2).
+//! Reads the clipboard of an X server as its owner offers it, and holds images there (ICCCM §2).
 //!
 //! Does not use arboard, which asks for types that the owner never offered; owners may answer such requests with
 //! anything. If the owner does not answer, the MCP server kills this process.
@@ -6,17 +6,24 @@
 use x11rb::COPY_DEPTH_FROM_PARENT;
 use x11rb::CURRENT_TIME;
 use x11rb::NONE;
-use x11rb::connection::Connection as _;
+use x11rb::connection::{Connection as _, RequestConnection as _};
 use x11rb::errors::ReplyOrIdError;
 use x11rb::protocol::Event;
 use x11rb::protocol::xproto::{
-    Atom, AtomEnum, ConnectionExt as _, CreateWindowAux, EventMask, Property, Window, WindowClass,
+    Atom, AtomEnum, ConnectionExt as _, CreateWindowAux, EventMask, PropMode, Property,
+    SELECTION_NOTIFY_EVENT, SelectionNotifyEvent, Window, WindowClass,
 };
 use x11rb::rust_connection::RustConnection;
+use x11rb::wrapper::ConnectionExt as _;
 
 use super::HolderAnswer;
 use super::offer::{ClipboardOffer, Content, Encoding, OfferSource, TYPES_MAX};
-use crate::catalogue::CLIPBOARD_MAX;
+use crate::catalogue::PNG;
+
+/// The type that lists the other types.
+const TARGETS: &str = "TARGETS";
+/// Maximum length of what precedes the content in a request, in bytes.
+const REQUEST_HEADER: usize = 64;
 
 /// A connection to an X server, with a window that receives the content.
 #[derive(Debug)]
@@ -161,13 +168,79 @@ impl X11 {
         Ok(names)
     }
 
+    /// Holds a PNG on the clipboard until another program takes it over or the display ends; calls `answer` once it is there.
+    pub(super) fn hold(
+        &self,
+        png: &[u8],
+        answer: impl FnOnce(HolderAnswer),
+    ) -> Result<(), ReplyOrIdError> {
+        if png.len().saturating_add(REQUEST_HEADER) > self.connection.maximum_request_bytes() {
+            answer(HolderAnswer::Refused);
+            return Ok(());
+        }
+        let [targets, image] = [TARGETS, PNG].map(|name| atom(&self.connection, name));
+        let (targets, image) = (targets?, image?);
+        self.connection
+            .set_selection_owner(self.window, self.clipboard, CURRENT_TIME)?;
+        let owner = self
+            .connection
+            .get_selection_owner(self.clipboard)?
+            .reply()?;
+        if owner.owner != self.window {
+            answer(HolderAnswer::Refused);
+            return Ok(());
+        }
+        answer(HolderAnswer::Held);
+        loop {
+            let request = match self.connection.wait_for_event()? {
+                Event::SelectionRequest(request) => request,
+                Event::SelectionClear(_) => return Ok(()),
+                _ => continue,
+            };
+            // Clients that predate ICCCM name no property (§2.2).
+            let property = if request.property == NONE {
+                request.target
+            } else {
+                request.property
+            };
+            let connection = &self.connection;
+            let (replace, requestor) = (PropMode::REPLACE, request.requestor);
+            let mut given = property;
+            if request.target == targets {
+                let kinds = [targets, image];
+                connection.change_property32(
+                    replace,
+                    requestor,
+                    property,
+                    AtomEnum::ATOM,
+                    &kinds,
+                )?;
+            } else if request.target == image {
+                connection.change_property8(replace, requestor, property, image, png)?;
+            } else {
+                given = NONE;
+            }
+            let notification = SelectionNotifyEvent {
+                response_type: SELECTION_NOTIFY_EVENT,
+                sequence: 0,
+                time: request.time,
+                requestor,
+                selection: request.selection,
+                target: request.target,
+                property: given,
+            };
+            connection.send_event(false, requestor, EventMask::NO_EVENT, notification)?;
+            connection.flush()?;
+        }
+    }
+
     fn look(&self) -> Result<Option<ClipboardOffer>, ReplyOrIdError> {
         let owner = self.connection.get_selection_owner(self.clipboard)?;
         let owner = owner.reply()?.owner;
         if owner == NONE {
             return Ok(None);
         }
-        let (types, is_cut) = match self.ask("TARGETS", 4 * TYPES_MAX)? {
+        let (types, is_cut) = match self.ask(TARGETS, 4 * TYPES_MAX)? {
             Some((_, listed)) => {
                 let is_cut = listed.bytes > 4 * TYPES_MAX as u64;
                 (self.names(&listed.kept)?, is_cut)
@@ -193,8 +266,12 @@ impl OfferSource for X11 {
         Ok(self.look()?)
     }
 
-    fn content(&mut self, name: &str) -> Result<Option<(Content, Encoding)>, HolderAnswer> {
-        let answer = self.ask(name, CLIPBOARD_MAX)?;
+    fn content(
+        &mut self,
+        name: &str,
+        max: usize,
+    ) -> Result<Option<(Content, Encoding)>, HolderAnswer> {
+        let answer = self.ask(name, max)?;
         Ok(answer.map(|(kind, content)| {
             // The owner chooses the encoding of `TEXT` and indicates it by the actual type.
             let is_string = kind == Atom::from(AtomEnum::STRING);

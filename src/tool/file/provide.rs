@@ -96,7 +96,7 @@ pub(in crate::tool) async fn provide(
     .await
 }
 
-/// Returns the maximum size of an answer in memory, in bytes: the file or piece, and its base64, once or twice.
+/// Returns the maximum size of an answer in memory, in bytes.
 pub(in crate::tool) fn largest_answer(arguments: &Map<String, Value>, copies: Copies) -> usize {
     let number = |name| arguments.get(name).and_then(Value::as_u64);
     if arguments.get("entries") == Some(&Value::Bool(true)) {
@@ -107,9 +107,7 @@ pub(in crate::tool) fn largest_answer(arguments: &Map<String, Value>, copies: Co
         (Some(_), None) => PIECE,
         (None, None) => copies.payload_max(),
     };
-    let bytes = requested.min(copies.payload_max());
-    let count = if copies == Copies::One { 1 } else { 2 };
-    usize::try_from(bytes + count * bytes.div_ceil(3) * 4).unwrap_or(usize::MAX)
+    copies.memory_of(requested.min(copies.payload_max()))
 }
 
 #[derive(Debug)]

@@ -107,10 +107,11 @@ fn a_name_is_a_socket_and_every_end_has_its_exit_code() {
         };
         assert!(is_answer, "{explained:?}");
     }
-    // An argument that is missing is a usage error, and a failure of the tool is not a refusal.
+    // A failure of the tool is not a refusal.
     let ran = mcp(&world, &["call", "-i", "vault", "copy"]);
-    let message = "error: `copy` needs `content`\n  = help: write `content=VALUE`; `-` instead of a value reads stdin\n";
-    ran.is(2, "", message);
+    let neither =
+        "error: `copy` failed: either `content` or `image` must be there, and only one of them\n";
+    ran.is(1, "", neither);
     let large = format!("content={}", "x".repeat(70_000));
     let ran = mcp(&world, &["call", "-i", "vault", "copy", &large]);
     assert_eq!((ran.status, ran.stdout.as_str()), (1, ""), "{ran:?}");
@@ -135,6 +136,17 @@ fn a_name_is_a_socket_and_every_end_has_its_exit_code() {
         folder.display()
     );
     assert!(ran.stderr.starts_with(&message), "{}", ran.stderr);
+}
+
+#[test]
+fn an_argument_that_is_missing_is_a_usage_error() {
+    let world = World::new(&["{name: say, tool: notify, consumers: [alice]}"]);
+    let server = world.listen();
+    let world = inside_alice(world, &server);
+    let ran = mcp(&world, &["call", "-i", "vault", "say"]);
+    let message = "error: `say` needs `title`\n  = help: write `title=VALUE`; `-` instead of a value reads stdin\n";
+    ran.is(2, "", message);
+    server.end();
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use serde_json::json;
 
 use super::world::{World, ended};
-use crate::harness::Anklume;
+use crate::harness::{Anklume, have_program, png, x_server};
 
 const GET: &str = "{name: paste, tool: clipboard_get, consumers: [alice]}";
 const SET: &str = "{name: copy, tool: clipboard_set, consumers: [alice]}";
@@ -25,7 +25,7 @@ fn a_text_goes_to_the_clipboard_of_another_machine_and_back() {
         world.run(&["clipboard", "get"]).is(0, text, "");
     }
     let binary = world.run_with(&["clipboard", "set"], b"\xff");
-    binary.is(1, "", "error: stdin is not text in UTF-8\n");
+    binary.is(1, "", "error: stdin is neither text in UTF-8 nor a PNG\n");
     let large = world.run_with(&["clipboard", "set"], "x".repeat(65537).as_bytes());
     assert_eq!((large.status, large.stdout.as_str()), (1, ""));
     assert!(
@@ -44,6 +44,63 @@ fn a_text_goes_to_the_clipboard_of_another_machine_and_back() {
     let listed = world.run(&["mcp", "list", "-i", "vault"]);
     assert_eq!(listed.status, 0, "{listed:?}");
     server.end();
+}
+
+#[test]
+fn an_image_goes_to_the_clipboard_of_another_machine_and_back() {
+    if !have_program("Xvfb") {
+        return;
+    }
+    let (mut xvfb, display) = x_server();
+    let world = World::new(&[GET, SET]).env("DISPLAY", display);
+    let server = world.listen();
+    fs::create_dir(world.path("alice")).unwrap();
+    symlink(server.socket("alice"), world.path("alice/vault.sock")).unwrap();
+    let sockets = world.text("alice");
+    let world = world.env("ANKLUME_SOCKET_DIR", sockets);
+    let get = || {
+        let output = world.command(&["clipboard", "get"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        output.stdout
+    };
+    // The largest one comes back only to a client that asks for one copy, as this one does.
+    for size in [8, 700_000, 8 * 1024 * 1024] {
+        let image = png(size);
+        world.run_with(&["clipboard", "set"], &image).is(0, "", "");
+        assert!(get() == image, "{size}");
+    }
+    world
+        .run_with(&["clipboard", "set"], b"a text")
+        .is(0, "", "");
+    assert_eq!(get(), b"a text");
+    let large = png(8 * 1024 * 1024 + 1);
+    world.run_with(&["clipboard", "set"], &large).is(
+        1,
+        "",
+        "error: stdin has more than 8388608 bytes\n  = help: send a file instead\n",
+    );
+    // A plain client gets an image of MCP.
+    world.run_with(&["clipboard", "set"], &png(9)).is(0, "", "");
+    let mut alice = server.peer("alice");
+    let answer = alice.call("paste", &json!({}));
+    assert_eq!(
+        answer["result"]["content"],
+        json!([{"type": "image", "data": "iVBORw0KGgoA", "mimeType": "image/png"}])
+    );
+    assert_eq!(
+        answer["result"]["structuredContent"],
+        json!({"text": "", "bytes": 9, "image": "iVBORw0KGgoA"})
+    );
+    world.run(&["clipboard", "offer", "--to", "alice"]).is(
+        1,
+        "",
+        "error: the clipboard holds an image; only a text can be offered\n  = help: send it as a file\n",
+    );
+    // What is set last replaces it, and its holder ends.
+    world.run_with(&["clipboard", "set"], b"").is(0, "", "");
+    server.end();
+    xvfb.kill().unwrap();
+    xvfb.wait().unwrap();
 }
 
 #[test]

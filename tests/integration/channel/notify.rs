@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 
 use super::world::{World, until};
-use crate::harness::{announced, have_program};
+use crate::harness::{announced, have_program, x_server};
 
 const NOTIFY: &str = "{name: say, tool: notify, consumers: [alice]}";
 
@@ -24,18 +24,7 @@ impl Desktop {
         if !programs.iter().all(|program| have_program(program)) {
             return None;
         }
-        let mut xvfb = Command::new("Xvfb");
-        xvfb.args([
-            "-displayfd",
-            "1",
-            "-screen",
-            "0",
-            "640x480x24",
-            "-nolisten",
-            "tcp",
-        ]);
-        let (xvfb, number) = announced(xvfb);
-        let display = format!(":{number}");
+        let (xvfb, display) = x_server();
         let bus = format!("unix:path={}", world.text("bus"));
         let mut daemon = Command::new("dbus-daemon");
         daemon.args([

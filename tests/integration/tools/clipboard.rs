@@ -1,5 +1,6 @@
 //! Tests the clipboard tools with a real X server, and xclip as the other program.
 
+mod images;
 mod owners;
 
 use std::io::Write as _;
@@ -10,7 +11,7 @@ use anklume::tool::Display;
 use serde_json::{Value, json};
 
 use super::{Server, eventually};
-use crate::harness::{ANKLUME, announced, have_program};
+use crate::harness::{ANKLUME, have_program, x_server};
 
 /// A new X server, and a tool server that uses it.
 struct Desk {
@@ -36,20 +37,7 @@ impl Desk {
         if !have_program("Xvfb") || !have_program("xclip") {
             return None;
         }
-        // Xvfb finds a free number itself, and prints it on stdout.
-        let mut xvfb = Command::new("Xvfb");
-        xvfb.args([
-            "-displayfd",
-            "1",
-            "-screen",
-            "0",
-            "64x64x24",
-            "-noreset",
-            "-nolisten",
-            "tcp",
-        ]);
-        let (xvfb, number) = announced(xvfb);
-        let name = format!(":{number}");
+        let (xvfb, name) = x_server();
         let server = server_on(&name);
         Some(Self { xvfb, name, server })
     }
@@ -62,6 +50,7 @@ impl Desk {
 
     fn get(&self) -> Result<String, String> {
         let outcome = self.server.call("clipboard_get", json!({}))?;
+        assert!(!outcome.is_png);
         assert_eq!(
             Value::Object(outcome.structured),
             json!({"text": outcome.text, "bytes": outcome.text.len()})

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use anklume::tool::Display;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
 use super::{Server, eventually};
-use crate::harness::{ANKLUME, have_program};
+use crate::harness::{ANKLUME, have_program, png};
 
 /// A user other than root, because sway refuses to start as root.
 const NOBODY: &str = "65534";
@@ -129,7 +131,7 @@ fn on_wayland_the_text_outlives_the_server_and_is_shared_both_ways() {
     eventually("it is on the clipboard", || desk.pasted() == b"salut");
     assert_eq!(desk.get().unwrap(), "salut");
     for (kind, expected) in [
-        ("image/png", ""),
+        ("image/jpeg", ""),
         ("text/html", "data"),
         ("text/plain;charset=utf-8", "data"),
         ("STRING", "data"),
@@ -147,6 +149,45 @@ fn on_wayland_the_text_outlives_the_server_and_is_shared_both_ways() {
     eventually("it is on the clipboard", || {
         desk.get() == Err(said.to_owned())
     });
+}
+
+#[test]
+fn on_wayland_an_image_outlives_the_server_and_is_shared_both_ways() {
+    let Some(desk) = Compositor::new() else {
+        return;
+    };
+    let pasted = || {
+        let mut paste = desk.client("wl-paste");
+        let output = paste.args(["--type", "image/png"]).output();
+        output.unwrap().stdout
+    };
+    let get = || {
+        let outcome = desk.server.call("clipboard_get", json!({})).unwrap();
+        assert!(outcome.is_png || outcome.text.is_empty());
+        STANDARD.decode(outcome.text).unwrap()
+    };
+    for size in [8, 100_000, 3 * 1024 * 1024] {
+        let image = png(size);
+        let arguments = json!({"image": STANDARD.encode(&image)});
+        desk.server.call("clipboard_set", arguments).unwrap();
+        assert!(pasted() == image, "{size}");
+        assert!(get() == image, "{size}");
+    }
+    desk.set("a text");
+    assert_eq!(desk.get().unwrap(), "a text");
+    for size in [8, 3 * 1024 * 1024] {
+        let image = png(size);
+        let path = desk.server.folder.path().join("image");
+        std::fs::write(&path, &image).unwrap();
+        let copied = desk
+            .client("wl-copy")
+            .args(["--type", "image/png"])
+            .stdin(std::fs::File::open(&path).unwrap())
+            .status();
+        assert!(copied.unwrap().success());
+        eventually("it is on the clipboard", || pasted() == image);
+        assert!(get() == image, "{size}");
+    }
 }
 
 #[test]
