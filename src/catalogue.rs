@@ -12,7 +12,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use check::{
-    FixedFault, check_fixed, check_some, gives_offers, parse, parse_without_data, repeats_key,
+    FixedFault, alternative, check_fixed, check_some, gives_offers, parse, parse_without_data,
+    repeats_key,
 };
 pub use path::PortalPath;
 pub use schema::{Description, describe, input_without};

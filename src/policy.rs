@@ -225,7 +225,7 @@ fn merge(service: &Service, request: Request<'_>) -> Result<Arc<Map<String, Valu
     } = request;
     let chosen = non_null(arguments).find(|(key, value)| match service.with.get(*key) {
         Some(fixed) => !repeats(service.tool, key, fixed, value),
-        None => *caller != Caller::Operator && operator_only(service.tool, key),
+        None => !may_choose(caller, service.tool, &service.with, key),
     });
     if let Some((argument, _)) = chosen {
         return Err(Denial::FixedArgument {
@@ -249,10 +249,24 @@ fn repeats(tool: ToolName, argument: &str, fixed: &Value, sent: &Value) -> bool 
     }
 }
 
+/// Returns whether a caller may choose an argument where a service's `with` fixes these.
+#[must_use]
+pub fn may_choose(
+    caller: &Caller,
+    tool: ToolName,
+    fixed: &Map<String, Value>,
+    argument: &str,
+) -> bool {
+    let alternative = catalogue::alternative(tool, argument);
+    let is_ruled_out = alternative.is_some_and(|other| fixed.contains_key(other));
+    !fixed.contains_key(argument)
+        && !is_ruled_out
+        && (*caller == Caller::Operator || !operator_only(tool, argument))
+}
+
 /// Returns whether only a service's `with` or the operator may set an argument: consumers choose neither the signing
 /// key nor what of a clipboard is returned, and offer nothing to others.
-#[must_use]
-pub fn operator_only(tool: ToolName, argument: &str) -> bool {
+fn operator_only(tool: ToolName, argument: &str) -> bool {
     matches!(
         (tool, argument),
         (ToolName::GpgSign, "key_id")
@@ -369,6 +383,25 @@ mod tests {
         is_no_choice("release", &json!({"key_id": 7}));
         // Other arguments are case-sensitive.
         is_no_choice("push", &json!({"path": "IN"}));
+    }
+
+    #[test]
+    fn a_fixed_argument_rules_out_the_one_that_would_replace_it() {
+        let may = |caller: &Caller, fixed: Value, argument: &str| {
+            let fixed = fixed.as_object().unwrap();
+            may_choose(caller, ToolName::ClipboardSet, fixed, argument)
+        };
+        let dev = Caller::Consumer("dev".parse().unwrap());
+        for caller in [&dev, &Caller::Operator] {
+            assert!(may(caller, json!({}), "content") && may(caller, json!({}), "image"));
+            for fixed in ["content", "image"] {
+                let with = json!({fixed: "x"});
+                assert!(!may(caller, with.clone(), "content"));
+                assert!(!may(caller, with, "image"));
+            }
+        }
+        assert!(may(&Caller::Operator, json!({}), OFFER_TO));
+        assert!(!may(&dev, json!({}), OFFER_TO));
     }
 
     #[test]

@@ -250,6 +250,16 @@ fn key_digits(text: &str) -> Option<(&str, bool)> {
     is_key.then_some((digits, exact))
 }
 
+/// Returns the argument in whose place another one stands; of the two, a call has one.
+#[must_use]
+pub fn alternative(tool: ToolName, argument: &str) -> Option<&'static str> {
+    match (tool, argument) {
+        (ToolName::ClipboardSet, "content") => Some("image"),
+        (ToolName::ClipboardSet, "image") => Some("content"),
+        _ => None,
+    }
+}
+
 /// Returns whether a `key_id` names the fixed key: the digits are the same, however they are written.
 #[must_use]
 pub fn repeats_key(fixed: &str, sent: &str) -> bool {

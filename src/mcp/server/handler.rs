@@ -212,10 +212,7 @@ pub(crate) fn of_operator(tool: ToolName) -> Tool {
 
 fn describe(offer: ServiceOffer, caller: &Caller) -> Tool {
     let docs = catalogue::describe(offer.tool);
-    let hidden = |argument: &str| {
-        let others = *caller != Caller::Operator && policy::operator_only(offer.tool, argument);
-        others || offer.fixed.contains_key(argument)
-    };
+    let hidden = |argument: &str| !policy::may_choose(caller, offer.tool, &offer.fixed, argument);
     let input = catalogue::input_without(offer.tool, hidden);
     let base64: Vec<&str> = docs
         .base64
