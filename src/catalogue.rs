@@ -84,7 +84,7 @@ pub struct ClipboardGet {
 pub struct ClipboardSet {
     /// Text to put on the clipboard, at most 65536 bytes of UTF-8
     pub content: Option<String>,
-    /// Instead of a text: an image to put on the clipboard of a graphical session: a PNG in base64, at most 8388608 bytes
+    /// Instead of text, an image to put on the clipboard of a display: a PNG in base64, at most 8388608 bytes
     pub image: Option<Payload>,
     /// A machine to offer the text to, for a minute, instead of putting it on the clipboard
     pub offer_to: Option<String>,
@@ -332,6 +332,24 @@ impl Payload {
         STANDARD
             .decode(text)
             .map_err(|fault| refusal(&fault).into())
+    }
+
+    /// Decodes a PNG as [`Self::decode`] does; the image itself is not decoded.
+    ///
+    /// # Errors
+    ///
+    /// Returns the fault; the message does not repeat any of the content.
+    pub fn decode_png(&self) -> Result<Vec<u8>, BadArguments> {
+        if decoded_length(&self.0) > ONE_CALL_MAX {
+            return Err(format!("`image` has more than {ONE_CALL_MAX} bytes").into());
+        }
+        let png = STANDARD.decode(&self.0);
+        let png = png.map_err(|_| BadArguments::from("`image` is not in base64"))?;
+        if png.starts_with(PNG_START) {
+            Ok(png)
+        } else {
+            Err("`image` is not a PNG".into())
+        }
     }
 
     /// Returns the length of the base64 text, in bytes.

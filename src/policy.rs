@@ -18,7 +18,7 @@ const NAME_SHOWN: usize = 80;
 /// The caller, known from the channel and never from a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Caller {
-    /// The person who runs anklume on the host or locally; already root, and allowed to use all five tools by name, and
+    /// The person who runs anklume on the host or locally; already root, and allowed to use all tools by name, and
     /// the machine's services.
     Operator,
     /// The machine to which the channel belongs.

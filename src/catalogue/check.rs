@@ -290,7 +290,11 @@ fn fixed_fault(name: &str, value: &Value) -> Option<String> {
             "`{name}` belongs to one transfer and cannot be fixed"
         ));
     }
-    let payload = value.as_str().filter(|_| name == "data")?;
-    let decoded = Payload::of(payload.to_owned()).decode();
-    decoded.err().map(|bad| bad.to_string())
+    let payload = Payload::of(value.as_str()?.to_owned());
+    match name {
+        "data" => payload.decode().err(),
+        "image" => payload.decode_png().err(),
+        _ => None,
+    }
+    .map(|bad| bad.to_string())
 }

@@ -90,15 +90,18 @@ fn fault(text: &str) -> Option<String> {
         ));
     }
     let fault = text.split('/').find_map(component_fault)?;
-    Some(format!("the path is `{}`, and {fault}", escaped(text)))
+    Some(format!(
+        "the path `{}` is not allowed: {fault}",
+        escaped(text)
+    ))
 }
 
 fn component_fault(name: &str) -> Option<String> {
     if name.is_empty() {
-        return Some("a name between two `/` or at the end is empty".to_owned());
+        return Some("it has an empty name (`//`, or `/` at the end)".to_owned());
     }
     if name == "." || name == ".." {
-        return Some(format!("`{name}` is not allowed"));
+        return Some(format!("it contains the name `{name}`"));
     }
     let length = name.len();
     if length > COMPONENT_BYTES_MAX {
@@ -116,7 +119,7 @@ fn component_fault(name: &str) -> Option<String> {
     }
     let illegible = u32::from(first_illegible(name)?);
     Some(format!(
-        "the character U+{illegible:04X} is not allowed there, because it is invisible or misleading"
+        "it contains the character U+{illegible:04X}, which is invisible or misleading there"
     ))
 }
 
@@ -264,34 +267,43 @@ mod tests {
             ),
             (
                 "a//b",
-                "the path is `a//b`, and a name between two `/` or at the end is empty",
+                "the path `a//b` is not allowed: it has an empty name (`//`, or `/` at the end)",
             ),
             (
                 "a/",
-                "the path is `a/`, and a name between two `/` or at the end is empty",
+                "the path `a/` is not allowed: it has an empty name (`//`, or `/` at the end)",
             ),
-            ("..", "the path is `..`, and `..` is not allowed"),
-            ("a/../b", "the path is `a/../b`, and `..` is not allowed"),
-            ("./a", "the path is `./a`, and `.` is not allowed"),
+            (
+                "..",
+                "the path `..` is not allowed: it contains the name `..`",
+            ),
+            (
+                "a/../b",
+                "the path `a/../b` is not allowed: it contains the name `..`",
+            ),
+            (
+                "./a",
+                "the path `./a` is not allowed: it contains the name `.`",
+            ),
             (
                 "-rf",
-                "the path is `-rf`, and a name must not begin with `-`, which programs take for an option; try `_rf`",
+                "the path `-rf` is not allowed: a name must not begin with `-`, which programs take for an option; try `_rf`",
             ),
             (
                 "a/ b",
-                "the path is `a/ b`, and a name must not begin or end with a space; try `a/b`",
+                "the path `a/ b` is not allowed: a name must not begin or end with a space; try `a/b`",
             ),
             (
                 "a\0b",
-                "the path is `a\\0b`, and the character U+0000 is not allowed there, because it is invisible or misleading; try `a_b`",
+                "the path `a\\0b` is not allowed: it contains the character U+0000, which is invisible or misleading there; try `a_b`",
             ),
             (
                 "a\n",
-                "the path is `a\\n`, and the character U+000A is not allowed there, because it is invisible or misleading; try `a_`",
+                "the path `a\\n` is not allowed: it contains the character U+000A, which is invisible or misleading there; try `a_`",
             ),
             (
                 "gpj.\u{202e}exe",
-                "the path is `gpj.\\u{202e}exe`, and the character U+202E is not allowed there, because it is invisible or misleading; try `gpj.exe`",
+                "the path `gpj.\\u{202e}exe` is not allowed: it contains the character U+202E, which is invisible or misleading there; try `gpj.exe`",
             ),
         ] {
             assert_eq!(

@@ -66,7 +66,7 @@ pub fn describe(tool: ToolName) -> Description {
             ..described(
                 "Read the clipboard",
                 "Returns the text on the machine's clipboard, at most 65536 bytes; if the clipboard is empty, an empty string. \
-                If an image is there and no text, returns the image, a PNG of at most 3145728 bytes.",
+                If it holds a PNG and no plain text, returns the image, at most 3145728 bytes.",
             )
         },
         ToolName::ClipboardSet => Description {

@@ -234,12 +234,12 @@ pub struct FileListArgs {
 pub enum ClipboardCommand {
     /// Print the text, or the image (PNG), on the clipboard
     #[command(
-        after_help = "Examples:\n  anklume clipboard get -i work-dev > letter.txt\n  anklume clipboard get -i work-dev > picture.png"
+        after_help = "Examples:\n  anklume clipboard get -i vault-signer > letter.txt\n  anklume clipboard get -i vault-signer > picture.png"
     )]
     Get(ClipboardArgs),
     /// Set the clipboard to the text, or the image (PNG), on stdin
     #[command(
-        after_help = "Examples:\n  anklume clipboard set -i work-dev < letter.txt\n  anklume clipboard set -i work-dev < picture.png"
+        after_help = "Examples:\n  anklume clipboard set -i vault-signer < letter.txt\n  anklume clipboard set -i vault-signer < picture.png"
     )]
     Set(ClipboardArgs),
     /// In a provider: offer the clipboard to a consumer, once and for a minute

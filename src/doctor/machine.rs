@@ -42,7 +42,7 @@ impl Examiner<'_> {
                         .is_some_and(|applied| applied.had_another(self.program)) =>
             {
                 let detail = format!(
-                    "`{PROGRAM}` in {machine} is not this program, which is another one than at the last `apply`"
+                    "`{PROGRAM}` in {machine} differs from this program, which was replaced after the last `apply`"
                 );
                 (Cause::Version, detail)
             }

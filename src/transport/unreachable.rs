@@ -249,7 +249,7 @@ fn socket_help(socket: &Socket, available: &io::Result<Vec<String>>, why: &io::E
         }
         (io::ErrorKind::PermissionDenied, _) => ONE_USER,
         (io::ErrorKind::NotFound, Err(unread)) => {
-            return format!("which sockets its folder contains is not known: {unread}");
+            return format!("check the path; the sockets in its folder cannot be listed: {unread}");
         }
         (io::ErrorKind::NotFound, Ok(names)) => return no_socket_help(socket, names),
         _ => ASK_PROVIDER,

@@ -28,7 +28,7 @@ const ROUNDS: usize = 5;
 /// Number of files in the attacker's folder.
 const FILES: usize = 262_144;
 
-/// A provider whose two callers may use all five tools.
+/// A provider whose two callers may use all tools.
 const INFRA: &str = "domains:
   d:
     subnet_id: 0

@@ -1,4 +1,4 @@
-"""The peer: a Python SDK server with the five tools; the benchmark calls one of them."""
+"""The peer: a Python SDK server with the tools; the benchmark calls one of them."""
 
 from mcp.server.mcpserver import MCPServer
 

@@ -32,7 +32,7 @@ impl Python {
         self.script("peer_client.py", folder)
     }
 
-    /// A server with the five tools.
+    /// A server with the tools.
     pub(crate) fn server(&self, folder: &Path) -> Command {
         self.script("peer_server.py", folder)
     }

@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use crate::harness::{Anklume, have_program};
 
-/// Names of the five tools, in the order of the documentation.
+/// Names of the tools, in the order of the documentation.
 const TOOLS: [&str; 5] = [
     "gpg_sign",
     "clipboard_get",

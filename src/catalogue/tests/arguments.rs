@@ -71,7 +71,10 @@ fn a_number_without_a_fraction_is_whole_however_it_is_written() {
 #[test]
 fn only_file_provide_takes_the_whole_portal() {
     let refused = faults(ToolName::FileAccept, json!({"path": ".", "data": ""}));
-    assert_eq!(refused, ["the path is `.`, and `.` is not allowed"]);
+    assert_eq!(
+        refused,
+        ["the path `.` is not allowed: it contains the name `.`"]
+    );
     let taken = json!({"path": ".", "entries": true});
     assert!(faults(ToolName::FileProvide, taken).is_empty());
 }
@@ -153,7 +156,7 @@ fn every_fault_of_a_call_is_said_in_words() {
         (
             ToolName::FileAccept,
             json!({"path": "../a", "data": ""}),
-            "the path is `../a`, and `..` is not allowed",
+            "the path `../a` is not allowed: it contains the name `..`",
         ),
         (
             ToolName::FileAccept,

@@ -317,7 +317,7 @@ fn explain(name: &str, caller: Option<&MachineName>, provider: Option<&MachineNa
     format!("anklume policy explain --caller {caller} --service {service}{provider}")
 }
 
-/// Returns the requests of a call, for `--dry-run`; types come from the five tools' own schemas, without a server.
+/// Returns the requests of a call, for `--dry-run`; types come from the tools' own schemas, without a server.
 async fn requests(name: &str, raw: RawArguments) -> anyhow::Result<DryRunRequests> {
     let mut remarks = Vec::new();
     if raw.is_empty() {
@@ -351,7 +351,7 @@ async fn requests(name: &str, raw: RawArguments) -> anyhow::Result<DryRunRequest
     Ok((vec![request(LIST, json!({})), call], remarks))
 }
 
-/// Returns one of the five tools as its server lists it, or any other tool without a schema.
+/// Returns one of the tools as its server lists it, or any other tool without a schema.
 fn known_tool(name: &str) -> Tool {
     let known = name.parse().ok().map(server::of_operator);
     known.unwrap_or_else(|| Tool::new(name.to_owned(), "", Map::new()))

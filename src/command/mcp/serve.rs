@@ -163,7 +163,7 @@ pub(super) fn become_the_server_user() -> anyhow::Result<()> {
 const HINT: &str = "waiting for MCP messages on stdin, one a line; Ctrl-D ends\n  \
     = help: to see the tools of this machine, run `anklume mcp list`; to call one, `anklume mcp call TOOL`";
 
-/// Returns the services that the operator may call by name, besides the five tools: those of this machine, if any.
+/// Returns the services that the operator may call by name, besides the tools: those of this machine, if any.
 fn operators_services(output: &Output) -> anyhow::Result<Services> {
     match PolicyWatcher::read(Path::new(SERVICES)) {
         Ok(services) => Ok(services),

@@ -200,7 +200,7 @@ pub(crate) fn list(services: &Services, caller: &Caller) -> Vec<Tool> {
         .collect()
 }
 
-/// Describes one of the five tools to the operator.
+/// Describes one of the tools to the operator.
 pub(crate) fn of_operator(tool: ToolName) -> Tool {
     let offer = ServiceOffer {
         name: tool.as_str().to_owned(),
