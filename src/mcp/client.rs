@@ -242,17 +242,27 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         Err(malformed(LIST, &why))
     }
 
-    /// Calls a tool; a tool failure is a result. `one_copy` asks for a large payload only in the result's text.
+    /// Calls a tool; a tool failure is a result. `one_copy` asks for a large payload only in the result's content.
     pub(crate) async fn call(
         &mut self,
         tool: &str,
         arguments: Map<String, Value>,
         one_copy: bool,
     ) -> Result<Called, ClientError> {
+        let id = self.begin(tool, arguments, one_copy)?;
+        self.answer(id).await
+    }
+
+    /// Queues a call; returns its id.
+    fn begin(
+        &mut self,
+        tool: &str,
+        arguments: Map<String, Value>,
+        one_copy: bool,
+    ) -> Result<i64, ClientError> {
         let params = call_params(tool, arguments);
         let wish = one_copy.then_some(Wish::OneCopy(true));
-        let id = self.exchange.begin(CALL, &params, wish)?;
-        self.answer(id).await
+        self.exchange.begin(CALL, &params, wish)
     }
 
     /// Waits for the answer to a call that [`Exchange::begin`] queued.

@@ -6,12 +6,15 @@ use std::fmt;
 use std::io;
 use std::mem;
 
-use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader};
 
 use super::LINE_MAX;
 
 /// Maximum size of one read from the stream, in bytes.
 const READ: usize = 16 * 1024;
+/// Maximum size of one read into a line that is already longer than [`READ`], in bytes: about what the kernel keeps for a
+/// Unix socket.
+const LONG_READ: usize = 128 * 1024;
 /// Number of bytes kept from each end of an overlong line to search for its id.
 const END_KEPT: usize = 1024;
 
@@ -142,6 +145,17 @@ impl LineSplitter {
         !matches!(&self.line, Line::Whole(line) if line.is_empty())
     }
 
+    /// Returns whether the unfinished line is long, and stays within both limits whatever one long read adds.
+    fn has_long_room(&self, max: usize) -> bool {
+        match &self.line {
+            Line::Whole(line) => {
+                let longest = line.len().saturating_add(LONG_READ);
+                line.len() >= READ && longest <= self.max.min(max)
+            }
+            Line::TooLong { .. } => false,
+        }
+    }
+
     /// Returns the finished line and starts the next one.
     fn finish(&mut self) -> Line {
         let mut ended = mem::replace(&mut self.line, Line::Whole(Vec::new()));
@@ -177,6 +191,29 @@ pub(crate) struct Lines<R> {
     reader: BufReader<R>,
     limit: LineLimit,
     splitter: LineSplitter,
+    /// What was read after the end of a long line.
+    ahead: AheadBytes,
+}
+
+/// Bytes that were read and not yet consumed.
+#[derive(Debug, Default)]
+struct AheadBytes {
+    bytes: Vec<u8>,
+    used: usize,
+}
+
+impl AheadBytes {
+    fn left(&self) -> &[u8] {
+        self.bytes.get(self.used..).unwrap_or_default()
+    }
+
+    /// Consumes bytes, and frees all of them after the last one.
+    fn consume(&mut self, used: usize) {
+        self.used += used;
+        if self.used >= self.bytes.len() {
+            *self = Self::default();
+        }
+    }
 }
 
 impl<R: AsyncRead + Unpin> Lines<R> {
@@ -191,6 +228,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
             reader: BufReader::with_capacity(READ, reader),
             limit,
             splitter,
+            ahead: AheadBytes::default(),
         }
     }
 
@@ -214,7 +252,18 @@ impl<R: AsyncRead + Unpin> Lines<R> {
             if matches!(&self.splitter.line, Line::Whole(line) if line.len() > max) {
                 return Ok(LineStep::Grows);
             }
-            let chunk = self.reader.fill_buf().await?;
+            let is_ahead = !self.ahead.left().is_empty();
+            if !is_ahead && self.reader.buffer().is_empty() && self.splitter.has_long_room(max) {
+                if let Some(line) = self.read_long().await? {
+                    return Ok(LineStep::Line(line));
+                }
+                continue;
+            }
+            let chunk = if is_ahead {
+                self.ahead.left()
+            } else {
+                self.reader.fill_buf().await?
+            };
             if chunk.is_empty() {
                 return Ok(self.splitter.last().map_or(LineStep::End, LineStep::Line));
             }
@@ -222,11 +271,36 @@ impl<R: AsyncRead + Unpin> Lines<R> {
                 self.splitter.max = (self.limit.0)();
             }
             let (used, line) = self.splitter.take(chunk);
-            self.reader.consume(used);
+            if is_ahead {
+                self.ahead.consume(used);
+            } else {
+                self.reader.consume(used);
+            }
             if let Some(line) = line {
                 return Ok(LineStep::Line(line));
             }
         }
+    }
+
+    /// Reads more of a long line straight into it, without the buffer of short reads; returns the line if that is its end.
+    async fn read_long(&mut self) -> io::Result<Option<Line>> {
+        let Line::Whole(line) = &mut self.splitter.line else {
+            return Ok(None);
+        };
+        let before = line.len();
+        line.reserve(LONG_READ);
+        let mut stream = self.reader.get_mut().take(LONG_READ as u64);
+        if stream.read_buf(line).await? == 0 {
+            return Ok(self.splitter.last());
+        }
+        let new = line.get(before..).unwrap_or_default();
+        let Some(end) = memchr::memchr(b'\n', new) else {
+            return Ok(None);
+        };
+        let bytes = line.split_off(before + end + 1);
+        line.pop();
+        self.ahead = AheadBytes { bytes, used: 0 };
+        Ok(Some(self.splitter.finish()))
     }
 }
 
@@ -309,5 +383,53 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(lines.next().await.unwrap(), Some(whole("half and half")));
+    }
+
+    #[tokio::test]
+    async fn long_lines_and_what_follows_them_come_whole_whatever_the_size_of_the_reads() {
+        const MAX: usize = 3 * LONG_READ;
+        let line = |length: usize| {
+            let letters = (b'a'..=b'z').cycle().skip(length % 26);
+            letters.take(length).collect::<Vec<u8>>()
+        };
+        let lengths = [
+            3,
+            READ,
+            0,
+            READ + 1,
+            LONG_READ,
+            1,
+            LONG_READ + READ,
+            MAX - 1,
+            2,
+            MAX,
+        ];
+        let mut stream = Vec::new();
+        for (index, length) in lengths.iter().enumerate() {
+            stream.extend(line(*length));
+            stream.extend_from_slice(if index % 2 == 0 { b"\n" } else { b"\r\n" });
+        }
+        // One over the limit, and one without an end.
+        stream.extend(line(MAX + 1));
+        stream.push(b'\n');
+        stream.extend(line(READ + 7));
+        for size in [1_000, READ, LONG_READ - 1, 10 * LONG_READ] {
+            let (mut far, near) = tokio::io::duplex(size);
+            let sent = stream.clone();
+            let sending = tokio::spawn(async move {
+                let _ = tokio::io::AsyncWriteExt::write_all(&mut far, &sent).await;
+            });
+            let mut lines = Lines::new(near, MAX);
+            for length in lengths {
+                let next = lines.next().await.unwrap().unwrap();
+                assert!(next == Line::Whole(line(length)), "{length} by {size}");
+            }
+            let over = lines.next().await.unwrap().unwrap();
+            assert_eq!(over.length(), MAX + 1, "by {size}");
+            let last = lines.next().await.unwrap().unwrap();
+            assert!(last == Line::Whole(line(READ + 7)), "by {size}");
+            assert_eq!(lines.next().await.unwrap(), None);
+            sending.await.unwrap();
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! `make bench`: measures durations against two yardsticks from the same run: the floor (the minimum that the system
 //! needs) and a Python peer. Asserts nothing; on a busy machine, the ratios are still useful.
-//! `cargo bench -- list declared calls flood attack apply edge` selects groups; without names, all groups run.
+//! `cargo bench -- list declared calls files flood attack apply edge` selects groups; without names, all groups run.
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -17,6 +17,7 @@ mod flood;
 mod listening;
 mod session;
 mod table;
+mod transfer;
 mod yardstick;
 
 use std::path::{Path, PathBuf};
@@ -59,6 +60,9 @@ fn main() {
     }
     if wanted("calls") {
         calls(&mut table, folder.path(), python.as_ref());
+    }
+    if wanted("files") {
+        files(&mut table, folder.path());
     }
     if wanted("flood") {
         flood(&mut table, folder.path());
@@ -294,6 +298,21 @@ fn calls(table: &mut Table, folder: &Path, python: Option<&Python>) {
             floor: ("the line through a bare pipe", floor),
             expected: "",
             peer: ("Python SDK server", peer),
+        });
+    }
+}
+
+/// Measures a file that is sent over a channel, and fetched.
+fn files(table: &mut Table, folder: &Path) {
+    let transfer::Times { push, pull, floor } = transfer::times(|| anklume(folder), folder);
+    for (what, ours) in [("file push", push), ("file pull", pull)] {
+        let rate = f64::from(transfer::SIZE) / ours.as_secs_f64() / 1e6;
+        table.push(Row {
+            what: format!("{what}, 512 MiB ({rate:.0} MB/s)"),
+            ours,
+            floor: ("the bytes through a socket, synced", floor),
+            expected: "≤ 1.5 × floor",
+            peer: ("", None),
         });
     }
 }

@@ -1,7 +1,7 @@
 //! Sends JSON-RPC requests and reads their answers, over an untrusted stream.
 
+use std::collections::VecDeque;
 use std::io;
-use std::mem;
 use std::time::Duration;
 
 use rmcp::model::ErrorData;
@@ -39,8 +39,9 @@ pub(super) struct Exchange<R, W> {
     last_id: i64,
     /// The method of the last request.
     pub(super) last_method: Option<&'static str>,
-    unsent: Vec<u8>,
-    /// Number of bytes of `unsent` already written.
+    /// Messages that are not yet written, each freed as soon as it is.
+    unsent: VecDeque<Vec<u8>>,
+    /// Number of bytes of the first one that are already written.
     sent: usize,
     /// The answer to a later request than the one that is being waited for, and that request's id.
     early: Option<(i64, Line)>,
@@ -62,7 +63,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
             writer,
             last_id: 0,
             last_method: None,
-            unsent: Vec::new(),
+            unsent: VecDeque::new(),
             sent: 0,
             early: None,
         }
@@ -150,7 +151,10 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
     /// Writes what is queued, and reads the next line.
     async fn line(&mut self, budget: &mut AnswerBudget) -> Result<Line, ClientError> {
         loop {
-            let unsent = self.unsent.get(self.sent..).unwrap_or_default();
+            let first = self.unsent.front();
+            let unsent = first
+                .and_then(|first| first.get(self.sent..))
+                .unwrap_or_default();
             return tokio::select! {
                 biased;
                 () = sleep_until(budget.deadline.min(budget.end)) => {
@@ -163,7 +167,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
                             budget.refresh();
                         }
                         // The server no longer reads; its earlier output still counts.
-                        _ => self.written(usize::MAX),
+                        _ => self.write_nothing_more(),
                     }
                     continue;
                 }
@@ -175,19 +179,36 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
     /// Queues a message, given without its newline; [`Self::request`] writes it.
     pub(super) fn queue(&mut self, mut message: Vec<u8>) {
         message.push(b'\n');
-        if self.unsent.is_empty() {
-            // Avoids copying a large message.
-            self.unsent = message;
-        } else {
-            self.unsent.append(&mut message);
+        self.unsent.push_back(message);
+    }
+
+    /// Writes what is queued without waiting for an answer; any progress restarts `timeout`.
+    pub(super) async fn send(&mut self, timeout: Duration) -> Result<(), ClientError> {
+        while let Some(first) = self.unsent.front() {
+            let unsent = first.get(self.sent..).unwrap_or_default();
+            let written = tokio::time::timeout(timeout, self.writer.write(unsent)).await;
+            match written.map_err(|_| ClientError::Silent(timeout))? {
+                Ok(count) if count > 0 => self.written(count),
+                // As in `line`.
+                _ => self.write_nothing_more(),
+            }
         }
+        Ok(())
+    }
+
+    fn write_nothing_more(&mut self) {
+        self.unsent.clear();
+        self.sent = 0;
     }
 
     fn written(&mut self, count: usize) {
         self.sent = self.sent.saturating_add(count);
-        if self.sent >= self.unsent.len() {
-            // Frees the memory of a large message.
-            drop(mem::take(&mut self.unsent));
+        if self
+            .unsent
+            .front()
+            .is_none_or(|first| self.sent >= first.len())
+        {
+            self.unsent.pop_front();
             self.sent = 0;
         }
     }

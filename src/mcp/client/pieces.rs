@@ -426,6 +426,24 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         self.call(tool, last, false).await.map(drop)
     }
 
+    /// Queues the request of the piece at `offset`; returns its id.
+    fn ask_piece(
+        &mut self,
+        tool: &str,
+        arguments: &Map<String, Value>,
+        offset: u64,
+        resume: bool,
+    ) -> Result<i64, ClientError> {
+        let mut arguments = arguments.clone();
+        let length = if offset == 0 { ONE_CALL_MAX } else { PIECE };
+        arguments.insert("offset".to_owned(), offset.into());
+        arguments.insert("length".to_owned(), length.into());
+        if resume {
+            arguments.insert("resume".to_owned(), true.into());
+        }
+        self.begin(tool, arguments, true)
+    }
+
     /// Fetches a payload in one call if it fits, otherwise in pieces into the file that `new` makes for that many bytes;
     /// checks the digest of the whole. After a broken connection, a call over another one goes on with `fetching`.
     pub(crate) async fn fetch<F: Write>(
@@ -437,18 +455,11 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         moved: Moved<'_>,
     ) -> Result<Fetched<F>, PiecesError> {
         let mut new = Some(new);
-        let mut is_resumed = fetching.offset > 0;
+        let resume = fetching.offset > 0;
+        let mut asked = self.ask_piece(tool, arguments, fetching.offset, resume)?;
         loop {
             let offset = fetching.offset;
-            let length = if offset == 0 { ONE_CALL_MAX } else { PIECE };
-            let mut arguments = arguments.clone();
-            arguments.insert("offset".to_owned(), offset.into());
-            arguments.insert("length".to_owned(), length.into());
-            if is_resumed {
-                arguments.insert("resume".to_owned(), true.into());
-                is_resumed = false;
-            }
-            let called = self.call(tool, arguments, true).await?;
+            let called = self.answer(asked).await?;
             if called.has_failed() {
                 return Ok(Fetched::Whole(called));
             }
@@ -459,6 +470,12 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
             }
             let size = *fetching.size.get_or_insert(piece.size);
             check(&piece, offset, &bytes, size)?;
+            let next = offset + bytes.len() as u64;
+            if !piece.complete {
+                // The server prepares the next piece while this one is kept.
+                asked = self.ask_piece(tool, arguments, next, false)?;
+                self.exchange.send(self.timeouts.call).await?;
+            }
             fetching.whole.add(&bytes);
             let file = match (&mut fetching.file, new.take()) {
                 (Some(file), _) => file,
@@ -467,7 +484,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
                 (None, None) => return Err(wrong("a piece has no file")),
             };
             file.write_all(&bytes).map_err(PiecesError::Keep)?;
-            fetching.offset += bytes.len() as u64;
+            fetching.offset = next;
             moved(fetching.offset, Some(size));
             if let Some(file) = fetching.file.take_if(|_| piece.complete) {
                 if piece.sha256 != Some(fetching.whole.clone().end()) {
