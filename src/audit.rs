@@ -108,9 +108,9 @@ pub struct Call {
     /// The same for all pieces that one connection sends or fetches of one payload; absent for other calls.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub transfer: Option<Foreign>,
-    /// True if the transfer was complete with this piece.
-    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
-    pub completes: bool,
+    /// Whether the transfer was complete with this piece; absent for other calls, and in logs of earlier versions.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub completes: Option<bool>,
     /// SHA-256 of the arguments, sealed with the machine's key ([`SealKey::seal`]), in hexadecimal.
     pub arguments: Foreign,
 }
@@ -162,8 +162,8 @@ pub struct CallEnd {
     pub outcome: Outcome,
     /// Size of the answer's text, in bytes.
     pub bytes_out: u64,
-    /// True if a transfer was complete with this call.
-    pub completes: bool,
+    /// Whether a transfer was complete with this call; `None` if it is not a piece of one.
+    pub completes: Option<bool>,
 }
 
 impl From<Outcome> for CallEnd {
@@ -171,7 +171,7 @@ impl From<Outcome> for CallEnd {
         Self {
             outcome,
             bytes_out: 0,
-            completes: false,
+            completes: None,
         }
     }
 }

@@ -99,9 +99,9 @@ impl std::fmt::Debug for ToolOutcome {
 /// The number of copies of a large payload in an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Copies {
-    /// In the text only, at the client's request.
+    /// In the content blocks only, at the client's request.
     One,
-    /// In the text and in the structured result: a client shows only one of them to a model, and does not say which.
+    /// In the content blocks and in the structured result: a client shows only one of them to a model, and does not say which.
     Two,
 }
 
@@ -242,10 +242,12 @@ impl ToolError {
 
 /// Returns the maximum size of a grant's answer in memory, in bytes; 0 for a tool without large answers.
 #[must_use]
-pub fn largest_answer(grant: &Grant, copies: Copies) -> usize {
+pub fn largest_answer(grant: &Grant, session: &ToolSession, copies: Copies) -> usize {
     match grant.tool() {
         ToolName::FileProvide => file::largest_answer(grant.arguments(), copies),
-        ToolName::ClipboardGet => clipboard::largest_answer(grant.arguments(), copies),
+        ToolName::ClipboardGet => {
+            clipboard::largest_answer(grant.arguments(), &session.settings, copies)
+        }
         ToolName::GpgSign | ToolName::ClipboardSet | ToolName::FileAccept | ToolName::Notify => 0,
     }
 }

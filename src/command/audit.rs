@@ -219,13 +219,15 @@ fn is_wanted(line: &LogLine, args: &AuditShowArgs, since: Option<Timestamp>) -> 
 /// Formats a line, and says how many pieces of a transfer it stands for.
 fn shown_text(shown: &ShownLine) -> String {
     let text = line_text(&shown.line);
-    match (shown.pieces, shown.is_incomplete()) {
-        (0, _) | (1, false) => text,
-        (pieces, is_incomplete) => {
-            let plural = if pieces == 1 { "piece" } else { "pieces" };
-            let incomplete = if is_incomplete { ", incomplete" } else { "" };
-            format!("{} ({pieces} {plural}{incomplete})\n", text.trim_end())
-        }
+    let incomplete = if shown.is_incomplete() {
+        ", incomplete"
+    } else {
+        ""
+    };
+    match shown.pieces {
+        // Also a part of a file that somebody reads on purpose.
+        0 | 1 => text,
+        pieces => format!("{} ({pieces} pieces{incomplete})\n", text.trim_end()),
     }
 }
 

@@ -62,8 +62,13 @@ fn offer(args: &ClipboardOfferArgs, output: &Output) -> anyhow::Result<Exit> {
             text(&result, "text")?
         };
         if content.is_empty() {
-            let message = "the clipboard is empty, so there is nothing to offer";
-            return Err(Failure::new(Exit::Failed, message).into());
+            let message = match stdin {
+                Some(_) => "stdin is empty, so there is nothing to offer",
+                None => "the clipboard contains no text, so there is nothing to offer",
+            };
+            return Err(Failure::new(Exit::Failed, message)
+                .help("copy a text first, or pipe one to this command: `-`")
+                .into());
         }
         let arguments = [
             ("content".to_owned(), content.into()),
@@ -141,8 +146,7 @@ fn stdin() -> Result<Vec<u8>, Failure> {
 }
 
 fn text_of(content: Vec<u8>) -> Result<String, Failure> {
-    String::from_utf8(content)
-        .map_err(|_| Failure::new(Exit::Failed, "stdin is neither text in UTF-8 nor a PNG"))
+    String::from_utf8(content).map_err(|_| Failure::new(Exit::Failed, "stdin is not UTF-8 text"))
 }
 
 fn set(args: &ClipboardArgs, output: &Output) -> anyhow::Result<Exit> {
@@ -150,7 +154,11 @@ fn set(args: &ClipboardArgs, output: &Output) -> anyhow::Result<Exit> {
     let argument = if content.starts_with(PNG_START) {
         ("image".to_owned(), STANDARD.encode(content).into())
     } else {
-        ("content".to_owned(), text_of(content)?.into())
+        let text = text_of(content).map_err(|failure| {
+            let message = "stdin is neither UTF-8 text nor a PNG".to_owned();
+            Failure { message, ..failure }
+        });
+        ("content".to_owned(), text?.into())
     };
     let (tool, name) = (ToolName::ClipboardSet, NamedService::of(&args.service, "")?);
     with_service(tool, &name, "", output, async |server, service| {

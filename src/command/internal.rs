@@ -170,8 +170,13 @@ fn hold_clipboard(output: &Output, is_image: bool) -> anyhow::Result<()> {
     } else {
         u64::try_from(CLIPBOARD_MAX)?
     };
+    let mut stdin = io::stdin().lock();
+    let mut length = [0; size_of::<u64>()];
+    stdin.read_exact(&mut length)?;
+    let length = u64::from_le_bytes(length).min(max);
     let mut content = Vec::new();
-    io::stdin().lock().take(max).read_to_end(&mut content)?;
+    stdin.take(length).read_to_end(&mut content)?;
+    anyhow::ensure!(content.len() as u64 == length, "the content ended early");
     let mut answered = Ok(());
     let answer = |answer: HolderAnswer| answered = answer_and_detach(output, &answer);
     if is_image {

@@ -39,7 +39,7 @@ const BROKEN_PAUSES: [Duration; 6] = [
 const CONNECTIONS_MAX: usize = 100;
 
 /// A service, as far as the user named it, and the way to it.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct NamedService {
     service: Option<String>,
     /// Its machine is the provider; `None` if that is not named.
@@ -84,6 +84,19 @@ impl NamedService {
             },
         })
     }
+
+    /// Names the only provider that offers a service with this tool, if neither a provider nor a socket is named.
+    fn choose_provider(
+        &mut self,
+        tool: ToolName,
+        otherwise: &str,
+        output: &Output,
+    ) -> anyhow::Result<()> {
+        if self.channel.instance.is_none() && self.channel.socket.is_none() {
+            self.channel.instance = Some(only_provider(tool, self, otherwise, output)?);
+        }
+        Ok(())
+    }
 }
 
 /// Finds the only service with this tool that `name` allows, and runs `work` with its name over its channel. `otherwise` is
@@ -95,16 +108,14 @@ pub(super) fn with_service(
     output: &Output,
     work: impl AsyncFnOnce(&mut ServerClient, &str) -> anyhow::Result<Exit>,
 ) -> anyhow::Result<Exit> {
-    let mut channel = name.channel.clone();
-    if channel.instance.is_none() && channel.socket.is_none() {
-        channel.instance = Some(only_provider(tool, name, otherwise, output)?);
-    }
-    with_client(&channel, output, async |server, transport| {
+    let mut name = name.clone();
+    name.choose_provider(tool, otherwise, output)?;
+    with_client(&name.channel, output, async |server, transport| {
         let tools = match transport {
             Transport::Socket(_) => server.tools().await?,
             Transport::Local | Transport::Exec(_) => server.callable().await?,
         };
-        let service = only_service(tool, &tools, name, channel.instance.as_deref())?;
+        let service = only_service(tool, &tools, &name)?;
         work(server, &service).await
     })
 }
@@ -122,11 +133,17 @@ pub(super) fn with_service_again<S>(
     let (mut tries, mut last) = (0, None);
     let mut connections = 0;
     let mut has_opened = false;
+    // What is chosen for the first connection stays, even if another provider offers the tool meanwhile.
+    let mut name = name.clone();
+    name.choose_provider(tool, "", output)?;
     loop {
-        let result = with_service(tool, name, "", output, async |server, service| {
+        let mut chosen = name.service.clone();
+        let result = with_service(tool, &name, "", output, async |server, service| {
             has_opened = true;
+            chosen = Some(service.to_owned());
             work(server, service, state).await
         });
+        name.service = chosen;
         let why = match result {
             Err(why) if has_opened && is_broken(&why) => why,
             result => return result,
@@ -244,7 +261,6 @@ fn only_service(
     tool: ToolName,
     tools: &[Foreign<Tool>],
     name: &NamedService,
-    provider: Option<&str>,
 ) -> Result<String, Failure> {
     let named = name.service.as_deref();
     let all: Vec<&str> = with_tool(tool, tools, named).collect();
@@ -254,6 +270,7 @@ fn only_service(
         .copied()
         .filter(|name| *name != tool.as_str())
         .collect();
+    let provider = name.channel.instance.as_deref();
     let provider = provider.map_or_else(|| "the provider".to_owned(), escaped);
     match (services.as_slice(), all.as_slice(), named) {
         ([only], ..) | ([], [only], _) => Ok((*only).to_owned()),

@@ -118,7 +118,7 @@ impl Local {
             caller: self.caller.to_string().into(),
             outcome: Outcome::NotRun,
             bytes_out: 0,
-            completes: false,
+            completes: None,
             tool: service.map_or(line.tool, |service| Some(service.tool.as_str().into())),
             reason: if not_consumer && line.decision == Verdict::Refused {
                 // The caller gets the same answer for a missing service as for a forbidden one; only the log differs.

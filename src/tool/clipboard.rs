@@ -1,6 +1,6 @@
 //! `clipboard_get` and `clipboard_set`: the clipboard of the display or, without a display, a private file.
 //!
-//! X11 and Wayland keep no copy: the text's owner must keep running to hand it out. So a process of this program
+//! X11 and Wayland keep no copy: the content's owner must keep running to hand it out. So a process of this program
 //! ([`display`]) outlives the server until something else is put on the clipboard. Another such process does the
 //! reading, so that it can be killed if the owner does not answer.
 //!
@@ -33,9 +33,14 @@ use super::{
     Copies, Display, Settings, ToolError, ToolOutcome, ToolSession, blocking, environment,
 };
 
-/// Returns the maximum size of an answer in memory, in bytes: a text twice, or an image and its base64, once or twice.
-pub(super) fn largest_answer(arguments: &Map<String, Value>, copies: Copies) -> usize {
-    if arguments.get(OFFERED_ONLY) == Some(&Value::Bool(true)) {
+/// Returns the maximum size of an answer in memory, in bytes: a text twice, or, where a display is, an image.
+pub(super) fn largest_answer(
+    arguments: &Map<String, Value>,
+    settings: &Settings,
+    copies: Copies,
+) -> usize {
+    let is_offer = arguments.get(OFFERED_ONLY) == Some(&Value::Bool(true));
+    if is_offer || settings.display.is_none() {
         return 2 * CLIPBOARD_MAX;
     }
     copies.memory_of(copies.payload_max())
@@ -142,13 +147,9 @@ async fn set_image(
     if offer_to.is_some() {
         return Err(BadArguments::from("only a text can be offered, not an image").into());
     }
-    let png = image.decode()?;
-    if !png.starts_with(PNG_START) {
-        return Err(BadArguments::from("`image` is not a PNG").into());
-    }
+    let png = image.decode_png()?;
     let Some(display) = &settings.display else {
-        let message =
-            "the provider's user has no graphical session, whose clipboard could hold an image";
+        let message = "the provider's user has no display, and without one, the clipboard holds only text; send the image as a file";
         return Err(ToolError::Unavailable(message.to_owned()));
     };
     hold(settings, display, HolderTask::HoldImage, &png).await?;
@@ -167,6 +168,9 @@ async fn hold(
             holder.stays = true;
             Ok(())
         }
+        (HolderAnswer::Refused, _) => Err(ToolError::Unavailable(
+            "the display did not take the content; try again, or send it as a file".to_owned(),
+        )),
         (other, _) => Err(refusal(&other, display)),
     }
 }
@@ -228,7 +232,7 @@ impl HolderTask {
 pub(crate) enum HolderAnswer {
     /// The text on the clipboard.
     Text(String),
-    /// The PNG on the clipboard, which contains no text.
+    /// The PNG on the clipboard; there is no plain text beside it.
     Image(Vec<u8>),
     /// The content from stdin is on the clipboard.
     Held,
@@ -240,7 +244,7 @@ pub(crate) enum HolderAnswer {
     ImageTooLong(u64),
     /// Text that is not UTF-8.
     NotText,
-    /// An image that is called a PNG and is none.
+    /// An image that is offered as PNG and is none.
     NotPng,
     /// A password manager has marked it as a password.
     Password,
@@ -352,8 +356,10 @@ fn start(settings: &Settings, display: &Display, task: HolderTask) -> Result<Hol
 /// Sends the content and reads the answer, up to the end of the process's stdout.
 async fn talk(child: &mut Child, content: &[u8]) -> HolderAnswer {
     if let Some(mut stdin) = child.stdin.take() {
-        // A process that does not read its stdin states the reason on stdout.
-        let _ = stdin.write_all(content).await;
+        // Its length comes first, so that a part of it is not taken for the whole if this process is killed. A process that
+        // does not read its stdin states the reason on stdout.
+        let length = (content.len() as u64).to_le_bytes();
+        let _ = stdin.write_all(&[&length, content].concat()).await;
     }
     let mut answer = Vec::new();
     if let Some(stdout) = child.stdout.take() {
@@ -375,7 +381,7 @@ fn refusal(answer: &HolderAnswer, display: &Display) -> ToolError {
         HolderAnswer::ImageTooLong(bytes) => image_too_large(*bytes, ONE_CALL_MAX),
         HolderAnswer::NotText => not_text(),
         HolderAnswer::NotPng => {
-            ToolError::Refused("the clipboard's image is called a PNG and is none".to_owned())
+            ToolError::Refused("the clipboard's owner offers an image as PNG that is none; copy it with another program".to_owned())
         }
         HolderAnswer::Password => ToolError::Refused(
             "the clipboard's content is marked as a password, and this service does not hand passwords over; \

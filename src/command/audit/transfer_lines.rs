@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::audit::chain::LogLine;
-use crate::audit::{Call, Event, Verdict};
+use crate::audit::{Call, Event};
 
 /// Maximum pause between two pieces of one transfer.
 const PIECE_PAUSE: SignedDuration = SignedDuration::from_mins(5);
@@ -50,7 +50,7 @@ impl TransferLines {
 impl ShownLine {
     fn new(line: LogLine) -> Self {
         let mut new = Self { line, pieces: 0 };
-        let is_piece = |call: &Call| call.transfer.is_some() && call.decision == Verdict::Allowed;
+        let is_piece = |call: &Call| call.transfer.is_some() && call.completes.is_some();
         if new.call().is_some_and(is_piece) {
             new.pieces = 1;
         }
@@ -64,9 +64,12 @@ impl ShownLine {
         }
     }
 
-    /// Returns whether its transfer ended before its last piece.
+    /// Returns whether its transfer ended before its last piece, as far as the log goes.
     pub(super) fn is_incomplete(&self) -> bool {
-        self.pieces > 0 && self.call().is_some_and(|call| !call.completes)
+        self.pieces > 0
+            && self
+                .call()
+                .is_some_and(|call| call.completes == Some(false))
     }
 
     /// Returns whether another piece may follow.
@@ -80,7 +83,7 @@ impl ShownLine {
     fn continues_with(&self, next: &Self) -> bool {
         match (self.call(), next.call()) {
             (Some(call), Some(next_call)) if self.pieces > 0 && next.pieces > 0 => {
-                !call.completes
+                call.completes == Some(false)
                     && call.transfer == next_call.transfer
                     && call.service == next_call.service
                     && call.caller == next_call.caller

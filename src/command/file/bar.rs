@@ -11,7 +11,7 @@ pub(super) struct TransferBar {
     name: String,
     /// Bytes of the files that are done.
     done: u64,
-    /// Bytes of the current file, as far as any connection came with it.
+    /// The most bytes of the current file that any connection has transferred.
     current: u64,
 }
 

@@ -120,4 +120,5 @@ fn changed(folder: &str) -> Failure {
 
 fn unusable() -> Failure {
     Failure::new(Exit::Failed, "the provider's list of files is unusable")
+        .help("run the command again; if it fails again, ask the operator")
 }

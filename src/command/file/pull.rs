@@ -102,7 +102,8 @@ pub(super) fn run(args: &FilePullArgs, output: &Output) -> anyhow::Result<Exit> 
         },
     );
     if matches!(pulled, Ok(Exit::Interrupted)) {
-        let current = wanted.get(pull.done).map(|one| escaped(&one.remote));
+        let current = wanted.get(pull.done).filter(|_| !to_stdout);
+        let current = current.map(|one| escaped(&one.remote));
         let current = current.map_or_else(String::new, |current| {
             format!("; nothing of `{current}` was kept")
         });
@@ -409,13 +410,12 @@ impl Tree {
 
     /// Gives the folder its name; returns the lines to say of it.
     fn keep(self, target: &Path) -> Result<Vec<String>, Failure> {
-        let made = self.folder.path();
-        match renameat_with(CWD, made, CWD, target, RenameFlags::NOREPLACE) {
-            Err(Errno::EXIST) => return Err(exists(target)),
-            renamed => renamed.map_err(|why| unwritable(target, &why.into()))?,
-        }
-        // Renamed, so nothing must be removed under the old name.
-        let _ = self.folder.keep();
+        // From here on, what was fetched stays, whatever happens.
+        let made = self.folder.keep();
+        rename_new(&made, target).map_err(|failure| {
+            let kept = format!("everything was fetched, and is in `{}`", shown(&made));
+            failure.help(kept)
+        })?;
         let files = self.files;
         let plural = if files == 1 { "file" } else { "files" };
         let target = shown(target);
@@ -437,6 +437,18 @@ impl Attributes {
             mode: mode.map(|mode| mode & MODE),
             modified: text("modified").and_then(|time| time.parse().ok()),
         }
+    }
+}
+
+/// Gives a folder a name that nothing has yet.
+fn rename_new(made: &Path, target: &Path) -> Result<(), Failure> {
+    match renameat_with(CWD, made, CWD, target, RenameFlags::NOREPLACE) {
+        Err(Errno::EXIST) => Err(exists(target)),
+        // The file system lacks this flag; without it, a folder replaces at most an empty one.
+        Err(Errno::INVAL | Errno::NOSYS) if target.symlink_metadata().is_err() => {
+            fs::rename(made, target).map_err(|why| unwritable(target, &why))
+        }
+        renamed => renamed.map_err(|why| unwritable(target, &why.into())),
     }
 }
 

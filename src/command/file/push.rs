@@ -1,5 +1,6 @@
 //! `anklume file push`: sends files and folders to a provider's portal.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::AsFd as _;
@@ -50,6 +51,16 @@ pub(super) fn run(args: &FilePushArgs, output: &Output) -> anyhow::Result<Exit> 
     for path in &args.files {
         outgoing(path, args.name.as_deref(), &mut all)?;
     }
+    let mut names = BTreeSet::new();
+    if let Some(one) = all.iter().find(|one| !names.insert(&one.remote)) {
+        let message = format!(
+            "`{}` is the second one that is sent as `{}`",
+            one.shown,
+            escaped(&one.remote)
+        );
+        let failure = Failure::new(Exit::Usage, message);
+        return Err(failure.help("send it by itself, with `--name NAME`").into());
+    }
     let name = NamedService::of(&args.service, "")?;
     let mut push = Push {
         done: 0,
@@ -86,12 +97,12 @@ pub(super) fn run(args: &FilePushArgs, output: &Output) -> anyhow::Result<Exit> 
             let left = all.iter().skip(done);
             let mut left = left.filter(|one| matches!(one.content, OutgoingContent::File(..)));
             let again = left.next().map_or("", |_| {
-                "; send the others again within a day, and the provider goes on with what it has received"
+                "; send the rest within a day, and the provider goes on with what it has received"
             });
             output.say(&format!("{done} of {count} were sent{again}"));
         }
         Err(_) if done > 0 => output.say(&format!(
-            "{done} of {count} were sent; send only the others again, because nothing is overwritten"
+            "{done} of {count} were sent; send only the rest, because nothing is overwritten"
         )),
         _ => {}
     }
@@ -133,13 +144,9 @@ impl Push {
         service: &str,
         one: &Outgoing,
     ) -> anyhow::Result<String> {
-        // True if a connection broke while it was sent.
+        // True if it is sent over another connection, because one broke or its provider was overloaded.
         let again = self.begun > self.done;
         self.begun = self.done + 1;
-        if again && matches!(one.content, OutgoingContent::Stdin) {
-            let message = "the connection broke, and `-` cannot be read again";
-            return Err(Failure::new(Exit::Failed, message).into());
-        }
         let mut moved = |bytes, total| self.bar.moved(bytes, total);
         let mut sent = send_content(server, service, one, &mut moved).await;
         if let Err(why) = &sent
@@ -148,12 +155,21 @@ impl Push {
             // What an earlier run left under this name has been discarded.
             sent = send_content(server, service, one, &mut moved).await;
         }
-        let called = sent.map_err(|why| why.context(format!("cannot send `{}`", one.shown)))?;
+        let called = sent.map_err(|why| match one.content {
+            OutgoingContent::Stdin => {
+                let message = format!("cannot send `-`: {why}");
+                let failure = Failure::new(Exit::Failed, message);
+                let help = "stdin cannot be read again: run the whole command again";
+                failure.help(help).into()
+            }
+            _ => why.context(format!("cannot send `{}`", one.shown)),
+        })?;
         let result = structured(&called).map_err(|failure| {
             let message = format!("`{}` was not sent: {}", one.shown, failure.message);
             let failure = Failure { message, ..failure };
-            if again {
-                failure.help("the connection broke while it was sent: it may be there already")
+            if again && failure.message.contains("already exists") {
+                failure
+                    .help("it was sent over two connections: the first one may have sent all of it")
             } else {
                 failure
             }

@@ -104,7 +104,7 @@ fn line(service: &str, policy: &str) -> Call {
         bytes_out: 0,
         duration_us: 1,
         transfer: None,
-        completes: false,
+        completes: None,
         arguments: "".into(),
     }
 }

@@ -84,7 +84,7 @@ fn call(decision: Verdict, outcome: Outcome) -> Call {
         bytes_out: 0,
         duration_us: 1,
         transfer: None,
-        completes: false,
+        completes: None,
         arguments: "".into(),
     }
 }

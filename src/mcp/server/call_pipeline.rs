@@ -113,7 +113,7 @@ impl<'a> CallPipeline<'a> {
                 bytes_out: 0,
                 duration_us: 0,
                 transfer: connection.transfers.of(name, arguments),
-                completes: false,
+                completes: None,
                 arguments: digest_of(arguments).into(),
             },
         }
@@ -147,7 +147,11 @@ impl<'a> CallPipeline<'a> {
         let logged = call.admitted.ended(CallEnd {
             outcome,
             bytes_out,
-            completes: self.entry.transfer.is_some() && result.as_ref().is_ok_and(is_complete),
+            completes: self
+                .entry
+                .transfer
+                .as_ref()
+                .map(|_| result.as_ref().is_ok_and(is_complete)),
         });
         drop(call.count);
         logged.map_err(|_| Err(unlogged(true)))?;
@@ -179,7 +183,7 @@ impl<'a> CallPipeline<'a> {
         if let Ok(slot) = self.progress.wait_for(slot).await? {
             flight.keep_slot(&self.progress.context.id, slot);
         }
-        let bytes = tool::largest_answer(grant, self.copies());
+        let bytes = tool::largest_answer(grant, &self.connection.session, self.copies());
         match &server.throttle {
             // Short answers are not counted.
             Some(throttle) if bytes > SHORT => {
@@ -329,12 +333,8 @@ impl<'a> CallPipeline<'a> {
 /// Returns the number of slots that a running tool takes: more for large answers, which wait in memory to be written.
 const fn slots_of(tool: ToolName) -> u32 {
     match tool {
-        ToolName::FileProvide => 4,
-        ToolName::GpgSign
-        | ToolName::ClipboardGet
-        | ToolName::ClipboardSet
-        | ToolName::FileAccept
-        | ToolName::Notify => 1,
+        ToolName::FileProvide | ToolName::ClipboardGet => 4,
+        ToolName::GpgSign | ToolName::ClipboardSet | ToolName::FileAccept | ToolName::Notify => 1,
     }
 }
 

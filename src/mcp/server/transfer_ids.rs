@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn the_transfers_of_a_connection_are_few() {
+    fn only_the_latest_transfers_of_a_connection_are_told_apart() {
         let ids = TransferIds::default();
         for path in 0..1000 {
             let arguments = json!({"path": path.to_string(), "offset": 0});

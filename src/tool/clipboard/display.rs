@@ -72,8 +72,11 @@ fn hold_on_wayland(png: Vec<u8>, answer: impl FnOnce(HolderAnswer)) {
         prepared.and_then(copy::PreparedCopy::serve).is_ok()
     });
     while !holding.is_finished() {
-        let content = Wayland.content(PNG, IMAGE_MAX);
-        if matches!(content, Ok(Some((content, _))) if content.kept == wanted) {
+        // The types come from the compositor; the content, from the owner, which may be another one that does not answer.
+        let types = mime_types();
+        if matches!(types, Ok(Some(types)) if types == [PNG])
+            && matches!(Wayland.content(PNG, IMAGE_MAX), Ok(Some((content, _))) if content.kept == wanted)
+        {
             answer(HolderAnswer::Held);
             // Until another program takes the clipboard over, or the display ends.
             let _ = holding.join();

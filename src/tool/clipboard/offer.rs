@@ -83,11 +83,8 @@ fn look(
     }
     let usable = usable(&names);
     for name in &usable {
-        let max = if *name == PNG {
-            IMAGE_MAX
-        } else {
-            CLIPBOARD_MAX
-        };
+        let is_image = name.eq_ignore_ascii_case(PNG);
+        let max = if is_image { IMAGE_MAX } else { CLIPBOARD_MAX };
         let Some((content, encoding)) = source.content(name, max)? else {
             continue;
         };
@@ -95,9 +92,10 @@ fn look(
         if source.offered()? != before || (may_be_secret && is_marked(source)?) {
             return Ok(None);
         }
-        return Ok(Some(match *name {
-            PNG => image(content),
-            _ => text(content, encoding),
+        return Ok(Some(if is_image {
+            image(content)
+        } else {
+            text(content, encoding)
         }));
     }
     Ok(Some(match usable.as_slice() {
@@ -223,7 +221,7 @@ mod tests {
     const UTF8: &str = "UTF8_STRING";
 
     #[test]
-    fn what_offers_text_gives_it_and_what_offers_none_is_nothing() {
+    fn plain_text_comes_before_a_png_and_other_types_are_ignored() {
         let text = |text: &str| HolderAnswer::Text(text.to_owned());
         for (owners, expected) in [
             (vec![], HolderAnswer::Nothing),
@@ -285,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_goes_over_is_counted_and_not_kept() {
+    fn content_over_the_limit_is_counted_but_not_kept() {
         let mut content = Content::default();
         for _ in 0..3 {
             content.add(&vec![b'x'; 40_000], CLIPBOARD_MAX);

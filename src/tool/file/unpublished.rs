@@ -58,6 +58,8 @@ impl Unpublished {
     fn create_named(folder: Dir, mode: Mode) -> Result<Self, Errno> {
         let name = |count| format!(".anklume-{}-{count}.part", std::process::id());
         let (name, file) = folder.create_unused(name, mode)?;
+        // Locked where the file system can, so that nobody takes it for an abandoned one.
+        let _ = file.try_lock();
         Ok(Self {
             file,
             name: Some((folder, name)),

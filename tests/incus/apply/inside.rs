@@ -143,7 +143,7 @@ fn a_newer_version_takes_over_and_no_running_call_is_lost() {
     let looked = run_by(&world, &newer, &["doctor", "--quiet"]);
     let (dev, signer) = (world.machine(1, "dev"), world.machine(0, "signer"));
     let said = format!(
-        "pending {dev} → {signer}  not applied yet: `/opt/anklume/anklume` in {signer} is not this program, which is another one than at the last `apply`\n\
+        "pending {dev} → {signer}  not applied yet: `/opt/anklume/anklume` in {signer} differs from this program, which was replaced after the last `apply`\n\
         \u{20}       fix: anklume apply\n"
     );
     assert_eq!(String::from_utf8(looked.stdout).unwrap(), said);

@@ -25,7 +25,7 @@ fn a_text_goes_to_the_clipboard_of_another_machine_and_back() {
         world.run(&["clipboard", "get"]).is(0, text, "");
     }
     let binary = world.run_with(&["clipboard", "set"], b"\xff");
-    binary.is(1, "", "error: stdin is neither text in UTF-8 nor a PNG\n");
+    binary.is(1, "", "error: stdin is neither UTF-8 text nor a PNG\n");
     let large = world.run_with(&["clipboard", "set"], "x".repeat(65537).as_bytes());
     assert_eq!((large.status, large.stdout.as_str()), (1, ""));
     assert!(

@@ -113,12 +113,12 @@ fn what_cannot_be_sent_is_named_before_anything_is_sent() {
         (
             &["note", "named/"],
             1,
-            "error: `named/-rf` cannot be sent: the path is `named/-rf`, and a name must not begin with `-`, which programs take for an option; try `named/_rf`\n  = help: rename it, name it there with `--name NAME`, or send an archive\n",
+            "error: `named/-rf` cannot be sent: the path `named/-rf` is not allowed: a name must not begin with `-`, which programs take for an option; try `named/_rf`\n  = help: rename it, name it there with `--name NAME`, or send an archive\n",
         ),
         (
             &["note", "--name", "../bob/x"],
             1,
-            "error: `note` cannot be sent: the path is `../bob/x`, and `..` is not allowed\n  = help: rename it, name it there with `--name NAME`, or send an archive\n",
+            "error: `note` cannot be sent: the path `../bob/x` is not allowed: it contains the name `..`\n  = help: rename it, name it there with `--name NAME`, or send an archive\n",
         ),
         (
             &["note", "-i", "/inbox"],
@@ -166,7 +166,7 @@ fn what_cannot_be_sent_is_named_before_anything_is_sent() {
         1,
         "",
         "sent first as incoming/alice/first\n\
-         1 of 2 were sent; send only the others again, because nothing is overwritten\n\
+         1 of 2 were sent; send only the rest, because nothing is overwritten\n\
          error: `note` was not sent: the provider reports: `incoming/alice/note` already exists, and nothing is overwritten; choose another name\n",
     );
     server.end();
@@ -271,7 +271,10 @@ fn folders_are_listed_and_fetched_whole_without_what_leads_out_of_them() {
     for (name, why) in [
         ("none", "no file `none` in the portal"),
         ("single", "`single` is not a folder"),
-        ("../bob", "the path is `../bob`, and `..` is not allowed"),
+        (
+            "../bob",
+            "the path `../bob` is not allowed: it contains the name `..`",
+        ),
     ] {
         let why = format!("error: the provider reports: {why}\n");
         world.run(&["file", "list", name]).is(1, "", &why);

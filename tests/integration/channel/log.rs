@@ -569,7 +569,7 @@ fn the_pieces_of_a_transfer_are_shown_as_one_line_and_logged_each() {
             one("bob", "done", " (3 pieces)"),
             one("alice", "done", ""),
             one("bob", "done", " (2 pieces, incomplete)"),
-            one("alice", "failed", " (1 piece, incomplete)"),
+            one("alice", "failed", ""),
         ]
     );
     let bytes: u64 = calls

@@ -395,7 +395,7 @@ fn a_folder_of_sockets_that_cannot_be_read_does_not_count_as_empty() {
 }
 
 #[test]
-fn a_name_is_not_suggested_for_itself() {
+fn a_socket_is_not_suggested_as_its_own_correction() {
     let folder = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink("nowhere", folder.path().join("vault.sock")).unwrap();
     let ran = Anklume::new()

@@ -92,7 +92,7 @@ fn an_image_that_other_programs_copy_is_read_up_to_the_limit() {
 }
 
 #[test]
-fn what_is_no_png_is_neither_given_nor_taken() {
+fn an_image_that_is_not_a_png_is_refused_both_ways() {
     let Some(mut desk) = Desk::new() else { return };
     desk.set("kept");
     assert_eq!(
@@ -116,12 +116,12 @@ fn what_is_no_png_is_neither_given_nor_taken() {
     desk.copied_image(b"GIF89a");
     assert_eq!(
         desk.get().unwrap_err(),
-        "the clipboard's image is called a PNG and is none"
+        "the clipboard's owner offers an image as PNG that is none; copy it with another program"
     );
     // Without a display, there is nothing that could hold one.
     desk.server.settings.display = None;
     assert_eq!(
         desk.set_image(&png(8)).unwrap_err(),
-        "the provider's user has no graphical session, whose clipboard could hold an image"
+        "the provider's user has no display, and without one, the clipboard holds only text; send the image as a file"
     );
 }

@@ -113,7 +113,9 @@ fn owners_that_do_as_they_like_give_their_text_or_the_cause() {
         (&["second"], Ok("second")),
         (
             &["image"],
-            Err("the clipboard's image is called a PNG and is none"),
+            Err(
+                "the clipboard's owner offers an image as PNG that is none; copy it with another program",
+            ),
         ),
         // In a list this long, the mark may be among the types that the tool does not read.
         (&["many", "10000"], Err(password)),
