@@ -80,7 +80,7 @@ look_for_the_tests() {
     need incus incus-client
     [ -x /usr/libexec/incus/incusd ] || has incusd || missing="$missing incus-base"
     # The long tests use machines with a complete Debian.
-    [ -z "${ANKLUME_TEST_LONG:-}" ] || [ -x /usr/sbin/debootstrap ] || need debootstrap debootstrap
+    [ -z "${ANKLUME_TEST_LONG:-}${CI:-}" ] || [ -x /usr/sbin/debootstrap ] || need debootstrap debootstrap
     # These provide `install`, `mount`, `unshare`, `nsenter`, `ip` and `strip`, some of which a small system may lack.
     need unshare util-linux
     need ip iproute2

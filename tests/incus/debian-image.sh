@@ -7,6 +7,7 @@
 # and a network, which the tests' own Incus does not have; therefore tests/run.sh calls this before the tests start.
 set -eu
 cd "$(dirname -- "$0")"
+. ../debian-archive.sh
 init=${1:-}
 suite=bookworm
 cache=$PWD/../../target/incus
@@ -36,18 +37,6 @@ openrc)
     ;;
 *) fail 'usage: sh tests/incus/debian-image.sh systemd|openrc' ;;
 esac
-
-# The source of this machine's own release; Debian keeps all releases in the same place.
-find_archive() {
-    codename=$(. /etc/os-release && [ "$ID" = debian ] && echo "$VERSION_CODENAME") ||
-        fail "no Debian here, so no archive to make an image from"
-    entry=$(apt-get indextargets --format '$(RELEASE)|$(REPO_URI)|$(SOURCESENTRY)' 'Created-By: Packages' |
-        awk -F'|' -v r="$codename" '$1 == r' | head -n 1)
-    [ -n "$entry" ] || fail "apt has no archive of $codename here, so there is none to make an image from"
-    archive=$(echo "$entry" | cut -d'|' -f2)
-    from=$(echo "$entry" | cut -d'|' -f3)
-    key=$(sed -n 's/^[Ss]igned-[Bb]y: *\(\/.*\)/\1/p; s/.*\[.*signed-by=\([^] ]*\).*/\1/p' "${from%:*}" | head -n 1)
-}
 
 # Remove everything that is specific to one machine: its name, its ID, its network configuration.
 make_plain() {
