@@ -25,6 +25,7 @@ use crate::cli::FilePullArgs;
 use crate::command::mcp::{ServerClient, client_error};
 use crate::command::output::Output;
 use crate::command::service::{NamedService, structured, with_service_again};
+use crate::dir::write_in_parts;
 use crate::error::{Exit, Failure};
 use crate::mcp::client::pieces::{Fetched, Fetching, PiecesError};
 use crate::name::ToolName;
@@ -317,8 +318,7 @@ impl Pull {
                 }
                 let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
                 let mut sink = new(size).map_err(|why| not_kept(&shown, why))?;
-                sink.write_all(&bytes)
-                    .map_err(|why| not_kept(&shown, why))?;
+                write_in_parts(&mut sink, &bytes).map_err(|why| not_kept(&shown, why))?;
                 (sink, result)
             }
         };

@@ -21,6 +21,7 @@ use super::exchange::malformed;
 use super::{CALL, Called, Client, ClientError};
 use crate::catalogue::{ONE_CALL_MAX, PIECE};
 use crate::digest::{Digester, sha256};
+use crate::dir::write_in_parts;
 use crate::mcp::BASE64_KEY;
 use crate::text::Foreign;
 
@@ -483,7 +484,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
                 // `new` made one before.
                 (None, None) => return Err(wrong("a piece has no file")),
             };
-            file.write_all(&bytes).map_err(PiecesError::Keep)?;
+            write_in_parts(file, &bytes).map_err(PiecesError::Keep)?;
             fetching.offset = next;
             moved(fetching.offset, Some(size));
             if let Some(file) = fetching.file.take_if(|_| piece.complete) {

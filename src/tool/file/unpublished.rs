@@ -2,7 +2,7 @@
 //! temporary name that is removed if the file is not completed. A file that may be completed later keeps a hidden name.
 
 use std::fs::{File, TryLockError};
-use std::io::{self, Seek as _, Write as _};
+use std::io::{self, Seek as _};
 use std::os::fd::AsRawFd as _;
 use std::time::{Duration, SystemTime};
 
@@ -12,7 +12,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::dir::{Dir, is_own, lock_within, permit};
+use crate::dir::{Dir, is_own, lock_within, permit, write_in_parts};
 
 /// Permissions while the file is being written.
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
@@ -129,7 +129,7 @@ impl Unpublished {
 
     /// Appends bytes.
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)
+        write_in_parts(&mut self.file, bytes)
     }
 
     /// Sets the permissions and the time of last change, syncs the file to disk, and gives it its name in `folder`;
