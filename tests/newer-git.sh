@@ -37,11 +37,12 @@ tests=$(printf '%s\n' "$built" | sed -n 's/.*(\(target[^)]*\)).*/\1/p')
 # The tests are a static program, and see this folder at the same path. Nothing outlives the namespaces.
 export root tests PWD
 unshare --mount --pid --fork --kill-child sh -eu <<'INSIDE'
-mkdir -p "$root$PWD"
-mount --bind "$PWD" "$root$PWD"
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
 for folder in tmp run; do mount -t tmpfs tmpfs "$root/$folder"; done
+# Last, because this folder may itself be below one of those.
+mkdir -p "$root$PWD"
+mount --bind "$PWD" "$root$PWD"
 run="cd '$PWD' && git --version && './$tests' channel::git::"
 exec chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root CI=true sh -c "$run"
 INSIDE
