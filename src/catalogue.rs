@@ -334,22 +334,28 @@ impl Payload {
             .map_err(|fault| refusal(&fault).into())
     }
 
-    /// Decodes a PNG as [`Self::decode`] does; the image itself is not decoded.
+    /// Decodes text as [`Self::decode_text`] does, if it is a PNG; the image itself is not decoded.
     ///
     /// # Errors
     ///
     /// Returns the fault; the message does not repeat any of the content.
-    pub fn decode_png(&self) -> Result<Vec<u8>, BadArguments> {
-        if decoded_length(&self.0) > ONE_CALL_MAX {
+    pub fn decode_png(text: &str) -> Result<Vec<u8>, BadArguments> {
+        if decoded_length(text) > ONE_CALL_MAX {
             return Err(format!("`image` has more than {ONE_CALL_MAX} bytes").into());
         }
-        let png = STANDARD.decode(&self.0);
+        let png = STANDARD.decode(text);
         let png = png.map_err(|_| BadArguments::from("`image` is not in base64"))?;
         if png.starts_with(PNG_START) {
             Ok(png)
         } else {
             Err("`image` is not a PNG".into())
         }
+    }
+
+    /// Returns the base64 text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 
     /// Returns the length of the base64 text, in bytes.

@@ -290,11 +290,11 @@ fn fixed_fault(name: &str, value: &Value) -> Option<String> {
             "`{name}` belongs to one transfer and cannot be fixed"
         ));
     }
-    let payload = Payload::of(value.as_str()?.to_owned());
-    match name {
-        "data" => payload.decode().err(),
-        "image" => payload.decode_png().err(),
-        _ => None,
-    }
-    .map(|bad| bad.to_string())
+    let payload = value.as_str()?;
+    let decoded = match name {
+        "data" => Payload::decode_text(payload),
+        "image" => Payload::decode_png(payload),
+        _ => return None,
+    };
+    decoded.err().map(|bad| bad.to_string())
 }

@@ -4,13 +4,12 @@ use std::io::{self, IsTerminal as _, Read as _};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-
 use serde_json::Map;
 
 use super::mcp::with_client;
 use super::output::Output;
 use super::service::{NamedService, print, structured, text, with_service};
-use crate::catalogue::{OFFER_TO, ONE_CALL_MAX, PNG, PNG_START};
+use crate::catalogue::{OFFER_TO, ONE_CALL_MAX, PNG, PNG_START, Payload};
 use crate::cli::{ChannelArgs, ClipboardArgs, ClipboardCommand, ClipboardOfferArgs};
 use crate::error::{Exit, Failure};
 use crate::mcp::client::Called;
@@ -32,7 +31,10 @@ pub(super) fn run(command: &ClipboardCommand, output: &Output) -> anyhow::Result
 
 /// Offers the provider's clipboard, or the text on stdin, as the operator.
 fn offer(args: &ClipboardOfferArgs, output: &Output) -> anyhow::Result<Exit> {
-    let stdin = args.stdin.as_ref().map(|_| text_of(stdin()?)).transpose()?;
+    let stdin = match &args.stdin {
+        Some(_) => Some(text_of(stdin()?, "stdin is not UTF-8 text")?),
+        None => None,
+    };
     let channel = ChannelArgs {
         instance: args.instance.clone(),
         project: args.project.clone(),
@@ -126,8 +128,8 @@ fn image(called: &Called) -> Result<Option<Vec<u8>>, Failure> {
     let Some(image) = blocks.find_map(|block| block.as_image()) else {
         return Ok(None);
     };
-    let png = STANDARD.decode(&image.data).ok();
-    let png = png.filter(|png| image.mime_type == PNG && png.starts_with(PNG_START));
+    let png = Payload::decode_png(&image.data).ok();
+    let png = png.filter(|_| image.mime_type == PNG);
     let unusable = || Failure::new(Exit::Failed, "the provider's image is not a PNG");
     png.map(Some).ok_or_else(unusable)
 }
@@ -145,8 +147,9 @@ fn stdin() -> Result<Vec<u8>, Failure> {
     Ok(content)
 }
 
-fn text_of(content: Vec<u8>) -> Result<String, Failure> {
-    String::from_utf8(content).map_err(|_| Failure::new(Exit::Failed, "stdin is not UTF-8 text"))
+/// Returns content as text, or else the failure with this fault.
+fn text_of(content: Vec<u8>, fault: &str) -> Result<String, Failure> {
+    String::from_utf8(content).map_err(|_| Failure::new(Exit::Failed, fault))
 }
 
 fn set(args: &ClipboardArgs, output: &Output) -> anyhow::Result<Exit> {
@@ -154,11 +157,8 @@ fn set(args: &ClipboardArgs, output: &Output) -> anyhow::Result<Exit> {
     let argument = if content.starts_with(PNG_START) {
         ("image".to_owned(), STANDARD.encode(content).into())
     } else {
-        let text = text_of(content).map_err(|failure| {
-            let message = "stdin is neither UTF-8 text nor a PNG".to_owned();
-            Failure { message, ..failure }
-        });
-        ("content".to_owned(), text?.into())
+        let text = text_of(content, "stdin is neither UTF-8 text nor a PNG")?;
+        ("content".to_owned(), text.into())
     };
     let (tool, name) = (ToolName::ClipboardSet, NamedService::of(&args.service, "")?);
     with_service(tool, &name, "", output, async |server, service| {

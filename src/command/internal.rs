@@ -160,7 +160,8 @@ fn answer(output: &Output, answer: &impl Serialize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Holds the text, or the image, from stdin on the clipboard. Leaves the server's session and folder, because this process outlives both.
+/// Holds the text, or the image, from stdin on the clipboard. Leaves the server's session and folder, because this
+/// process outlives both.
 fn hold_clipboard(output: &Output, is_image: bool) -> anyhow::Result<()> {
     // Fails only if this process already leads a process group.
     let _ = rustix::process::setsid();

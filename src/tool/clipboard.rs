@@ -147,7 +147,7 @@ async fn set_image(
     if offer_to.is_some() {
         return Err(BadArguments::from("only a text can be offered, not an image").into());
     }
-    let png = image.decode_png()?;
+    let png = Payload::decode_png(image.as_str())?;
     let Some(display) = &settings.display else {
         let message = "the provider's user has no display, and without one, the clipboard holds only text; send the image as a file";
         return Err(ToolError::Unavailable(message.to_owned()));

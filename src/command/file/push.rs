@@ -63,7 +63,6 @@ pub(super) fn run(args: &FilePushArgs, output: &Output) -> anyhow::Result<Exit> 
     }
     let name = NamedService::of(&args.service, "")?;
     let mut push = Push {
-        done: 0,
         begun: 0,
         sent: Vec::new(),
         bar: TransferBar::new(output),
@@ -75,7 +74,7 @@ pub(super) fn run(args: &FilePushArgs, output: &Output) -> anyhow::Result<Exit> 
         &mut push,
         Push::advanced,
         &async |server: &mut ServerClient, service: &str, push: &mut Push| {
-            while let Some(one) = all.get(push.done) {
+            while let Some(one) = all.get(push.sent.len()) {
                 push.bar.begin(&one.shown);
                 let path = push.send_one(server, service, one).await;
                 push.bar.end();
@@ -86,12 +85,11 @@ pub(super) fn run(args: &FilePushArgs, output: &Output) -> anyhow::Result<Exit> 
                     path,
                 });
                 push.bar.next();
-                push.done += 1;
             }
             Ok(Exit::Done)
         },
     );
-    let (done, count) = (push.done, all.len());
+    let (done, count) = (push.sent.len(), all.len());
     match &pushed {
         Ok(Exit::Interrupted) => {
             let left = all.iter().skip(done);
@@ -122,8 +120,6 @@ struct SentFile {
 
 /// How far a run is, over all its connections.
 struct Push {
-    /// Number of files sent.
-    done: usize,
     /// Number of files begun.
     begun: usize,
     sent: Vec<SentFile>,
@@ -133,7 +129,7 @@ struct Push {
 impl Push {
     /// Returns a number that grows with each step.
     fn advanced(&self) -> u64 {
-        let done = u64::try_from(self.done).unwrap_or(u64::MAX);
+        let done = u64::try_from(self.sent.len()).unwrap_or(u64::MAX);
         self.bar.all_moved().saturating_add(done)
     }
 
@@ -145,8 +141,8 @@ impl Push {
         one: &Outgoing,
     ) -> anyhow::Result<String> {
         // True if it is sent over another connection, because one broke or its provider was overloaded.
-        let again = self.begun > self.done;
-        self.begun = self.done + 1;
+        let again = self.begun > self.sent.len();
+        self.begun = self.sent.len() + 1;
         let mut moved = |bytes, total| self.bar.moved(bytes, total);
         let mut sent = send_content(server, service, one, &mut moved).await;
         if let Err(why) = &sent

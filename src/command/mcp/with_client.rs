@@ -192,18 +192,16 @@ impl Talked {
             ClientError::Silent(waited) => unreachable(&end.silent(*waited)),
             ClientError::Refused { refusal, .. } => {
                 end.calm().await;
-                let failure = refused(&fault, refusal);
-                return Err(anyhow::Error::from(fault).context(failure));
-            }
-            // The server did answer.
-            ClientError::Malformed { .. } => {
-                let failure = unavailable(&fault);
-                return Err(anyhow::Error::from(fault).context(failure));
+                refused(&fault, refusal)
             }
             other => unavailable(other),
         };
+        let has_answered = matches!(
+            fault,
+            ClientError::Refused { .. } | ClientError::Malformed { .. }
+        );
         let error = anyhow::Error::from(fault);
-        if !has_called {
+        if !has_called || has_answered {
             return Err(error.context(failure));
         }
         let warning = "the call may have been carried out";

@@ -161,13 +161,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
                     return Err(ClientError::Silent(budget.waited()));
                 }
                 written = self.writer.write(unsent), if !unsent.is_empty() => {
-                    match written {
-                        Ok(count) if count > 0 => {
-                            self.written(count);
-                            budget.refresh();
-                        }
-                        // The server no longer reads; its earlier output still counts.
-                        _ => self.write_nothing_more(),
+                    if self.note_write(&written) {
+                        budget.refresh();
                     }
                     continue;
                 }
@@ -187,21 +182,18 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
         while let Some(first) = self.unsent.front() {
             let unsent = first.get(self.sent..).unwrap_or_default();
             let written = tokio::time::timeout(timeout, self.writer.write(unsent)).await;
-            match written.map_err(|_| ClientError::Silent(timeout))? {
-                Ok(count) if count > 0 => self.written(count),
-                // As in `line`.
-                _ => self.write_nothing_more(),
-            }
+            self.note_write(&written.map_err(|_| ClientError::Silent(timeout))?);
         }
         Ok(())
     }
 
-    fn write_nothing_more(&mut self) {
-        self.unsent.clear();
-        self.sent = 0;
-    }
-
-    fn written(&mut self, count: usize) {
+    /// Notes how much a write has written, and frees a message that is written whole; returns false if the server no longer
+    /// reads, whose earlier output still counts.
+    fn note_write(&mut self, written: &io::Result<usize>) -> bool {
+        let count = written.as_ref().copied().unwrap_or_default();
+        if count == 0 {
+            self.unsent.clear();
+        }
         self.sent = self.sent.saturating_add(count);
         if self
             .unsent
@@ -211,6 +203,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
             self.unsent.pop_front();
             self.sent = 0;
         }
+        count > 0
     }
 }
 
