@@ -6,6 +6,7 @@ use std::io::{self, BufWriter, IsTerminal as _, Write};
 
 use anstream::{AutoStream, ColorChoice};
 use anstyle::AnsiColor;
+use rustix::termios::tcgetwinsize;
 
 use crate::cli::{Format, GlobalArgs, When};
 use crate::error::Exit;
@@ -146,6 +147,16 @@ impl Output {
         if let Some(help) = help {
             self.stderr(&format!("  \u{1b}[1;36m=\u{1b}[0m help: {help}"));
         }
+    }
+
+    /// Returns the width of the terminal on stderr, in columns.
+    #[expect(
+        clippy::unused_self,
+        reason = "only the holder of the output may look at the terminal"
+    )]
+    pub(crate) fn columns(&self) -> Option<u16> {
+        let size = tcgetwinsize(io::stderr()).ok()?;
+        (size.ws_col > 0).then_some(size.ws_col)
     }
 
     /// Returns whether progress may be animated on stderr.

@@ -2,12 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
 
 /// The binary under test.
 pub(crate) const ANKLUME: &str = env!("CARGO_BIN_EXE_anklume");
@@ -273,6 +277,51 @@ pub(crate) fn have_program(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let there = std::env::split_paths(&path).any(|folder| folder.join(name).is_file());
     have(name, there)
+}
+
+/// Runs a command on a new terminal with that many columns, and types `answer` when the prompt is shown; returns the exit
+/// code and everything that was shown.
+pub(crate) fn on_a_terminal(
+    mut command: Command,
+    columns: u16,
+    answer: Option<(&str, &str)>,
+) -> (i32, String) {
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    grantpt(&ours).unwrap();
+    unlockpt(&ours).unwrap();
+    let size = Winsize {
+        ws_row: 24,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    tcsetwinsize(&ours, size).unwrap();
+    let path = ptsname(&ours, Vec::new()).unwrap();
+    let theirs = || -> OwnedFd {
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+        open(&path, flags, Mode::empty()).unwrap()
+    };
+    command.stdin(theirs()).stdout(theirs()).stderr(theirs());
+    let mut child = command.spawn().unwrap();
+    // Close our copies of the other end; the running child keeps its own.
+    drop(command);
+    let mut ours = File::from(ours);
+    let mut answer = answer;
+    let (mut shown, mut chunk) = (Vec::new(), [0; 4096]);
+    // Reading fails once no process has the other end of the terminal open.
+    while let Ok(count @ 1..) = ours.read(&mut chunk) {
+        shown.extend_from_slice(chunk.get(..count).unwrap());
+        if let Some((prompt, keys)) = answer
+            && String::from_utf8_lossy(&shown).ends_with(prompt)
+        {
+            ours.write_all(keys.as_bytes()).unwrap();
+            answer = None;
+        }
+    }
+    let status = child.wait().unwrap().code().unwrap();
+    let shown = String::from_utf8_lossy(&shown).into_owned();
+    assert_eq!(answer, None, "never asked: {shown}");
+    (status, shown)
 }
 
 /// Starts a program that writes one line to stdout when it is ready; returns that line too.

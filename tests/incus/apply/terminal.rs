@@ -1,49 +1,13 @@
 //! On a terminal: the progress bar of `apply`, and the prompt of `destroy`.
 
-use std::fs::File;
-use std::io::{Read as _, Write as _};
-use std::os::fd::OwnedFd;
-
-use rustix::fs::{Mode, OFlags, open};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-
 use super::plan::SEED;
+use crate::harness;
 use crate::world::World;
 
-/// Runs `anklume …` on a new terminal, and types `answer` when the prompt is shown; returns the exit code and everything
-/// that was shown.
+/// Runs `anklume …` on a new terminal of 80 columns; types `answer` when the prompt is shown.
 fn on_a_terminal(world: &World, args: &[&str], answer: Option<(&str, &str)>) -> (i32, String) {
-    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
-    grantpt(&ours).unwrap();
-    unlockpt(&ours).unwrap();
-    let path = ptsname(&ours, Vec::new()).unwrap();
-    let theirs = || -> OwnedFd {
-        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-        open(&path, flags, Mode::empty()).unwrap()
-    };
     let run = world.anklume(args).env("TERM", "xterm");
-    let mut command = run.command();
-    command.stdin(theirs()).stdout(theirs()).stderr(theirs());
-    let mut child = command.spawn().unwrap();
-    // Close our copies of the other end; the running child keeps its own.
-    drop(command);
-    let mut ours = File::from(ours);
-    let mut answer = answer;
-    let (mut shown, mut chunk) = (Vec::new(), [0; 4096]);
-    // Reading fails once no process has the other end of the terminal open.
-    while let Ok(count @ 1..) = ours.read(&mut chunk) {
-        shown.extend_from_slice(chunk.get(..count).unwrap());
-        if let Some((prompt, keys)) = answer
-            && String::from_utf8_lossy(&shown).ends_with(prompt)
-        {
-            ours.write_all(keys.as_bytes()).unwrap();
-            answer = None;
-        }
-    }
-    let status = child.wait().unwrap().code().unwrap();
-    let shown = String::from_utf8_lossy(&shown).into_owned();
-    assert_eq!(answer, None, "never asked: {shown}");
-    (status, shown)
+    harness::on_a_terminal(run.command(), 80, answer)
 }
 
 #[test]

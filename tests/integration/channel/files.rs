@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use super::world::{Listening, World, ended};
-use crate::harness::ANKLUME;
+use crate::harness::{ANKLUME, on_a_terminal};
 
 const ACCEPT: &str = "{name: inbox, tool: file_accept, consumers: [alice]}";
 const PROVIDE: &str = "{name: outbox, tool: file_provide, consumers: [alice]}";
@@ -347,4 +347,31 @@ fn the_consoles_of_the_page_about_files_work() {
         }
     }
     server.end();
+}
+
+#[test]
+fn progress_fits_the_terminal_and_leaves_no_trace() {
+    let (world, _server) = alice();
+    for (columns, form) in [(40, "%"), (80, "/5.00 MiB"), (140, "█")] {
+        let name = format!(
+            "a file with a name that is longer than what a terminal leaves to it, {columns}"
+        );
+        world.write(&name, vec![7; 5 * 1024 * 1024]);
+        let mut command = world.command(&["file", "push", &name]);
+        command.env("TERM", "xterm");
+        let (status, shown) = on_a_terminal(command, columns, None);
+        assert_eq!(status, 0, "{shown}");
+        let lines: Vec<&str> = shown.split(['\r', '\n']).collect();
+        let frames = lines
+            .iter()
+            .filter(|line| line.contains("a file with") && !line.contains("sent a file"));
+        let frames: Vec<&str> = frames.copied().collect();
+        assert!(frames.iter().any(|frame| frame.contains(form)), "{shown}");
+        for frame in frames {
+            // Each frame begins by erasing the line.
+            let frame = frame.trim_start_matches("\u{1b}[2K");
+            assert!(frame.chars().count() <= columns.into(), "{frame}");
+        }
+        assert!(!shown.contains(" EiB"), "{shown}");
+    }
 }
