@@ -24,6 +24,11 @@ const CLEANUP_MAX: Duration = Duration::from_secs(30);
 const CLEANUP_INTERVAL: Duration = Duration::from_millis(100);
 /// Part of Incus's message about starting a machine that is already running.
 const RUNS_ALREADY: &str = "already running";
+/// Part of Incus's message if it does not find the folder of a machine that it has just made (seen with 6.0.4 on a busy
+/// computer); a moment later it does.
+const NOT_FOUND: &str = "no such file or directory";
+/// Pause before such a machine is started again.
+const NOT_FOUND_PAUSE: Duration = Duration::from_millis(500);
 /// Statuses of a running machine; `Ready` is reported by a program inside it.
 pub(super) const RUNNING: [&str; 2] = ["Running", "Ready"];
 
@@ -155,7 +160,7 @@ impl Incus {
         if power != Power::Start {
             return self.set_power(machine, power).await;
         }
-        for _ in 0..START_TRIES {
+        for attempt in 1..=START_TRIES {
             let refused = match self.set_power(machine, power).await {
                 Ok(()) => None,
                 Err(why @ (IncusError::Refused { .. } | IncusError::Failed(_))) => Some(why),
@@ -165,9 +170,13 @@ impl Incus {
             if self.runs(machine).await? {
                 return Ok(());
             }
-            if let Some(why) = refused.filter(|why| !why.says(RUNS_ALREADY)) {
+            let Some(why) = refused.filter(|why| !why.says(RUNS_ALREADY)) else {
+                continue;
+            };
+            if attempt == START_TRIES || !why.says(NOT_FOUND) {
                 return Err(why);
             }
+            tokio::time::sleep(NOT_FOUND_PAUSE).await;
         }
         Err(IncusError::NotUp(START_TRIES))
     }
