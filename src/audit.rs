@@ -111,6 +111,9 @@ pub struct Call {
     /// Whether the transfer was complete with this piece; absent for other calls, and in logs of earlier versions.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub completes: Option<bool>,
+    /// What a signature of `ssh_sign` is for; absent for other tools, and for calls that did not run.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub purpose: Option<Foreign>,
     /// SHA-256 of the arguments, sealed with the machine's key ([`SealKey::seal`]), in hexadecimal.
     pub arguments: Foreign,
 }

@@ -11,6 +11,8 @@ use base64::{DecodeError, Engine as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::ssh::{KeyFault, KeyUse, SessionBind, SignatureRequest, SshKey};
+
 pub use check::{
     FixedFault, alternative, check_fixed, check_some, gives_offers, parse, parse_without_data,
     repeats_key,
@@ -66,6 +68,58 @@ pub struct GpgSign {
     pub r#final: Option<bool>,
     /// True to sign nothing and return the public key with its fingerprints and user IDs; `data` must then be empty
     pub public_key: Option<bool>,
+}
+
+/// Arguments of `ssh_sign`.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SshSign {
+    /// The bytes that an SSH client asks its agent to sign, in base64; at most 8192 bytes
+    pub data: Payload,
+    /// Flags of the agent protocol: 0 (default) or, for RSA keys, 2 (SHA-256) or 4 (SHA-512)
+    #[schemars(range(max = 4))]
+    pub flags: Option<u32>,
+    /// For a login: the content of the `session-bind@openssh.com` messages that the client sent, in order, in base64
+    pub bind: Option<Vec<String>>,
+    /// The public key to sign with, in one line
+    pub key: String,
+    /// What may be signed: `git`, `file:NAMESPACE`, `login`; default: only `git`
+    pub allow: Option<Vec<String>>,
+    /// Fingerprints (`SHA256:…`) of the keys of the hosts to which logins may be signed
+    pub hosts: Option<Vec<String>>,
+}
+
+impl SshSign {
+    /// Reads the arguments of a call that [`parse`] has checked.
+    ///
+    /// # Errors
+    ///
+    /// Returns the first fault.
+    pub fn request(&self) -> Result<SignatureRequest, BadArguments> {
+        let texts = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
+        let allow = match &self.allow {
+            Some(allow) => allow.iter().map(|text| KeyUse::parse(text)).collect(),
+            None => Ok(vec![KeyUse::Git]),
+        };
+        let binds = texts(&self.bind);
+        let binds = binds.iter().map(|text| session_bind(text)).collect();
+        Ok(SignatureRequest {
+            key: SshKey::parse(&self.key).map_err(|fault| bad_key(&fault))?,
+            allow: allow?,
+            hosts: texts(&self.hosts),
+            data: self.data.decode()?,
+            flags: self.flags.unwrap_or_default(),
+            binds: Option::ok_or(binds, "`bind` is not a list of session binds in base64")?,
+        })
+    }
+}
+
+fn session_bind(text: &str) -> Option<SessionBind> {
+    SessionBind::parse(&STANDARD.decode(text).ok()?)
+}
+
+fn bad_key(fault: &KeyFault) -> String {
+    format!("`key` is unusable: {fault}")
 }
 
 /// Arguments of `clipboard_get`.
@@ -189,6 +243,16 @@ pub struct Signed {
     /// With `public_key` requested: the user IDs of the key
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_ids: Option<Vec<String>>,
+}
+
+/// Output of `ssh_sign`.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct SshSigned {
+    /// The signature as an agent answers it, in base64
+    pub signature: Payload,
+    /// What it is for: `git`, `file:NAMESPACE`, or `login as USER to SHA256:…`
+    pub purpose: String,
 }
 
 /// Output of `clipboard_get`.

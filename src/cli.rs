@@ -14,6 +14,7 @@ pub use mcp::{
     AuditCommand, AuditShowArgs, AuditVerifyArgs, ChannelArgs, ClipboardArgs, ClipboardCommand,
     ClipboardOfferArgs, FileCommand, FileListArgs, FilePullArgs, FilePushArgs, LogArgs,
     McpCallArgs, McpCommand, McpConnectArgs, McpListArgs, McpServeArgs, ServiceArgs, SignArgs,
+    SshAgentArgs,
 };
 
 /// Lets machines offer a few services to each other, and to nobody else.
@@ -107,6 +108,8 @@ pub enum Command {
     Audit(AuditCommand),
     /// Sign files with a key of another machine
     Sign(SignArgs),
+    /// Start an SSH agent whose keys stay on other machines
+    SshAgent(SshAgentArgs),
     /// Send files to another machine, or fetch files from it
     #[command(subcommand, arg_required_else_help = true)]
     File(FileCommand),

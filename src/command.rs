@@ -16,6 +16,7 @@ pub(crate) mod output;
 mod policy;
 mod service;
 mod sign;
+mod ssh_agent;
 mod sync;
 
 use std::ffi::{OsStr, OsString};
@@ -99,6 +100,7 @@ fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
         Command::Mcp(command) => mcp::run(command, output),
         Command::Audit(command) => audit::run(command, output),
         Command::Sign(args) => sign::run(args, output),
+        Command::SshAgent(args) => ssh_agent::run(args, output),
         Command::File(command) => file::run(command, output),
         Command::Clipboard(command) => clipboard::run(command, output),
         Command::Completions { shell } => {

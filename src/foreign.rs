@@ -51,6 +51,8 @@ enum TextKind {
     Offered,
     /// The key that signs.
     SigningKey,
+    /// Whether an SSH key can be used.
+    SshKey,
     /// A services file, to be outlined.
     Services,
     /// Without text: starts verifying a log that must contain the line with this hash.
@@ -115,6 +117,13 @@ pub(crate) struct SigningKey {
     pub(crate) fingerprint: Foreign,
     /// True if the part that signs can also certify keys.
     pub(crate) certifies: bool,
+}
+
+/// Whether a provider's user can sign with an SSH key, according to the provider.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SshKeyState {
+    /// The reason why not; `None` if it can.
+    pub(crate) fault: Option<Foreign>,
 }
 
 /// The first string in a list.
@@ -244,6 +253,11 @@ impl Reader {
         text: &[u8],
     ) -> Result<Option<SigningKey>, ForeignError> {
         self.read(TextKind::SigningKey, text).await
+    }
+
+    /// Reads whether an SSH key can be used.
+    pub(crate) async fn ssh_key(&self, text: &[u8]) -> Result<Option<SshKeyState>, ForeignError> {
+        self.read(TextKind::SshKey, text).await
     }
 
     /// Outlines the services in a services file.
@@ -394,6 +408,7 @@ fn read(kind: TextKind, text: &[u8], log: &mut LogWalk) -> Option<Vec<u8>> {
         TextKind::SigningKey => {
             serde_json::to_vec(&serde_json::from_slice::<SigningKey>(text).ok()?)
         }
+        TextKind::SshKey => serde_json::to_vec(&serde_json::from_slice::<SshKeyState>(text).ok()?),
         TextKind::Services => serde_json::to_vec(&Services::from_file(text).ok()?.outline()),
         TextKind::Log(head) => {
             *log = LogWalk::new(head);
@@ -425,6 +440,7 @@ pub fn fuzz_texts(bytes: &[u8]) {
         TextKind::Report,
         TextKind::Offered,
         TextKind::SigningKey,
+        TextKind::SshKey,
     ] {
         if let Some(answer) = read(kind.clone(), bytes, &mut log) {
             let again = read(kind, &answer, &mut log);

@@ -22,6 +22,8 @@ use crate::mcp::client::{Client, ClientError, Timeouts};
 use crate::name::ToolName;
 use crate::policy::{self, Caller, Decision, Request};
 use crate::services::Services;
+use crate::ssh::agent_protocol::{AgentAnswer, AgentRequest};
+use crate::ssh::{self, KeyUse, SessionBind, SignatureRequest, SshKey};
 
 pub use crate::foreign::fuzz_texts as machine;
 pub use crate::mcp::server::fuzzing::connection;
@@ -30,6 +32,10 @@ pub use crate::mcp::server::fuzzing::connection;
 const INCUS_MAX: Duration = Duration::from_secs(20);
 /// Timeout for each answer from Incus, which comes immediately or never.
 const INCUS_TIMEOUT: Duration = Duration::from_millis(20);
+
+/// An SSH key.
+const KEY: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHuFQlNBbiEDuL+yx3WZbWzXOuxA4S3ARorfOYWP+LUm";
 
 /// `infra.yml`.
 ///
@@ -79,6 +85,32 @@ pub fn services(bytes: &[u8]) {
             assert!(matches!(decided, Decision::Allowed(_)), "{decided:?}");
         }
     }
+}
+
+/// What an SSH client asks to be signed, and the messages of its agent.
+///
+/// # Panics
+///
+/// Panics if more than the granted purpose is read from bytes, or if a message that is written reads as another.
+pub fn ssh(bytes: &[u8]) {
+    let key = SshKey::parse(KEY).unwrap_or_else(|fault| panic!("{fault}"));
+    let request = SignatureRequest {
+        key,
+        allow: vec![KeyUse::Git],
+        hosts: Vec::new(),
+        data: bytes.to_vec(),
+        flags: 0,
+        binds: SessionBind::parse(bytes).into_iter().collect(),
+    };
+    if let Ok(purpose) = ssh::judge(&request) {
+        assert_eq!(purpose.to_string(), "git");
+    }
+    let message = AgentRequest::parse(bytes);
+    if message != AgentRequest::Other {
+        assert_eq!(message.to_bytes(), bytes);
+    }
+    let answer = AgentAnswer::parse(bytes);
+    assert_eq!(AgentAnswer::parse(&answer.to_bytes()), answer);
 }
 
 /// Lines of a call log.
@@ -185,7 +217,7 @@ mod tests {
 
     #[test]
     fn every_seed_goes_through_its_door() {
-        let entry_points: [EntryPoint; 7] = [
+        let entry_points: [EntryPoint; 8] = [
             ("audit", super::audit),
             ("client", super::client),
             ("connection", super::connection),
@@ -193,6 +225,7 @@ mod tests {
             ("infra", super::infra),
             ("machine", super::machine),
             ("services", super::services),
+            ("ssh", super::ssh),
         ];
         let all = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/seeds");
         for (name, door) in entry_points {

@@ -31,6 +31,7 @@ pub mod policy;
 pub mod services;
 mod session;
 mod setup;
+pub mod ssh;
 mod survey;
 mod sync;
 pub mod text;

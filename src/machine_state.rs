@@ -29,6 +29,8 @@ pub const SETUP_LOCK: &str = "/etc/anklume/.lock";
 pub const ASK: &str = "machine-ask";
 /// The subcommand that looks up which key of the machine signs, which is not logged as a call.
 pub const SIGNING_KEY: &str = "machine-key";
+/// The hidden subcommand that checks whether the server's user can sign with an SSH key.
+pub const SSH_KEY: &str = "machine-ssh-key";
 /// Links to the program in the shell's search path; under the second name, it is git's gpg.
 pub const LINKS: [&str; 2] = ["/usr/local/bin/anklume", "/usr/local/bin/anklume-gpg"];
 /// The program's configuration folder.

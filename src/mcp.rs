@@ -35,9 +35,11 @@ pub(crate) const ID_MAX: usize = 1024;
 pub(crate) const TOOL_KEY: &str = "anklume/tool";
 /// Key in a tool's `_meta`: its arguments that take bytes, as base64.
 pub(crate) const BASE64_KEY: &str = "anklume/base64";
-/// Key in a call's `_meta`: true if the client wants a large payload only in the result's text.
+/// Key in a tool's `_meta`: the public key of a service that signs for SSH, in one line.
+pub(crate) const PUBLIC_KEY_KEY: &str = "anklume/public_key";
 /// Key in the `_meta` of the operator's `tools/list`: `true` asks for the machine's services too.
 pub(crate) const SERVICES_KEY: &str = "anklume/services";
+/// Key in a call's `_meta`: true if the client wants a large payload only in the result's text.
 pub(crate) const ONE_COPY_KEY: &str = "anklume/one_copy";
 /// Key in the `_meta` of a result that comes from the policy, not from a tool.
 pub(crate) const DECISION_KEY: &str = "anklume/decision";

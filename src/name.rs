@@ -145,6 +145,8 @@ fn check_length(kind: &'static str, text: &str, max: usize) -> Result<(), NameFa
 pub enum ToolName {
     /// Create a detached OpenPGP signature of the caller's bytes.
     GpgSign,
+    /// Sign for SSH: Git's commits, files, logins.
+    SshSign,
     /// Read the machine's clipboard.
     ClipboardGet,
     /// Set the machine's clipboard.
@@ -159,8 +161,9 @@ pub enum ToolName {
 
 impl ToolName {
     /// All tools, in the order of the documentation.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::GpgSign,
+        Self::SshSign,
         Self::ClipboardGet,
         Self::ClipboardSet,
         Self::FileAccept,
@@ -181,6 +184,7 @@ impl ToolName {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::GpgSign => "gpg_sign",
+            Self::SshSign => "ssh_sign",
             Self::ClipboardGet => "clipboard_get",
             Self::ClipboardSet => "clipboard_set",
             Self::FileAccept => "file_accept",

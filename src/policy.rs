@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use crate::catalogue::{self, OFFER_TO, OFFERED_ONLY};
+use crate::catalogue::{self, OFFER_TO, OFFERED_ONLY, SshSign};
 use crate::name::{MachineName, ServiceName, ToolName};
 use crate::services::{Service, Services};
+use crate::ssh::{self, Purpose, Refusal};
 use crate::text::shown;
 
 /// Maximum length of a name that a message repeats, in characters.
@@ -63,6 +64,7 @@ pub struct Grant {
     name: String,
     tool: ToolName,
     arguments: Arc<Map<String, Value>>,
+    purpose: Option<Purpose>,
 }
 
 impl Grant {
@@ -82,6 +84,12 @@ impl Grant {
     #[must_use]
     pub const fn tool(&self) -> ToolName {
         self.tool
+    }
+
+    /// Returns what a signature of `ssh_sign` is for; `None` for other tools, and for arguments that the tool refuses.
+    #[must_use]
+    pub const fn purpose(&self) -> Option<&Purpose> {
+        self.purpose.as_ref()
     }
 
     /// Returns the caller's arguments merged with the service's fixed ones.
@@ -116,6 +124,8 @@ pub enum Denial {
         /// The machine, as written.
         consumer: String,
     },
+    /// What is to be signed is not what the service signs.
+    NotSigned(Refusal),
     /// The caller sent an argument that it may not choose.
     FixedArgument {
         /// The argument's name.
@@ -155,6 +165,7 @@ fn decide_operator(services: &Services, request: Request<'_>) -> Decision {
             name: tool.as_str().to_owned(),
             tool,
             arguments: sent(request.arguments),
+            purpose: None,
         });
     }
     match services.service(request.name) {
@@ -193,15 +204,30 @@ fn decide_consumer(services: &Services, consumer: &MachineName, request: Request
 
 /// Decides on the arguments of a caller that may use the service.
 fn decide_service(service: &Service, request: Request<'_>) -> Decision {
-    match merge(service, request) {
-        Ok(arguments) => Decision::Allowed(Grant {
+    let allowed = merge(service, request).and_then(|arguments| {
+        let purpose = purpose(service.tool, &arguments).map_err(Denial::NotSigned)?;
+        Ok((arguments, purpose))
+    });
+    match allowed {
+        Ok((arguments, purpose)) => Decision::Allowed(Grant {
             caller: request.caller.clone(),
             name: service.name.as_str().to_owned(),
             tool: service.tool,
             arguments,
+            purpose,
         }),
         Err(denial) => Decision::Denied(denial),
     }
+}
+
+/// Returns what a signature of `ssh_sign` would be for; `None` for other tools, and for arguments that the tool refuses.
+fn purpose(tool: ToolName, arguments: &Map<String, Value>) -> Result<Option<Purpose>, Refusal> {
+    if tool != ToolName::SshSign {
+        return Ok(None);
+    }
+    let request = catalogue::parse(tool, arguments);
+    let request = request.and_then(|arguments: SshSign| arguments.request());
+    request.ok().map(|request| ssh::judge(&request)).transpose()
 }
 
 /// Returns the arguments without `null` values, which some models send for arguments that they mean to leave out.
@@ -265,11 +291,12 @@ pub fn may_choose(
 }
 
 /// Returns whether only a service's `with` or the operator may set an argument: consumers choose neither the signing
-/// key nor what of a clipboard is returned, and offer nothing to others.
+/// key and what it signs nor what of a clipboard is returned, and offer nothing to others.
 fn operator_only(tool: ToolName, argument: &str) -> bool {
     matches!(
         (tool, argument),
         (ToolName::GpgSign, "key_id")
+            | (ToolName::SshSign, "key" | "allow" | "hosts")
             | (ToolName::ClipboardGet, "passwords" | OFFERED_ONLY)
             | (ToolName::ClipboardSet, OFFER_TO)
     )

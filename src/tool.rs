@@ -8,7 +8,9 @@ mod gpg;
 mod notify;
 mod pieces;
 mod resource;
+mod runtime;
 mod settings;
+mod ssh;
 #[cfg(test)]
 mod testing;
 
@@ -28,8 +30,10 @@ pub(crate) use gpg::launcher as gpg_launcher;
 pub use gpg::{CardFault, GpgFault, NoAgent, UnfitKey};
 pub use resource::Resource;
 pub(crate) use resource::{has_gnupg, portal_limits};
+pub(crate) use runtime::runtime_folder;
 pub(crate) use settings::environment;
 pub use settings::{Display, GpgHome, RelativePortal, Settings, Surroundings};
+pub(crate) use ssh::key_fault as ssh_key_fault;
 
 /// One connection's piecewise transfers, shared by its calls. Dropping it removes their temporary files.
 #[derive(Debug)]
@@ -248,7 +252,11 @@ pub fn largest_answer(grant: &Grant, session: &ToolSession, copies: Copies) -> u
         ToolName::ClipboardGet => {
             clipboard::largest_answer(grant.arguments(), &session.settings, copies)
         }
-        ToolName::GpgSign | ToolName::ClipboardSet | ToolName::FileAccept | ToolName::Notify => 0,
+        ToolName::GpgSign
+        | ToolName::SshSign
+        | ToolName::ClipboardSet
+        | ToolName::FileAccept
+        | ToolName::Notify => 0,
     }
 }
 
@@ -264,6 +272,7 @@ pub async fn run(
 ) -> Result<ToolOutcome, ToolError> {
     match grant.tool() {
         ToolName::GpgSign => gpg::sign(grant, session).await,
+        ToolName::SshSign => ssh::sign(grant, session).await,
         ToolName::ClipboardGet => clipboard::get(grant, session, copies).await,
         ToolName::ClipboardSet => clipboard::set(grant, session).await,
         ToolName::FileAccept => file::accept(grant, session).await,

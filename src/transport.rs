@@ -8,7 +8,9 @@ mod remote_exec;
 mod unreachable;
 
 pub(crate) use open::{OpenTransport, TransportEnd, Watch, open, providers, resolve};
-pub(crate) use program::{LOCAL_REMOTE, incus, incus_exec, program, shell_line, this_program};
+pub(crate) use program::{
+    LOCAL_REMOTE, incus, incus_exec, program, shell_line, this_program, this_program_again,
+};
 pub(crate) use remote_exec::{RemoteExec, RemoteExecError};
 pub(crate) use unreachable::Unreachable;
 

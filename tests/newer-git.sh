@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs the tests of signed commits with the git and gpg of Debian 13 (2.47 and 2.4), in a folder of its own; the other
-# tests use those of this machine. Needs root, debootstrap and, the first time, a network.
+# Runs the tests of signed commits with the git, gpg and OpenSSH of Debian 13 (2.47, 2.4 and 10.0), in a folder of its own;
+# the other tests use those of this machine. Needs root, debootstrap and, the first time, a network.
 set -eu
 cd "$(dirname -- "$0")/.."
 . tests/debian-archive.sh
@@ -13,18 +13,18 @@ fail() {
 }
 
 [ "$(id -u)" = 0 ] || fail 'this needs root'
-if [ ! -e "$root/made" ]; then
+if [ ! -e "$root/made-with-ssh" ]; then
     find_archive
     say 'installing it by debootstrap (a minute)'
     rm -rf --one-file-system "$root"
     mkdir -p "$root"
     # In a new mount namespace, so that no mount of debootstrap outlives it.
-    unshare --mount debootstrap --variant=minbase --include=git,gnupg,procps \
+    unshare --mount debootstrap --variant=minbase --include=git,gnupg,openssh-client,procps \
         --force-check-gpg ${key:+"--keyring=$key"} trixie "$root" "$archive" >"$root.log" 2>&1 </dev/null || {
         tail -n 15 "$root.log" >&2
         fail 'it could not be installed'
     }
-    touch "$root/made"
+    touch "$root/made-with-ssh"
 fi
 
 built=$(cargo test --test integration --no-run 2>&1) || {
@@ -43,6 +43,6 @@ for folder in tmp run; do mount -t tmpfs tmpfs "$root/$folder"; done
 # Last, because this folder may itself be below one of those.
 mkdir -p "$root$PWD"
 mount --bind "$PWD" "$root$PWD"
-run="cd '$PWD' && git --version && './$tests' channel::git::"
+run="cd '$PWD' && git --version && './$tests' channel::git:: channel::ssh::git::"
 exec chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root CI=true sh -c "$run"
 INSIDE

@@ -59,6 +59,8 @@ is_static() { has "$1" && ! ldd "$(command -v "$1")" >/dev/null 2>&1; }
 
 look_for_the_tests() {
     need git git
+    need ssh openssh-client
+    need ssh-agent openssh-client
     need Xvfb xvfb
     need xclip xclip
     need xsel xsel
@@ -228,6 +230,24 @@ node_packages() {
     fi
 }
 
+# --- an SSH server ---
+
+# Only its program: installing the package would start a server that anyone can reach.
+provide_sshd() {
+    [ ! -x /usr/sbin/sshd ] && [ ! -x target/openssh/usr/sbin/sshd ] || return 0
+    say 'no sshd here: unpacking one into target/openssh'
+    rm -rf target/openssh
+    mkdir -p target/openssh
+    if ! (cd target/openssh && apt-get download openssh-server libwrap0 &&
+        for package in ./*.deb; do dpkg-deb -x "$package" . || exit; done) >"$log" 2>&1 </dev/null; then
+        say "failed; the end of $log:"
+        tail -n 15 "$log"
+        rm -rf target/openssh
+        absent="$absent
+  sshd (Debian: openssh-server)"
+    fi
+}
+
 # --- the runner ---
 
 # Checks for the version that .config/nextest.toml requires, and builds it in target/tools if needed.
@@ -253,6 +273,7 @@ provide_packages
 if [ "$part" = test ]; then
     mkdir -p target
     provide_nextest
+    provide_sshd
     case $missing in
     *python3*) ;; # no program to install them
     *)

@@ -5,14 +5,19 @@ use serde_json::{Map, Value};
 
 use super::path::PortalPath;
 use super::{
-    BODY_MAX, BadArguments, CLIPBOARD_MAX, OFFERED_ONLY, Payload, TITLE_MAX, WHOLE_PORTAL, schema,
-    time_of_change,
+    BODY_MAX, BadArguments, CLIPBOARD_MAX, OFFERED_ONLY, Payload, TITLE_MAX, WHOLE_PORTAL, bad_key,
+    schema, time_of_change,
 };
 use crate::name::{ToolName, closest};
+use crate::ssh::{KeyUse, SshKey, is_fingerprint};
 use crate::text::shown;
 
 /// Arguments that belong to one transfer, and so cannot be fixed for all transfers.
-const OF_A_TRANSFER: [&str; 4] = ["offset", "final", "length", "resume"];
+const OF_A_TRANSFER: [&str; 5] = ["offset", "final", "length", "resume", "bind"];
+/// Maximum number of session binds in a call, as in OpenSSH.
+const BINDS_MAX: usize = 16;
+/// Maximum number of entries in another list.
+const LIST_MAX: usize = 1000;
 /// Maximum length of a caller's text when a message quotes it back, in characters.
 const SHOWN_MAX: usize = 80;
 
@@ -145,7 +150,20 @@ fn fault(tool: ToolName, name: &str, value: &Value) -> Option<String> {
     };
     type_fault(name, property, value)
         .or_else(|| range_fault(name, property, value))
-        .or_else(|| text_fault(tool, name, value.as_str()?))
+        .or_else(|| length_fault(name, value))
+        .or_else(|| {
+            let mut texts = texts(value);
+            texts.find_map(|text| text_fault(tool, name, text))
+        })
+}
+
+/// Returns a text, or the texts of a list.
+fn texts(value: &Value) -> impl Iterator<Item = &str> {
+    let list = value.as_array().map_or(&[][..], Vec::as_slice);
+    value
+        .as_str()
+        .into_iter()
+        .chain(list.iter().filter_map(Value::as_str))
 }
 
 /// Refuses an unknown argument and names the closest known one, or lists them all.
@@ -164,10 +182,23 @@ fn type_fault(name: &str, property: &Value, value: &Value) -> Option<String> {
         Some("string") => (value.is_string(), "a string"),
         Some("boolean") => (value.is_boolean(), "true or false"),
         Some("integer") => (is_whole(value), "a whole number"),
+        // Every list is one of texts.
+        Some("array") => (is_list_of_texts(value), "a list of strings"),
         // An unknown type would be a bug in anklume, so the argument is refused.
         _ => (false, "of another type"),
     };
     (!fits).then(|| format!("`{name}` must be {expected}, not {}", kind(value)))
+}
+
+fn is_list_of_texts(value: &Value) -> bool {
+    let list = value.as_array();
+    list.is_some_and(|list| list.iter().all(Value::is_string))
+}
+
+fn length_fault(name: &str, value: &Value) -> Option<String> {
+    let count = value.as_array()?.len();
+    let max = if name == "bind" { BINDS_MAX } else { LIST_MAX };
+    (count > max).then(|| format!("`{name}` has {count} entries; at most {max} are taken"))
 }
 
 fn is_whole(value: &Value) -> bool {
@@ -204,6 +235,14 @@ fn text_fault(tool: ToolName, name: &str, text: &str) -> Option<String> {
     match name {
         "path" if tool == ToolName::FileProvide && text == WHOLE_PORTAL => None,
         "path" => PortalPath::new(text).err().map(|bad| bad.to_string()),
+        "key" => SshKey::parse(text).err().map(|fault| bad_key(&fault)),
+        "allow" => KeyUse::parse(text)
+            .err()
+            .map(|fault| format!("`allow`: {fault}")),
+        "hosts" if !is_fingerprint(text) => Some(format!(
+            "`hosts`: `{}` is not a fingerprint such as `ssh-keygen -lf` prints: `SHA256:` and 43 characters",
+            shown()
+        )),
         "mode" if !is_mode(text) => Some(format!(
             "`mode` must be three octal digits such as 644 (no setuid, setgid or sticky bit), not `{}`",
             shown()

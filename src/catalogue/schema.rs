@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::{
     Accepted, Clipboard, ClipboardGet, ClipboardSet, Clipped, FileAccept, FileProvide, GpgSign,
-    Notified, Notify, Provided, Signed,
+    Notified, Notify, Provided, Signed, SshSign, SshSigned,
 };
 use crate::name::ToolName;
 
@@ -59,6 +59,13 @@ pub fn describe(tool: ToolName) -> Description {
             The text of the result, and its `signature`, is the ASCII-armored signature. \
             In one call up to 8388608 bytes; beyond that, up to 4294967296 bytes in pieces of 1048576 bytes with \
             `offset`, and `final` on the last. With `public_key`, nothing is signed, and the text is the public key.",
+        ),
+        // Not read-only, as `gpg_sign`.
+        ToolName::SshSign => described(
+            "Sign for SSH",
+            "Signs the bytes that an SSH client asks its agent to sign, with a key that stays on the machine: those of Git's \
+            commits and tags and, as far as the service allows, of files and logins. Everything else is refused. \
+            The text of the result, and its `signature`, is the signature in base64.",
         ),
         ToolName::ClipboardGet => Description {
             read_only: true,
@@ -127,6 +134,7 @@ pub(super) struct Schemas {
 /// Returns a tool's schemas, which are built only once.
 pub(super) fn of(tool: ToolName) -> &'static Schemas {
     static GPG_SIGN: LazyLock<Schemas> = LazyLock::new(make::<GpgSign, Signed>);
+    static SSH_SIGN: LazyLock<Schemas> = LazyLock::new(make::<SshSign, SshSigned>);
     static CLIPBOARD_GET: LazyLock<Schemas> = LazyLock::new(make::<ClipboardGet, Clipboard>);
     static CLIPBOARD_SET: LazyLock<Schemas> = LazyLock::new(make::<ClipboardSet, Clipped>);
     static FILE_ACCEPT: LazyLock<Schemas> = LazyLock::new(make::<FileAccept, Accepted>);
@@ -134,6 +142,7 @@ pub(super) fn of(tool: ToolName) -> &'static Schemas {
     static NOTIFY: LazyLock<Schemas> = LazyLock::new(make::<Notify, Notified>);
     match tool {
         ToolName::GpgSign => &GPG_SIGN,
+        ToolName::SshSign => &SSH_SIGN,
         ToolName::ClipboardGet => &CLIPBOARD_GET,
         ToolName::ClipboardSet => &CLIPBOARD_SET,
         ToolName::FileAccept => &FILE_ACCEPT,

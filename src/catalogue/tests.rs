@@ -180,6 +180,7 @@ fn schemas_hold_only_what_every_provider_of_models_takes() {
 fn arguments_of_bytes_are_marked_outside_of_the_schema() {
     let marked = |tool| describe(tool).base64.to_vec();
     assert_eq!(marked(ToolName::GpgSign), ["data"]);
+    assert_eq!(marked(ToolName::SshSign), ["data"]);
     assert_eq!(marked(ToolName::FileAccept), ["data"]);
     assert!(marked(ToolName::FileProvide).is_empty());
     assert_eq!(marked(ToolName::ClipboardSet), ["image"]);

@@ -28,6 +28,12 @@ pub enum InternalCommand {
         /// The key that the service fixes
         key: Option<String>,
     },
+    /// Check that an SSH key can be used, as this machine's server user; started by doctor, inside a machine
+    #[command(hide = true)]
+    MachineSshKey {
+        /// The public key in one line
+        key: String,
+    },
     /// Read a machine's files through its first process; started by apply and doctor, on the host
     #[command(hide = true)]
     MachineRoot {

@@ -1,5 +1,6 @@
 //! The commands for servers, their clients and their logs: `anklume mcp …` and `anklume audit …`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::builder::PossibleValue;
@@ -168,6 +169,26 @@ pub struct SignArgs {
     /// The service to call.
     #[command(flatten)]
     pub service: ServiceArgs,
+}
+
+/// `anklume ssh-agent`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  anklume ssh-agent -- git commit -S    # for one command\n  anklume ssh-agent                     # for a shell: eval \"$(anklume ssh-agent)\""
+)]
+pub struct SshAgentArgs {
+    /// Stay in the foreground
+    #[arg(short = 'D', long, conflicts_with = "command")]
+    pub foreground: bool,
+    /// The socket [default: ssh-agent.PID in the folder anklume of XDG_RUNTIME_DIR]
+    #[arg(short = 'a', long, value_name = "SOCKET")]
+    pub socket: Option<PathBuf>,
+    /// Serve for a process that waits for the name of the socket, and end with that process; 0: do not end.
+    #[arg(long, hide = true, conflicts_with = "command")]
+    pub child_of: Option<i32>,
+    /// A command to run with this agent, which ends with it
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
 }
 
 /// `anklume file …`

@@ -283,7 +283,8 @@ fn call_text(call: &Call) -> String {
     );
     match call.decision {
         Verdict::Allowed => format!(
-            "{head}  {}, {} B in, {} B out, {:.1} ms",
+            "{head}{}  {}, {} B in, {} B out, {:.1} ms",
+            purpose_text(call),
             call.outcome,
             call.bytes_in,
             call.bytes_out,
@@ -291,6 +292,11 @@ fn call_text(call: &Call) -> String {
         ),
         Verdict::Refused | Verdict::Overloaded => format!("{head}  {}", call.reason.escaped()),
     }
+}
+
+fn purpose_text(call: &Call) -> String {
+    let purpose = call.purpose.as_ref();
+    purpose.map_or_else(String::new, |purpose| format!("  {}", purpose.escaped()))
 }
 
 /// Returns the first digits of a digest, enough to tell digests apart.

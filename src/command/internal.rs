@@ -46,6 +46,7 @@ pub(crate) fn run(command: &InternalCommand, output: &Output) -> anyhow::Result<
         InternalCommand::MachineKey { key } => {
             answer(output, &mcp::signing_key(key.as_deref())?)?;
         }
+        InternalCommand::MachineSshKey { key } => answer(output, &mcp::ssh_key(key)?)?,
         InternalCommand::MachineRoot { first, cgroup } => {
             machine_root::serve(*first, cgroup, io::stdin().lock(), io::stdout().lock())?;
         }

@@ -240,20 +240,28 @@ fn none(tool: ToolName, providers: &str) -> Failure {
     Failure::new(Exit::Refused, message).help(help)
 }
 
+/// The services with a tool, each with the text that it has under a key of its `_meta`.
+pub(super) fn services_of<'t>(
+    tool: ToolName,
+    tools: &'t [Foreign<Tool>],
+    key: &'t str,
+) -> impl Iterator<Item = (&'t str, &'t str)> {
+    let tools = tools.iter().map(Foreign::raw);
+    tools.filter_map(move |one| {
+        let meta = one.meta.as_ref()?;
+        let text = |key: &str| meta.0.get(key).and_then(Value::as_str);
+        let is_wanted = text(TOOL_KEY) == Some(tool.as_str());
+        Some((&*one.name, text(key)?)).filter(|_| is_wanted)
+    })
+}
+
 /// The names of the services with a tool; with a name, only that one.
 fn with_tool<'t>(
     tool: ToolName,
     tools: &'t [Foreign<Tool>],
     only: Option<&'t str>,
 ) -> impl Iterator<Item = &'t str> {
-    let is_wanted = move |one: &&Foreign<Tool>| {
-        let meta = one.raw().meta.as_ref();
-        let behind = meta
-            .and_then(|meta| meta.0.get(TOOL_KEY))
-            .and_then(Value::as_str);
-        behind == Some(tool.as_str())
-    };
-    let names = tools.iter().filter(is_wanted).map(|one| &*one.raw().name);
+    let names = services_of(tool, tools, TOOL_KEY).map(|(name, _)| name);
     names.filter(move |name| only.is_none_or(|only| only == *name))
 }
 

@@ -256,6 +256,10 @@ fn truncate_fields(line: Call) -> Call {
         tool: line.tool.as_ref().map(|tool| bounded(tool.raw())),
         reason: bounded_reason(line.reason.raw()),
         policy: bounded(line.policy.raw()),
+        purpose: line
+            .purpose
+            .as_ref()
+            .map(|purpose| bounded_reason(purpose.raw())),
         ..line
     }
 }

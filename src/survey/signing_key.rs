@@ -1,4 +1,4 @@
-//! Asks the providers of signatures whether the key that signs may do more than that.
+//! Asks the providers of signatures whether the key that signs can be used, and whether it may do more than that.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::edge::Edge;
 use crate::incus::State;
 use crate::incus::state::Instance;
 use crate::infra::{DeclaredService, Infra};
-use crate::machine_state::{PROGRAM, SIGNING_KEY};
+use crate::machine_state::{PROGRAM, SIGNING_KEY, SSH_KEY};
 use crate::name::ToolName;
 use crate::session::{Session, each};
 use crate::transport::RemoteExec;
@@ -19,8 +19,11 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum length of a fingerprint, in hexadecimal digits.
 const FINGERPRINT_MAX: usize = 64;
 
-/// Returns a note on each service of these edges that signs with a key which can also certify keys. What cannot be
-/// learnt is left out: calls of such a service report the reason.
+/// Maximum length of a provider's reason in a note, in characters.
+const REASON_SHOWN: usize = 300;
+
+/// Returns a note on each service of these edges that signs with a key which can also certify keys, or with an SSH key
+/// that is not there. What cannot be learnt is left out: calls of such a service report the reason.
 pub(crate) async fn notes(
     session: &Session,
     infra: &Infra,
@@ -37,11 +40,16 @@ pub(crate) async fn notes(
         let signs = machine
             .services
             .iter()
-            .filter(|service| service.tool == ToolName::GpgSign);
+            .filter(|service| matches!(service.tool, ToolName::GpgSign | ToolName::SshSign));
         signs.map(move |service| (domain.name.as_str(), machine.name.as_str(), service))
     });
     let services: Vec<(&str, &str, &DeclaredService)> = services.collect();
     let asked = each(&services, async |(project, machine, service)| {
+        if service.tool == ToolName::SshSign {
+            let fault = ssh_fault(session, project, machine, service).await?;
+            let name = &service.name;
+            return Some(format!("`{machine}/{name}` cannot sign: {fault}"));
+        }
         let key = certifies(session, project, machine, service).await?;
         Some(format!(
             "`{machine}/{}` signs with the key {key}, which can also certify keys; create a subkey that only signs, as \
@@ -50,6 +58,32 @@ pub(crate) async fn notes(
         ))
     });
     asked.await.into_iter().flatten().collect()
+}
+
+/// Returns the reason why a service cannot use its SSH key, escaped.
+async fn ssh_fault(
+    session: &Session,
+    project: &str,
+    machine: &str,
+    service: &DeclaredService,
+) -> Option<String> {
+    let key = service.with.get("key").and_then(Value::as_str)?;
+    let answer = ask(project, machine, &[PROGRAM, SSH_KEY, key]).await?;
+    let state = session.reader.ssh_key(&answer).await.ok()??;
+    Some(state.fault?.shown(REASON_SHOWN))
+}
+
+/// Runs a hidden subcommand in a machine; returns its answer.
+async fn ask(project: &str, machine: &str, argv: &[&str]) -> Option<Vec<u8>> {
+    let remote = RemoteExec {
+        project,
+        machine,
+        user: None,
+        argv,
+        input: b"",
+        timeout: TIMEOUT,
+    };
+    Some(remote.run().await.ok()?.answer)
 }
 
 /// Returns the fingerprint of a service's key, if the part of it that signs can also certify.
@@ -62,16 +96,8 @@ async fn certifies(
     let key = service.with.get("key_id").and_then(Value::as_str);
     let argv = [Some(PROGRAM), Some(SIGNING_KEY), key];
     let argv: Vec<&str> = argv.into_iter().flatten().collect();
-    let remote = RemoteExec {
-        project,
-        machine,
-        user: None,
-        argv: &argv,
-        input: b"",
-        timeout: TIMEOUT,
-    };
-    let output = remote.run().await.ok()?;
-    let key = session.reader.signing_key(&output.answer).await.ok()??;
+    let answer = ask(project, machine, &argv).await?;
+    let key = session.reader.signing_key(&answer).await.ok()??;
     let is_fingerprint = |text: &&String| {
         text.len() <= FINGERPRINT_MAX && text.bytes().all(|byte| byte.is_ascii_hexdigit())
     };

@@ -21,6 +21,7 @@ use crate::policy::Grant;
 
 use super::pieces;
 use super::{Settings, ToolError, ToolOutcome, ToolSession, blocking};
+use launcher::LauncherServer;
 use process::{Configuration, GnuPg};
 
 pub use fault::{CardFault, GpgFault, NoAgent, UnfitKey};
@@ -42,6 +43,16 @@ pub(super) async fn key_paths(settings: &Settings) -> Vec<PathBuf> {
     // The call itself reads the configuration again, and reports any fault.
     let keyrings = Configuration::read(&home).unwrap_or_default().files(&home);
     [vec![home], keyrings].concat()
+}
+
+/// Returns the socket on which gpg-agent speaks the protocol of SSH agents, once it runs; `None` if it does not.
+pub(super) async fn ssh_socket(settings: &Settings) -> Option<PathBuf> {
+    let gnupg = GnuPg::new(Arc::new(settings.clone()));
+    let socket = gnupg.folder("agent-ssh-socket").await.ok()?;
+    if !socket.exists() {
+        gnupg.launch(LauncherServer::Agent).await.ok()?;
+    }
+    socket.exists().then_some(socket)
 }
 
 pub(super) async fn sign(grant: &Grant, session: &ToolSession) -> Result<ToolOutcome, ToolError> {

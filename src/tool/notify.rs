@@ -15,8 +15,7 @@ use rustix::process::geteuid;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::clipboard::file::open_folder;
-use super::{ToolError, ToolOutcome, ToolSession, blocking, environment};
+use super::{ToolError, ToolOutcome, ToolSession, blocking, environment, runtime_folder};
 use crate::catalogue::{Notified, Notify, parse};
 use crate::dir::{Dir, is_own, lock_within};
 use crate::policy::{Caller, Grant};
@@ -147,7 +146,7 @@ async fn show(bus: &OsString, title: &str, body: &str) -> Result<bool, ToolError
 
 /// Appends a line to the file of messages; a full file is renamed, and replaces an older one.
 fn append(runtime: &Path, line: &str) -> io::Result<()> {
-    let folder = open_folder(runtime).map_err(io::Error::other)?;
+    let folder = runtime_folder(runtime).map_err(io::Error::other)?;
     loop {
         let mut file = open(&folder)?;
         // Only its holder renames it: of two that find it full, the second finds another file.

@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::gpg::launcher::GPGCONF;
-use super::{Settings, file, gpg, notify};
+use super::{Settings, file, gpg, notify, ssh};
 use crate::confinement::{AllowedCalls, PathRights, ProcessLimits, Rule};
 use crate::name::ToolName;
 
@@ -24,6 +24,8 @@ pub enum Resource {
     Portal,
     /// The keys of the server's user, through gpg and its agent.
     Keys,
+    /// That user's SSH keys, in agents and files.
+    SshKeys,
     /// The clipboard of that user's display, or the clipboard file.
     Clipboard,
     /// The session of that user, or the file of messages.
@@ -79,6 +81,7 @@ impl Resource {
     pub const fn of(tool: ToolName) -> Self {
         match tool {
             ToolName::GpgSign => Self::Keys,
+            ToolName::SshSign => Self::SshKeys,
             ToolName::ClipboardGet | ToolName::ClipboardSet => Self::Clipboard,
             ToolName::FileAccept | ToolName::FileProvide => Self::Portal,
             ToolName::Notify => Self::Session,
@@ -91,6 +94,7 @@ impl Resource {
         match self {
             Self::Portal => "portal",
             Self::Keys => "keys",
+            Self::SshKeys => "ssh-keys",
             Self::Clipboard => "clipboard",
             Self::Session => "session",
         }
@@ -108,6 +112,7 @@ impl Resource {
                 portal_limits(settings)
             }
             Self::Keys => keys(settings).await,
+            Self::SshKeys => ssh_keys(settings),
             Self::Clipboard => clipboard(settings),
             Self::Session => session(settings),
         }
@@ -160,7 +165,7 @@ fn system() -> Vec<Rule> {
 
 /// Makes the runtime folder if it is missing; a call that needs it reports why it cannot be made.
 fn runtime(settings: &Settings) -> Rule {
-    let _ = super::clipboard::file::open_folder(&settings.runtime);
+    let _ = super::runtime_folder(&settings.runtime);
     Rule::new(&settings.runtime, PathRights::Write)
 }
 
@@ -187,6 +192,20 @@ async fn keys(settings: &Settings) -> ProcessLimits {
     let all = linked.into_iter().flatten().chain(paths.iter().cloned());
     // Not writable: the key folder tells the unconfined agent which programs to run.
     rules.extend(all.map(|path| Rule::new(path, PathRights::Read)));
+    ProcessLimits {
+        calls: AllowedCalls::Programs,
+        files: Some(rules),
+        network: false,
+    }
+}
+
+fn ssh_keys(settings: &Settings) -> ProcessLimits {
+    let mut rules = system();
+    // It says where gpg-agent's socket is.
+    let gpgconf = search(Path::new(GPGCONF));
+    rules.extend(gpgconf.iter().flat_map(|path| program(path)));
+    let paths = ssh::key_paths(settings).into_iter();
+    rules.extend(paths.map(|path| Rule::new(path, PathRights::Read)));
     ProcessLimits {
         calls: AllowedCalls::Programs,
         files: Some(rules),

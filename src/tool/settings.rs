@@ -12,6 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::file::Usage;
 use super::gpg::WAITING_MAX;
+use super::ssh::AGENT;
 use crate::limits::{IDLE, IN_FLIGHT};
 use crate::machine_state::AGENT_LAUNCHER;
 
@@ -19,13 +20,14 @@ const PORTAL: &str = "/srv/anklume/portal";
 /// The variable that names the key folder itself.
 const KEYS: &str = "GNUPGHOME";
 /// The variables that locate a user's portal, clipboard and keys. Two servers with equal values share all three.
-const VARIABLES: [&str; 8] = [
+const VARIABLES: [&str; 9] = [
     "ANKLUME_MCP_PORTAL",
     "XDG_RUNTIME_DIR",
     "WAYLAND_DISPLAY",
     "DISPLAY",
     "XAUTHORITY",
     KEYS,
+    AGENT,
     "HOME",
     AGENT_LAUNCHER,
 ];
@@ -75,6 +77,8 @@ pub struct Settings {
     pub gpg_connect_agent: PathBuf,
     /// The socket of the agent's launcher; `None` if this process starts the agent itself.
     pub agent_launcher: Option<PathBuf>,
+    /// The home folder of the user, in which SSH keeps its keys (`HOME`).
+    pub home: Option<PathBuf>,
     /// gpg's key folder, if the environment names it.
     pub gpg_home: Option<GpgHome>,
     /// Maximum time that gpg may take.
@@ -132,6 +136,7 @@ impl Settings {
             gpg: PathBuf::from("gpg"),
             gpg_connect_agent: PathBuf::from("gpg-connect-agent"),
             agent_launcher: None,
+            home: None,
             gpg_home: None,
             gpg_wait: GPG_WAIT,
             idle: IDLE,
@@ -174,6 +179,7 @@ impl Settings {
             runtime.unwrap_or_else(|| format!("/run/user/{}", rustix::process::geteuid()).into());
         Ok(Self {
             display: Display::from_env(),
+            home: variable("HOME").map(PathBuf::from),
             gpg_home: GpgHome::from_env(),
             agent_launcher: variable(AGENT_LAUNCHER).map(PathBuf::from),
             ..Self::new(portal, runtime.join("anklume"))

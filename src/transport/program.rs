@@ -123,6 +123,11 @@ pub(crate) fn this_program() -> PathBuf {
         .unwrap_or_else(|| "anklume".into())
 }
 
+/// Returns a command that runs this program again, even if its file was replaced.
+pub(crate) fn this_program_again() -> Command {
+    Command::new("/proc/self/exe")
+}
+
 /// Quotes arguments as a single shell command.
 pub(crate) fn shell_line<S: AsRef<OsStr>>(argv: impl IntoIterator<Item = S>) -> String {
     let quote = |arg: S| {

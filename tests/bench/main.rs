@@ -1,6 +1,6 @@
 //! `make bench`: measures durations against two yardsticks from the same run: the floor (the minimum that the system
 //! needs) and a Python peer. Asserts nothing; on a busy machine, the ratios are still useful.
-//! `cargo bench -- list declared calls files flood attack apply edge` selects groups; without names, all groups run.
+//! `cargo bench -- list declared calls signatures files flood attack apply edge` selects groups; without names, all groups run.
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -16,6 +16,7 @@ mod edge;
 mod flood;
 mod listening;
 mod session;
+mod signature;
 mod table;
 mod transfer;
 mod yardstick;
@@ -60,6 +61,9 @@ fn main() {
     }
     if wanted("calls") {
         calls(&mut table, folder.path(), python.as_ref());
+    }
+    if wanted("signatures") {
+        signatures(&mut table, folder.path());
     }
     if wanted("files") {
         files(&mut table, folder.path());
@@ -315,6 +319,21 @@ fn files(table: &mut Table, folder: &Path) {
             peer: ("", None),
         });
     }
+}
+
+/// Measures the signature of a commit by an SSH key.
+fn signatures(table: &mut Table, folder: &Path) {
+    let Some(signature::Times { ours, floor }) = signature::times(|| anklume(folder), folder)
+    else {
+        return;
+    };
+    table.push(Row {
+        what: "ssh-keygen -Y sign over a channel".to_owned(),
+        ours,
+        floor: ("the same with a local ssh-agent", floor),
+        expected: "≤ 1.3 × floor",
+        peer: ("", None),
+    });
 }
 
 /// `anklume` with a clean environment: no display, and its own runtime folder.

@@ -30,6 +30,7 @@ mod notify;
 mod page;
 mod peer;
 mod reload;
+mod ssh;
 mod starved;
 mod steady;
 mod tamper;

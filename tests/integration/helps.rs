@@ -84,6 +84,10 @@ const COMMANDS: &[(&str, By)] = &[
         Test("every_single_changed_byte_is_found"),
     ),
     (
+        "anklume ssh-agent -D",
+        Test("in_the_foreground_it_serves_until_it_is_told_to_end_and_replaces_a_dead_socket"),
+    ),
+    (
         "anklume clipboard offer --to {consumer}",
         Test("an_offer_is_taken_once_between_two_machines"),
     ),

@@ -49,7 +49,7 @@ error[unknown-tool]: `gpg_signe` is not a tool
   |
 8 |             tool: gpg_signe
   |                   ^^^^^^^^^
-  = help: did you mean `gpg_sign`? the tools are: gpg_sign, clipboard_get, clipboard_set, file_accept, file_provide, notify
+  = help: did you mean `gpg_sign`? the tools are: gpg_sign, ssh_sign, clipboard_get, clipboard_set, file_accept, file_provide, notify
 
 error[unknown-consumer]: `ghost` is not a machine in this file
  --> infra.yml:9:25
@@ -63,7 +63,7 @@ error[missing-key]: the service has no `tool`
    |
 10 |           - name: file_sign
    |             ^^^^
-   = help: add `tool:` with one of: gpg_sign, clipboard_get, clipboard_set, file_accept, file_provide, notify; only a service's first key has a `-`
+   = help: add `tool:` with one of: gpg_sign, ssh_sign, clipboard_get, clipboard_set, file_accept, file_provide, notify; only a service's first key has a `-`
 
 error[duplicate-service]: service `file_sign` is already on this machine
   --> infra.yml:10:19

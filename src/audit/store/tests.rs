@@ -346,6 +346,7 @@ fn the_longest_line_of_a_call_fits_into_the_room_that_is_promised_to_it() {
         bytes_out: u64::MAX,
         duration_us: u64::MAX,
         transfer: None,
+        purpose: None,
         completes: None,
         arguments: "0".repeat(64).into(),
     };

@@ -11,6 +11,7 @@ fn faults(tool: ToolName, arguments: Value) -> Vec<String> {
     let arguments = map(arguments);
     let parsed = match tool {
         ToolName::GpgSign => parse::<GpgSign>(tool, &arguments).map(drop),
+        ToolName::SshSign => parse::<SshSign>(tool, &arguments).map(drop),
         ToolName::ClipboardGet => parse::<ClipboardGet>(tool, &arguments).map(drop),
         ToolName::ClipboardSet => parse::<ClipboardSet>(tool, &arguments).map(drop),
         ToolName::FileAccept => parse::<FileAccept>(tool, &arguments).map(drop),

@@ -1,15 +1,17 @@
-//! `anklume machine-key`: which key of this machine signs, and whether it may do more.
+//! `anklume machine-key`: which key of this machine signs, and whether it may do more. `anklume machine-ssh-key`: whether an
+//! SSH key of this machine can be used.
 
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
 use super::serve::{become_the_server_user, shared};
-use crate::foreign::SigningKey;
+use crate::foreign::{SigningKey, SshKeyState};
 use crate::name::ToolName;
 use crate::policy::{Caller, Decision, Request, decide};
 use crate::services::Services;
 use crate::session::block_on;
+use crate::text::Foreign;
 use crate::tool::{self, Copies, ToolSession};
 
 /// Returns the key that signs for the server's user; `None` if none can.
@@ -32,5 +34,17 @@ pub(in crate::command) fn signing_key(key: Option<&str>) -> anyhow::Result<Optio
         let found = tool::run(&grant, &session, Copies::One).await.ok();
         let found = found.map(|outcome| Value::Object(outcome.structured));
         Ok(found.and_then(|found| serde_json::from_value(found).ok()))
+    })
+}
+
+/// Returns whether the server's user can sign with an SSH key; nothing is signed.
+pub(in crate::command) fn ssh_key(key: &str) -> anyhow::Result<SshKeyState> {
+    become_the_server_user()?;
+    let settings = shared::settings()?;
+    block_on(async {
+        let fault = tool::ssh_key_fault(&settings, key).await;
+        Ok(SshKeyState {
+            fault: fault.map(Foreign::from),
+        })
     })
 }

@@ -35,31 +35,37 @@ pub(in crate::command) fn with_client(
     output: &Output,
     talk: impl AsyncFnOnce(&mut ServerClient, &Transport) -> anyhow::Result<Exit>,
 ) -> anyhow::Result<Exit> {
+    interruptible(connected(args, output, talk))
+}
+
+/// Does the same on a runtime that exists.
+pub(in crate::command) async fn connected(
+    args: &ChannelArgs,
+    output: &Output,
+    talk: impl AsyncFnOnce(&mut ServerClient, &Transport) -> anyhow::Result<Exit>,
+) -> anyhow::Result<Exit> {
     let timeouts = timeouts(args)?;
-    let route = route(args)?;
-    interruptible(async {
-        let channel = find(route, timeouts, output).await?;
-        let opened = transport::open(channel, timeouts.first, watch(output))
-            .await
-            .map_err(|why| unreachable(&why))?;
-        let mut talked = Talked {
-            end: opened.end,
-            timeout: timeouts.first,
-            has_started: false,
-            has_called: false,
-        };
-        let result = match Client::start(opened.reader, opened.writer, timeouts, LINE_MAX).await {
-            Ok(mut client) => {
-                talked.has_started = true;
-                let result = talk(&mut client, &talked.end.channel).await;
-                talked.has_called = client.has_called();
-                result
-            }
-            Err(why) => Err(why.into()),
-        };
-        // The streams are closed only now, which stops a server that is waiting for its stdin to end.
-        talked.finish(result).await
-    })
+    let channel = find(route(args)?, timeouts, output).await?;
+    let opened = transport::open(channel, timeouts.first, watch(output))
+        .await
+        .map_err(|why| unreachable(&why))?;
+    let mut talked = Talked {
+        end: opened.end,
+        timeout: timeouts.first,
+        has_started: false,
+        has_called: false,
+    };
+    let result = match Client::start(opened.reader, opened.writer, timeouts, LINE_MAX).await {
+        Ok(mut client) => {
+            talked.has_started = true;
+            let result = talk(&mut client, &talked.end.channel).await;
+            talked.has_called = client.has_called();
+            result
+        }
+        Err(why) => Err(why.into()),
+    };
+    // The streams are closed only now, which stops a server that is waiting for its stdin to end.
+    talked.finish(result).await
 }
 
 /// Returns the route that the flags ask for.

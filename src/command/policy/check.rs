@@ -123,6 +123,7 @@ fn reason(denial: &Denial, question: &Question<'_>, machine: &MachineName, at: &
             format!("`{caller}` is not a consumer of `{name}` on `{machine}`{at}; {consumers}")
         }
         Denial::NoOffers { consumer } => policy::no_offers(consumer),
+        Denial::NotSigned(refusal) => format!("`{name}` on `{machine}`{at}: {refusal}"),
         Denial::FixedArgument { argument } => format!(
             "the caller may not set `{}` in `{name}` on `{machine}`{at}",
             argument.escape_debug()

@@ -605,7 +605,7 @@ project_name: a
     (Machine, Code::WrongType, "services: gpg_sign", "write a list, such as `services: [{name: file_sign, tool: gpg_sign}]`", "services: [{name: file_sign, tool: gpg_sign}]"),
     (Machine, Code::WrongType, "services: [gpg_sign]", "indent consumers below `consumers:`, or write a service, such as `{name: file_sign, tool: gpg_sign}`", "services: [{name: file_sign, tool: gpg_sign}]"),
     (Machine, Code::WrongType, "services: [{name: 5, tool: gpg_sign}]", "choose a name such as `file_sign`", "services: [{name: file_sign, tool: gpg_sign}]"),
-    (Machine, Code::WrongType, "services: [{name: s, tool: true}]", "the tools are: gpg_sign, clipboard_get, clipboard_set, file_accept, file_provide, notify", "services: [{name: s, tool: gpg_sign}]"),
+    (Machine, Code::WrongType, "services: [{name: s, tool: true}]", "the tools are: gpg_sign, ssh_sign, clipboard_get, clipboard_set, file_accept, file_provide, notify", "services: [{name: s, tool: gpg_sign}]"),
     (Service, Code::WrongType, "consumers: web", "write a list: `[web]`", "consumers: [web]"),
     (Service, Code::WrongType, "consumers: {web: rw}", "write a list: `[web]`", "consumers: [web]"),
     (Service, Code::WrongType, "with: key_id", r#"write its keys and values, such as `with: {key_id: "0123456789ABCDEF"}`"#, r#"with: {key_id: "0123456789ABCDEF"}"#),
@@ -653,7 +653,7 @@ domains: {work: {subnet_id: 0}}
 global: {addressing: {}}
 "),
     (Machine, Code::MissingKey, "services: [{tool: gpg_sign}]", "add the name that consumers call, such as `name: file_sign`; only a service's first key has a `-`", "services: [{tool: gpg_sign, name: file_sign}]"),
-    (Machine, Code::MissingKey, "services: [{name: s}]", "add `tool:` with one of: gpg_sign, clipboard_get, clipboard_set, file_accept, file_provide, notify; only a service's first key has a `-`", "services: [{name: s, tool: gpg_sign}]"),
+    (Machine, Code::MissingKey, "services: [{name: s}]", "add `tool:` with one of: gpg_sign, ssh_sign, clipboard_get, clipboard_set, file_accept, file_provide, notify; only a service's first key has a `-`", "services: [{name: s, tool: gpg_sign}]"),
     (Machine, Code::MissingKey, "devices: {gpu0: {}}", "add `type:` with one of: none, nic, disk, unix-char, unix-block, usb, gpu, infiniband, proxy, unix-hotplug, tpm, pci", "devices: {gpu0: {type: gpu}}"),
     (Machine, Code::MissingKey, "devices: {data: {type: disk}}", "add the folder in the machine, such as `path: /data`", "devices: {data: {type: disk, path: /data}}"),
     (Machine, Code::MissingKey, r#"devices: {p: {type: proxy, listen: "tcp:127.0.0.1:80"}}"#, "add an address, such as `connect: tcp:127.0.0.1:80`", r#"devices: {p: {type: proxy, listen: "tcp:127.0.0.1:80", connect: tcp:127.0.0.1:80}}"#),
@@ -760,8 +760,8 @@ domains: {anklume: {subnet_id: 0, machines: {db: {ip: 10.100.0.253}}}}
 domains: {anklume: {subnet_id: 0, machines: {db: {ip: 10.100.0.5}}}}
 "),
     (Machine, Code::DuplicateService, "services: [{name: s, tool: gpg_sign}, {name: s, tool: clipboard_get}]", "rename one of them: the first one is at infra.yml:1; a name must be unique on its machine", "services: [{name: s, tool: gpg_sign}, {name: clipboard, tool: clipboard_get}]"),
-    (Machine, Code::UnknownTool, "services: [{name: s, tool: gpg-sign}]", "did you mean `gpg_sign`? the tools are: gpg_sign, clipboard_get, clipboard_set, file_accept, file_provide, notify", "services: [{name: s, tool: gpg_sign}]"),
-    (Machine, Code::UnknownTool, "services: [{name: s, tool: sign}]", "the tools are: gpg_sign, clipboard_get, clipboard_set, file_accept, file_provide, notify", "services: [{name: s, tool: gpg_sign}]"),
+    (Machine, Code::UnknownTool, "services: [{name: s, tool: gpg-sign}]", "did you mean `gpg_sign`? the tools are: gpg_sign, ssh_sign, clipboard_get, clipboard_set, file_accept, file_provide, notify", "services: [{name: s, tool: gpg_sign}]"),
+    (Machine, Code::UnknownTool, "services: [{name: s, tool: sign}]", "the tools are: gpg_sign, ssh_sign, clipboard_get, clipboard_set, file_accept, file_provide, notify", "services: [{name: s, tool: gpg_sign}]"),
     (Service, Code::UnknownConsumer, "consumers: [web, mail]", "declare the machine in a domain, or take it off the list", "consumers: [web]"),
     (Service, Code::UnknownConsumer, r#"consumers: ["*"]"#, "list the machines one by one: no name stands for all of them", "consumers: [web]"),
     (File, Code::UnknownConsumer, "domains: {work: {subnet_id: 0, machines: {work-dev: {}, db: {services: [{name: s, tool: gpg_sign, consumers: [wrok-dev]}]}}}}
@@ -776,6 +776,9 @@ domains: {anklume: {subnet_id: 0, machines: {db: {ip: 10.100.0.5}}}}
     (Service, Code::InvalidArgument, "with: {key_id: 1234567890123456}", r#"YAML reads a number or Boolean here; quote it to make it text: `"1234567890123456"`"#, r#"with: {key_id: "1234567890123456"}"#),
     (Service, Code::InvalidArgument, "with: {key_ids: 5}", "correct the argument, or remove it from `with`", "consumers: []"),
     (Service, Code::InvalidArgument, "offered_only: true", "remove it: only a clipboard is offered", "consumers: []"),
+    (Machine, Code::MissingKey, "services: [{name: s, tool: ssh_sign}]", "add the public key to sign with: `with: {key: \"ssh-ed25519 AAAA… comment\"}`", "services: [{name: s, tool: ssh_sign, with: {key: \"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHJnfXSd+mIq3usHI0ElQbZ2mrMkdJ5WxeOXNlv2Tj+8\"}}]"),
+    (Machine, Code::InvalidArgument, "services: [{name: s, tool: ssh_sign, with: {key: \"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHJnfXSd+mIq3usHI0ElQbZ2mrMkdJ5WxeOXNlv2Tj+8\", allow: [login]}}]", "add the fingerprints of the host keys, as `ssh-keygen -lf` prints them: `hosts: [\"SHA256:…\"]`", "services: [{name: s, tool: ssh_sign, with: {key: \"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHJnfXSd+mIq3usHI0ElQbZ2mrMkdJ5WxeOXNlv2Tj+8\", allow: [login], hosts: [\"SHA256:upAmuG+4fJhy7j3W7jBu/KUU7KKHcWJdeUi4ZMDVlv8\"]}}]"),
+    (Machine, Code::InvalidArgument, "services: [{name: s, tool: ssh_sign, with: {key: \"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHJnfXSd+mIq3usHI0ElQbZ2mrMkdJ5WxeOXNlv2Tj+8\", hosts: [\"SHA256:upAmuG+4fJhy7j3W7jBu/KUU7KKHcWJdeUi4ZMDVlv8\"]}}]", "remove `hosts`, or add `login` to `allow`", "services: [{name: s, tool: ssh_sign, with: {key: \"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHJnfXSd+mIq3usHI0ElQbZ2mrMkdJ5WxeOXNlv2Tj+8\"}}]"),
     (Machine, Code::PrivilegedEnd, "config: {security.privileged: true}, services: [{name: s, tool: gpg_sign, consumers: [web]}]", "remove `security.privileged`, or the services that it offers and calls: its root is the host's root", "services: [{name: s, tool: gpg_sign, consumers: [web]}]"),
     (Machine, Code::PrivilegedContainer, "config: {security.privileged: true}", "remove `security.privileged`, or write `type: vm`: the container's root is the host's root", "config: {}"),
     (Machine, Code::ReservedDeviceName, "devices: {mcp_0123456789abcdef: {type: none}}", "`mcp_` followed by 16 hexadecimal digits is reserved for anklume: choose another name", "devices: {data: {type: none}}"),
@@ -1087,7 +1090,7 @@ const EDITS: &[Edit] = &[
         Code::MissingKey,
         "            tool: gpg_sign",
         "          - tool: gpg_sign",
-        "add `tool:` with one of: gpg_sign, clipboard_get, clipboard_set, file_accept, file_provide, notify; only a service's first key has a `-`",
+        "add `tool:` with one of: gpg_sign, ssh_sign, clipboard_get, clipboard_set, file_accept, file_provide, notify; only a service's first key has a `-`",
         "            tool: gpg_sign",
     ),
     (

@@ -104,6 +104,9 @@ fn service<'t>(
     let consumers = consumers(machine, fields, names, findings);
     let mut with = fixed(fields, tool, findings);
     offered_only(fields, tool, &mut with, findings);
+    if tool == Some(ToolName::SshSign) {
+        ssh_sign(fields, &with, findings);
+    }
     let mut limits = limits(fields, memory, findings);
     if tool == Some(ToolName::Notify) {
         limits
@@ -149,6 +152,32 @@ fn offered_only(
             .error(Code::InvalidArgument, at, message)
             .help("remove one of them");
     }
+}
+
+/// Checks what the fixed arguments of `ssh_sign` must have, and have together.
+fn ssh_sign(fields: Fields<'_, '_>, with: &Map<String, Value>, findings: &mut Findings) {
+    let at = fields.entry("with").map_or(fields.at, |entry| entry.at);
+    if !with.contains_key("key") {
+        let help = "add the public key to sign with: `with: {key: \"ssh-ed25519 AAAA… comment\"}`";
+        findings.missing(at, "the service", "with.key", help);
+    }
+    let list = |key: &str| with.get(key).and_then(Value::as_array);
+    let signs_logins = list("allow").is_some_and(|allow| allow.contains(&"login".into()));
+    let has_hosts = list("hosts").is_some_and(|hosts| !hosts.is_empty());
+    let (message, help) = match (signs_logins, has_hosts) {
+        (true, false) => (
+            "`allow` has `login`, but `hosts` names no host",
+            "add the fingerprints of the host keys, as `ssh-keygen -lf` prints them: `hosts: [\"SHA256:…\"]`",
+        ),
+        (false, true) => (
+            "`hosts` is only for logins, which `allow` does not have",
+            "remove `hosts`, or add `login` to `allow`",
+        ),
+        _ => return,
+    };
+    findings
+        .error(Code::InvalidArgument, at, message)
+        .help(help);
 }
 
 /// Returns the optional keys as written, if there are any.

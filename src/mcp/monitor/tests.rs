@@ -104,6 +104,7 @@ fn line(service: &str, policy: &str) -> Call {
         bytes_out: 0,
         duration_us: 1,
         transfer: None,
+        purpose: None,
         completes: None,
         arguments: "".into(),
     }

@@ -84,6 +84,7 @@ fn call(decision: Verdict, outcome: Outcome) -> Call {
         bytes_out: 0,
         duration_us: 1,
         transfer: None,
+        purpose: None,
         completes: None,
         arguments: "".into(),
     }

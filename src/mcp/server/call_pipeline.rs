@@ -114,6 +114,7 @@ impl<'a> CallPipeline<'a> {
                 duration_us: 0,
                 transfer: connection.transfers.of(name, arguments),
                 completes: None,
+                purpose: None,
                 arguments: digest_of(arguments).into(),
             },
         }
@@ -282,6 +283,10 @@ impl<'a> CallPipeline<'a> {
                 let text = format!("the caller may not set `{}`", shown(argument));
                 (text.clone(), Ok(refused(text)))
             }
+            Denial::NotSigned(refusal) => {
+                let text = refusal.to_string();
+                (text.clone(), Ok(refused(text)))
+            }
         };
         self.log(self.line(policy, Verdict::Refused, reason))?;
         answer
@@ -309,6 +314,7 @@ impl<'a> CallPipeline<'a> {
     fn granted_line(&self, policy: &Policy, grant: &Grant) -> audit::Call {
         audit::Call {
             tool: Some(grant.tool().as_str().into()),
+            purpose: grant.purpose().map(|purpose| purpose.to_string().into()),
             ..self.line(policy, Verdict::Allowed, "granted".to_owned())
         }
     }
@@ -334,7 +340,11 @@ impl<'a> CallPipeline<'a> {
 const fn slots_of(tool: ToolName) -> u32 {
     match tool {
         ToolName::FileProvide | ToolName::ClipboardGet => 4,
-        ToolName::GpgSign | ToolName::ClipboardSet | ToolName::FileAccept | ToolName::Notify => 1,
+        ToolName::GpgSign
+        | ToolName::SshSign
+        | ToolName::ClipboardSet
+        | ToolName::FileAccept
+        | ToolName::Notify => 1,
     }
 }
 

@@ -24,7 +24,7 @@ use super::in_flight::InFlightRequests;
 use super::message::{is_modern, unknown_method};
 use crate::catalogue;
 use crate::mcp::concurrency::too_many_connections;
-use crate::mcp::{BASE64_KEY, SERVICES_KEY, TOOL_KEY};
+use crate::mcp::{BASE64_KEY, PUBLIC_KEY_KEY, SERVICES_KEY, TOOL_KEY};
 use crate::name::ToolName;
 use crate::policy::{self, Caller, ServiceOffer};
 use crate::services::Services;
@@ -223,6 +223,11 @@ fn describe(offer: ServiceOffer, caller: &Caller) -> Tool {
     let mut meta = MetaObject::new();
     meta.0
         .insert(TOOL_KEY.to_owned(), offer.tool.as_str().into());
+    if let Some(key) = offer.fixed.get("key")
+        && offer.tool == ToolName::SshSign
+    {
+        meta.0.insert(PUBLIC_KEY_KEY.to_owned(), key.clone());
+    }
     if !base64.is_empty() {
         meta.0.insert(BASE64_KEY.to_owned(), base64.into());
     }

@@ -4,11 +4,11 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, fstat};
+use rustix::fs::Mode;
 
 use super::{CLIPBOARD_MAX, not_text, too_large};
-use crate::dir::{BENEATH, Dir, NotRead, OTHERS, READ, RegularFile, is_own, make_all, permit};
-use crate::tool::{BlockingStop, ToolError};
+use crate::dir::{NotRead, RegularFile, is_own, permit};
+use crate::tool::{BlockingStop, ToolError, runtime_folder};
 
 /// Name of the file in the runtime folder.
 const NAME: &str = "clipboard";
@@ -17,7 +17,7 @@ const MAX: u64 = CLIPBOARD_MAX as u64;
 
 /// Reads the clipboard; returns an empty string if no text was set.
 pub(in crate::tool) fn read(runtime: &Path) -> Result<String, ToolError> {
-    let folder = open_folder(runtime)?;
+    let folder = runtime_folder(runtime)?;
     let bytes = match folder.regular(NAME) {
         Ok(Some(file)) => contents(file)?,
         Ok(None) => return Ok(String::new()),
@@ -64,7 +64,7 @@ pub(super) fn replace(
     content: &str,
     stop: &BlockingStop,
 ) -> Result<(), ToolError> {
-    let folder = open_folder(runtime)?;
+    let folder = runtime_folder(runtime)?;
     let name = |count| format!(".{NAME}-{}-{count}", std::process::id());
     let (name, file) = folder
         .create_unused(name, Mode::RUSR | Mode::WUSR)
@@ -90,24 +90,6 @@ fn fill(mut file: File, content: &str) -> Result<(), ToolError> {
     file.write_all(content.as_bytes()).map_err(system)
 }
 
-/// Opens the runtime folder; creates it if it is missing, and denies others access.
-pub(in crate::tool) fn open_folder(runtime: &Path) -> Result<Dir, ToolError> {
-    let doing = "open the clipboard's folder (a folder of the user's own under XDG_RUNTIME_DIR)";
-    let system = |refused: io::Error| ToolError::system(doing, refused);
-    make_all(runtime, Mode::RWXU).map_err(system)?;
-    let opened = Dir::open(runtime, READ | OFlags::NOFOLLOW, BENEATH)
-        .map_err(|refused| system(refused.into()))?;
-    let stat = fstat(&opened).map_err(|refused| system(refused.into()))?;
-    if !is_own(&stat) {
-        let text = "the clipboard's folder belongs to another user; remove it on the provider";
-        return Err(ToolError::Refused(text.to_owned()));
-    }
-    if stat.st_mode & OTHERS != 0 {
-        permit(&opened, Mode::RWXU).map_err(|refused| system(refused.into()))?;
-    }
-    Ok(opened)
-}
-
 fn not_trusted(what: &str) -> ToolError {
     ToolError::Refused(format!(
         "the clipboard's file {what}, and is not read; remove it on the provider, or set the clipboard again"
@@ -119,6 +101,8 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::{PermissionsExt as _, symlink};
     use std::path::PathBuf;
+
+    use rustix::fs::fstat;
 
     use super::*;
 

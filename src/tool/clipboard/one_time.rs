@@ -11,12 +11,12 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, openat};
 use rustix::io::Errno;
 
-use super::file::{open_folder, replace};
+use super::file::replace;
 use super::{CLIPBOARD_MAX, not_text};
 use crate::dir::{Dir, is_own};
 use crate::name::MachineName;
 use crate::policy::Caller;
-use crate::tool::{BlockingStop, ToolError};
+use crate::tool::{BlockingStop, ToolError, runtime_folder};
 
 /// Time for which an offer is valid.
 pub(super) const VALID: Duration = Duration::from_secs(60);
@@ -37,7 +37,7 @@ pub(super) fn offer(
     content: &str,
     stop: &BlockingStop,
 ) -> Result<(), ToolError> {
-    remove_expired(&open_folder(runtime)?);
+    remove_expired(&runtime_folder(runtime)?);
     replace(runtime, &name(consumer), content, stop)
 }
 
@@ -53,7 +53,7 @@ pub(super) fn take(
         return Err(ToolError::Refused(text.to_owned()));
     };
     let failed = |refused: Errno| ToolError::system("take what is offered", refused);
-    let folder = open_folder(runtime)?;
+    let folder = runtime_folder(runtime)?;
     remove_expired(&folder);
     // A call that has ended must not use the offer up.
     stop.check()?;

@@ -293,7 +293,7 @@ proptest! {
                     false
                 }
                 // The caller may use this service, but not this argument.
-                Decision::Denied(Denial::FixedArgument { .. }) => false,
+                Decision::Denied(Denial::FixedArgument { .. } | Denial::NotSigned(_)) => false,
                 Decision::Denied(
                     Denial::Unknown | Denial::NotConsumer { .. } | Denial::NoOffers { .. },
                 ) => true,

@@ -1,0 +1,126 @@
+//! Reads what is to be signed. The formats are those of OpenSSH 9.2 (PROTOCOL.sshsig, RFC 4252 section 7, PROTOCOL
+//! section 3.1); a byte that does not belong to one of them is refused.
+//!
+//! No bytes are of two kinds: SSHSIG begins with `SSHS`, which as the length of a login's session would be 1.4 GB.
+
+use super::wire::Wire;
+
+/// Maximum length of what is signed, in bytes: a login with two RSA keys of 16384 bits.
+pub const DATA_MAX: usize = 8 * 1024;
+/// The beginning of what `ssh-keygen -Y sign` signs.
+const SSHSIG: &[u8] = b"SSHSIG";
+/// Maximum length of a namespace, in bytes.
+const NAMESPACE_MAX: usize = 128;
+/// Maximum length of a user's name, in bytes.
+const USER_MAX: usize = 256;
+/// The lengths of the digests that may identify a session: SHA-1, SHA-256, SHA-384, SHA-512.
+const SESSION_LENGTHS: [usize; 4] = [20, 32, 48, 64];
+/// The number of `SSH_MSG_USERAUTH_REQUEST`.
+const USERAUTH_REQUEST: u8 = 50;
+const SERVICE: &str = "ssh-connection";
+const PUBLIC_KEY: &str = "publickey";
+const HOST_BOUND: &str = "publickey-hostbound-v00@openssh.com";
+
+/// What is to be signed.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Signable {
+    /// The digest of a file, a commit or a tag.
+    Content {
+        /// What the signature is valid for.
+        namespace: String,
+    },
+    Login(Login),
+}
+
+/// A login to an SSH server.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Login {
+    pub(super) session: Vec<u8>,
+    pub(super) user: String,
+    /// The algorithm of the signature.
+    pub(super) algorithm: String,
+    /// The user's key.
+    pub(super) key: Vec<u8>,
+    /// The host's key, which older clients do not send.
+    pub(super) host_key: Option<Vec<u8>>,
+}
+
+/// The bytes are not of a kind that is signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotSignable {
+    /// They are too many.
+    #[error("the bytes to sign are more than {DATA_MAX}")]
+    TooLong,
+    /// They begin as SSHSIG does, and go on otherwise.
+    #[error("the bytes to sign begin as an SSH signature of a file, but are none")]
+    Content,
+    /// They are neither SSHSIG nor a login.
+    #[error(
+        "the bytes to sign are neither those of a file, a commit or a tag (SSHSIG) nor those of a login"
+    )]
+    Unknown,
+}
+
+/// Reads the bytes to sign.
+pub(super) fn parse(data: &[u8]) -> Result<Signable, NotSignable> {
+    if data.len() > DATA_MAX {
+        return Err(NotSignable::TooLong);
+    }
+    match data.strip_prefix(SSHSIG) {
+        Some(rest) => content(Wire::new(rest)).ok_or(NotSignable::Content),
+        None => login(Wire::new(data)).ok_or(NotSignable::Unknown),
+    }
+}
+
+fn content(mut wire: Wire<'_>) -> Option<Signable> {
+    let namespace = wire.text()?;
+    let reserved = wire.string()?;
+    let digest_length = match wire.text()? {
+        "sha256" => 32,
+        "sha512" => 64,
+        _ => return None,
+    };
+    let digest = wire.string()?;
+    let is_known = is_namespace(namespace)
+        && reserved.is_empty()
+        && digest.len() == digest_length
+        && wire.is_empty();
+    let namespace = namespace.to_owned();
+    is_known.then_some(Signable::Content { namespace })
+}
+
+/// Returns whether text can be a namespace: printable ASCII without spaces.
+pub(super) fn is_namespace(text: &str) -> bool {
+    (1..=NAMESPACE_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+fn login(mut wire: Wire<'_>) -> Option<Signable> {
+    let session = wire.string()?.to_vec();
+    let message = wire.byte()?;
+    let user = wire.text()?.to_owned();
+    let service = wire.text()?;
+    let method = wire.text()?;
+    let has_signature = wire.byte()?;
+    let algorithm = wire.text()?.to_owned();
+    let key = wire.string()?.to_vec();
+    let host_key = match method {
+        PUBLIC_KEY => None,
+        HOST_BOUND => Some(wire.string()?.to_vec()),
+        _ => return None,
+    };
+    let is_user = (1..=USER_MAX).contains(&user.len()) && !user.chars().any(char::is_control);
+    let is_known = SESSION_LENGTHS.contains(&session.len())
+        && message == USERAUTH_REQUEST
+        && is_user
+        && service == SERVICE
+        && has_signature == 1
+        && wire.is_empty();
+    let login = Login {
+        session,
+        user,
+        algorithm,
+        key,
+        host_key,
+    };
+    is_known.then_some(Signable::Login(login))
+}

@@ -1,0 +1,31 @@
+//! The folder in the user's runtime folder (`XDG_RUNTIME_DIR`) that only this user can read.
+
+use std::io;
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, fstat};
+
+use super::ToolError;
+use crate::dir::{BENEATH, Dir, OTHERS, READ, is_own, make_all, permit};
+
+/// Opens the folder; creates it if it is missing, and denies others access.
+///
+/// # Errors
+///
+/// It cannot be created or opened, or belongs to another user.
+pub(crate) fn runtime_folder(runtime: &Path) -> Result<Dir, ToolError> {
+    let doing = "open anklume's runtime folder (a folder of the user's own under XDG_RUNTIME_DIR)";
+    let system = |refused: io::Error| ToolError::system(doing, refused);
+    make_all(runtime, Mode::RWXU).map_err(system)?;
+    let opened = Dir::open(runtime, READ | OFlags::NOFOLLOW, BENEATH)
+        .map_err(|refused| system(refused.into()))?;
+    let stat = fstat(&opened).map_err(|refused| system(refused.into()))?;
+    if !is_own(&stat) {
+        let text = "anklume's runtime folder belongs to another user; remove it";
+        return Err(ToolError::Refused(text.to_owned()));
+    }
+    if stat.st_mode & OTHERS != 0 {
+        permit(&opened, Mode::RWXU).map_err(|refused| system(refused.into()))?;
+    }
+    Ok(opened)
+}
