@@ -11,7 +11,9 @@ use base64::{DecodeError, Engine as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::ssh::{KeyFault, KeyUse, SessionBind, SignatureRequest, SshKey};
+use crate::ssh::{
+    BIND_MAX, DATA_MAX, KeyFault, KeyUse, NotSignable, SessionBind, SignatureRequest, SshKey,
+};
 
 pub use check::{
     FixedFault, alternative, check_fixed, check_some, gives_offers, parse, parse_without_data,
@@ -90,23 +92,25 @@ pub struct SshSign {
 }
 
 impl SshSign {
-    /// Reads the arguments of a call that [`parse`] has checked.
+    /// Reads the arguments of a call that [`parse`] has checked. What is too long is refused before it is decoded.
     ///
     /// # Errors
     ///
     /// Returns the first fault.
     pub fn request(&self) -> Result<SignatureRequest, BadArguments> {
-        let texts = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
+        if decoded_length(self.data.as_str()) > DATA_MAX as u64 {
+            return Err(NotSignable::TooLong.to_string().into());
+        }
         let allow = match &self.allow {
             Some(allow) => allow.iter().map(|text| KeyUse::parse(text)).collect(),
             None => Ok(vec![KeyUse::Git]),
         };
-        let binds = texts(&self.bind);
-        let binds = binds.iter().map(|text| session_bind(text)).collect();
+        let binds = self.bind.iter().flatten();
+        let binds = binds.map(|text| session_bind(text)).collect();
         Ok(SignatureRequest {
             key: SshKey::parse(&self.key).map_err(|fault| bad_key(&fault))?,
             allow: allow?,
-            hosts: texts(&self.hosts),
+            hosts: self.hosts.clone().unwrap_or_default(),
             data: self.data.decode()?,
             flags: self.flags.unwrap_or_default(),
             binds: Option::ok_or(binds, "`bind` is not a list of session binds in base64")?,
@@ -115,7 +119,8 @@ impl SshSign {
 }
 
 fn session_bind(text: &str) -> Option<SessionBind> {
-    SessionBind::parse(&STANDARD.decode(text).ok()?)
+    let fits = decoded_length(text) <= BIND_MAX as u64;
+    SessionBind::parse(&STANDARD.decode(Some(text).filter(|_| fits)?).ok()?)
 }
 
 fn bad_key(fault: &KeyFault) -> String {
@@ -249,7 +254,7 @@ pub struct Signed {
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct SshSigned {
-    /// The signature as an agent answers it, in base64
+    /// The signature in the agent's wire format, in base64
     pub signature: Payload,
     /// What it is for: `git`, `file:NAMESPACE`, or `login as USER to SHA256:…`
     pub purpose: String,
@@ -296,6 +301,9 @@ pub struct Accepted {
     /// SHA-256 of the file, in hexadecimal; present once complete; with `resume`, that of what was received
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
+    /// True if a file with this path and the announced `sha256` was there already, so that nothing was written
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub existed: Option<bool>,
 }
 
 /// Output of `file_provide`.

@@ -87,26 +87,45 @@ pub fn services(bytes: &[u8]) {
     }
 }
 
-/// What an SSH client asks to be signed, and the messages of its agent.
+/// What an SSH client asks to be signed, as the content of a sign request, after it a session bind; and the messages of its
+/// agent.
 ///
 /// # Panics
 ///
-/// Panics if more than the granted purpose is read from bytes, or if a message that is written reads as another.
+/// Panics if a login is signed although no such host is listed, if a key reads as another one, or if a message that is written
+/// reads as another.
 pub fn ssh(bytes: &[u8]) {
     let key = SshKey::parse(KEY).unwrap_or_else(|fault| panic!("{fault}"));
+    let length = bytes
+        .first_chunk()
+        .map_or(0, |length| u16::from_be_bytes(*length));
+    let rest = bytes.get(2..).unwrap_or_default();
+    let (data, bind) = rest.split_at_checked(length.into()).unwrap_or((rest, &[]));
     let request = SignatureRequest {
         key,
-        allow: vec![KeyUse::Git],
-        hosts: Vec::new(),
-        data: bytes.to_vec(),
+        allow: vec![KeyUse::Git, KeyUse::Login],
+        hosts: vec!["SHA256:jD/lvnsfuWButJYXU5Nn1O1d4YZYNe+9wVofIYGHkJo".to_owned()],
+        data: data.to_vec(),
         flags: 0,
-        binds: SessionBind::parse(bytes).into_iter().collect(),
+        binds: SessionBind::parse(bind).into_iter().collect(),
     };
-    if let Ok(purpose) = ssh::judge(&request) {
-        assert_eq!(purpose.to_string(), "git");
+    if let Ok(purpose) = ssh::authorize(&request) {
+        let purpose = purpose.to_string();
+        assert!(
+            purpose == "git"
+                || purpose.ends_with(" to SHA256:jD/lvnsfuWButJYXU5Nn1O1d4YZYNe+9wVofIYGHkJo"),
+            "{purpose}"
+        );
+    }
+    for bind in &request.binds {
+        let _ = bind.check();
+        assert_eq!(SessionBind::parse(&bind.to_bytes()).as_ref(), Some(bind));
+    }
+    if let Ok(key) = SshKey::from_blob(bytes) {
+        assert_eq!(key.blob(), bytes);
     }
     let message = AgentRequest::parse(bytes);
-    if message != AgentRequest::Other {
+    if !matches!(message, AgentRequest::Other | AgentRequest::UnreadableBind) {
         assert_eq!(message.to_bytes(), bytes);
     }
     let answer = AgentAnswer::parse(bytes);

@@ -227,7 +227,10 @@ fn purpose(tool: ToolName, arguments: &Map<String, Value>) -> Result<Option<Purp
     }
     let request = catalogue::parse(tool, arguments);
     let request = request.and_then(|arguments: SshSign| arguments.request());
-    request.ok().map(|request| ssh::judge(&request)).transpose()
+    request
+        .ok()
+        .map(|request| ssh::authorize(&request))
+        .transpose()
 }
 
 /// Returns the arguments without `null` values, which some models send for arguments that they mean to leave out.

@@ -1,6 +1,6 @@
 //! SSH keys: what they may sign, how a signature is verified, and the protocol of their agents.
 //!
-//! A client's agent signs any bytes, so what a signature is for can only be learnt from those bytes. [`judge`] is the one
+//! A client's agent signs any bytes, so what a signature is for can only be learnt from those bytes. [`authorize`] is the one
 //! place that does so, and refuses every byte that it does not know.
 
 pub mod agent_protocol;
@@ -13,11 +13,10 @@ use std::fmt;
 
 use crate::text::{listed, shown};
 
-pub use key::{KeyFault, SshKey, UnusableSignature, is_fingerprint};
-pub use session_bind::SessionBind;
+pub use key::{InvalidSignature, KeyFault, SshKey, is_fingerprint};
+pub use session_bind::{BIND_MAX, BindFault, SessionBind};
 pub use signable::{DATA_MAX, NotSignable};
 
-use session_bind::BindFault;
 use signable::{Login, Signable};
 
 /// The namespace of Git's signatures (`gpg.format = ssh`).
@@ -51,12 +50,12 @@ impl KeyUse {
             GIT => Ok(Self::Git),
             LOGIN => Ok(Self::Login),
             _ => match text.strip_prefix(FILE) {
-                Some(GIT) => Err("the namespace `git` is written `git`".to_owned()),
+                Some(GIT) => Err("write `git`, not `file:git`".to_owned()),
                 Some(namespace) if signable::is_namespace(namespace) => {
                     Ok(Self::File(namespace.to_owned()))
                 }
                 _ => Err(format!(
-                    "`{}` is not `git`, `login` or `file:NAMESPACE`",
+                    "`{}` is not `git`, `login` or `file:NAMESPACE`, such as `file:releases`",
                     shown(text, SHOWN_MAX)
                 )),
             },
@@ -142,13 +141,13 @@ pub enum Refusal {
         purpose: Purpose,
     },
     /// The login names another key.
-    #[error("the login names another key than that of the service")]
+    #[error("the login is for a different key than the service's")]
     OtherKey,
-    /// RSA with SHA-1, which no flag asks to replace.
+    /// RSA with SHA-1.
     #[error("RSA signatures with SHA-1 are refused; the client must ask for SHA-256 or SHA-512")]
     Sha1,
     /// The flags do not fit the key or the signed algorithm.
-    #[error("the flags {flags} do not fit {fits}")]
+    #[error("the flags {flags} are not valid for {fits}")]
     Flags {
         /// As received.
         flags: u32,
@@ -157,14 +156,14 @@ pub enum Refusal {
     },
     /// The client did not say to which host its connection goes.
     #[error(
-        "a login is signed only for a client that binds its session to the host, as OpenSSH 8.9 and later do"
+        "a login is signed only for a client that proves which host it talks to, as OpenSSH 8.9 and later do"
     )]
     Unbound,
     /// The connection to the agent came from another host.
     #[error("a login is not signed for a forwarded agent")]
     Forwarded,
     /// The session bind belongs to another session or host, or its signature is wrong.
-    #[error("the session bind is refused: {0}")]
+    #[error("the session bind is invalid: {0}")]
     Bind(BindFault),
 }
 
@@ -173,7 +172,7 @@ pub enum Refusal {
 /// # Errors
 ///
 /// Returns the reason why nothing is signed; it repeats only names, cut and escaped.
-pub fn judge(request: &SignatureRequest) -> Result<Purpose, Refusal> {
+pub fn authorize(request: &SignatureRequest) -> Result<Purpose, Refusal> {
     let algorithm = request.key.algorithm(request.flags)?;
     match signable::parse(&request.data)? {
         Signable::Content { namespace } => {
@@ -187,7 +186,7 @@ pub fn judge(request: &SignatureRequest) -> Result<Purpose, Refusal> {
         }
         Signable::Login(login) => {
             allowed(request, &KeyUse::Login)?;
-            judge_login(request, &login, algorithm)
+            authorize_login(request, &login, algorithm)
         }
     }
 }
@@ -211,7 +210,7 @@ fn allowed(request: &SignatureRequest, kind: &KeyUse) -> Result<(), Refusal> {
     })
 }
 
-fn judge_login(
+fn authorize_login(
     request: &SignatureRequest,
     login: &Login,
     algorithm: &str,
@@ -229,17 +228,18 @@ fn judge_login(
         return Err(Refusal::Forwarded);
     }
     let bind = request.binds.last().ok_or(Refusal::Unbound)?;
-    let host = bind
-        .verify(&login.session, login.host_key.as_deref())
+    let host_key = bind
+        .host_key(&login.session_id, login.host_key.as_deref())
         .map_err(Refusal::Bind)?;
+    let host = host_key.fingerprint();
     let is_listed = request.hosts.contains(&host);
     let user = login.user.clone();
     let purpose = Purpose::Login { user, host };
-    if is_listed {
-        Ok(purpose)
-    } else {
-        Err(Refusal::OtherHost { purpose })
+    if !is_listed {
+        return Err(Refusal::OtherHost { purpose });
     }
+    bind.verify(&host_key).map_err(Refusal::Bind)?;
+    Ok(purpose)
 }
 
 #[cfg(test)]

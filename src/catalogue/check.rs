@@ -12,8 +12,8 @@ use crate::name::{ToolName, closest};
 use crate::ssh::{KeyUse, SshKey, is_fingerprint};
 use crate::text::shown;
 
-/// Arguments that belong to one transfer, and so cannot be fixed for all transfers.
-const OF_A_TRANSFER: [&str; 5] = ["offset", "final", "length", "resume", "bind"];
+/// Arguments that belong to one call or transfer, and so cannot be fixed for all.
+const OF_ONE_CALL: [&str; 6] = ["offset", "final", "length", "resume", "bind", "flags"];
 /// Maximum number of session binds in a call, as in OpenSSH.
 const BINDS_MAX: usize = 16;
 /// Maximum number of entries in another list.
@@ -114,7 +114,7 @@ pub fn check_some(tool: ToolName, arguments: &Map<String, Value>) -> Result<(), 
 pub fn check_fixed(tool: ToolName, with: &Map<String, Value>) -> Vec<FixedFault> {
     let faults = with.iter().filter_map(|(name, value)| {
         Some(FixedFault {
-            message: fault(tool, name, value).or_else(|| fixed_fault(name, value))?,
+            message: fault(tool, name, value).or_else(|| fixed_fault(tool, name, value))?,
             argument: name.clone(),
         })
     });
@@ -212,7 +212,7 @@ fn kind(value: &Value) -> &'static str {
         Value::Number(number) if number.is_f64() => "a number with a fraction",
         Value::Number(_) => "a number",
         Value::String(_) => "a string",
-        Value::Array(_) => "a list",
+        Value::Array(_) => "a list of something else; quote an entry that contains `: `",
         Value::Object(_) => "an object",
     }
 }
@@ -240,7 +240,7 @@ fn text_fault(tool: ToolName, name: &str, text: &str) -> Option<String> {
             .err()
             .map(|fault| format!("`allow`: {fault}")),
         "hosts" if !is_fingerprint(text) => Some(format!(
-            "`hosts`: `{}` is not a fingerprint such as `ssh-keygen -lf` prints: `SHA256:` and 43 characters",
+            "`hosts`: `{}` is not a fingerprint: `SHA256:` and 43 characters, the second word that `ssh-keygen -lf FILE.pub` prints",
             shown()
         )),
         "mode" if !is_mode(text) => Some(format!(
@@ -323,11 +323,9 @@ fn is_address(text: &str) -> bool {
 }
 
 /// Refuses a valid value that cannot be fixed.
-fn fixed_fault(name: &str, value: &Value) -> Option<String> {
-    if OF_A_TRANSFER.contains(&name) {
-        return Some(format!(
-            "`{name}` belongs to one transfer and cannot be fixed"
-        ));
+fn fixed_fault(tool: ToolName, name: &str, value: &Value) -> Option<String> {
+    if OF_ONE_CALL.contains(&name) || (tool, name) == (ToolName::SshSign, "data") {
+        return Some(format!("`{name}` belongs to one call and cannot be fixed"));
     }
     let payload = value.as_str()?;
     let decoded = match name {

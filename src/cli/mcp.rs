@@ -174,20 +174,20 @@ pub struct SignArgs {
 /// `anklume ssh-agent`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  anklume ssh-agent -- git commit -S    # for one command\n  anklume ssh-agent                     # for a shell: eval \"$(anklume ssh-agent)\""
+    after_help = "Examples:\n  anklume ssh-agent -- git commit -S    # for one command\n  anklume ssh-agent                     # for a shell: eval \"$(anklume ssh-agent)\"\n  anklume ssh-agent -D -a /run/user/1000/agent.sock"
 )]
 pub struct SshAgentArgs {
-    /// Stay in the foreground
+    /// Run in the foreground
     #[arg(short = 'D', long, conflicts_with = "command")]
     pub foreground: bool,
-    /// The socket [default: ssh-agent.PID in the folder anklume of XDG_RUNTIME_DIR]
+    /// Listen on this socket [default: anklume/ssh-agent.PID in $XDG_RUNTIME_DIR, else in /run/user/UID]
     #[arg(short = 'a', long, value_name = "SOCKET")]
     pub socket: Option<PathBuf>,
-    /// Serve for a process that waits for the name of the socket, and end with that process; 0: do not end.
+    /// Write the socket's path to stdout, go to the background, and exit with this process; 0: with none
     #[arg(long, hide = true, conflicts_with = "command")]
     pub child_of: Option<i32>,
-    /// A command to run with this agent, which ends with it
-    #[arg(last = true, value_name = "COMMAND")]
+    /// Run this command with an agent that exits when the command does
+    #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
 }
 

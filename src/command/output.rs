@@ -71,6 +71,22 @@ impl Output {
         }
     }
 
+    /// Returns the global flags that make another process of this program write as this one does; the format is not one.
+    pub(crate) fn flags(&self) -> Vec<&'static str> {
+        let color = match self.color {
+            ColorChoice::AlwaysAnsi => &["--color", "always"][..],
+            ColorChoice::Never => &["--color", "never"],
+            _ => &[],
+        };
+        let quiet = self.quiet.then_some("--quiet");
+        let verbose = self.verbose.then_some("--verbose");
+        quiet
+            .into_iter()
+            .chain(verbose)
+            .chain(color.iter().copied())
+            .collect()
+    }
+
     /// Returns whether the answer is JSON.
     pub(crate) fn is_json(&self) -> bool {
         self.format == Format::Json

@@ -78,12 +78,38 @@ fn rows(infra: &Infra) -> Vec<Row> {
     .collect()
 }
 
+/// The tool, and what `ssh_sign` may sign.
+fn tool_text(row: &Row) -> String {
+    if row.tool != ToolName::SshSign {
+        return row.tool.to_string();
+    }
+    let texts = |key: &str| {
+        let list = row
+            .with
+            .get(key)
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten();
+        list.filter_map(Value::as_str).collect::<Vec<_>>()
+    };
+    let allowed = match texts("allow") {
+        none if none.is_empty() => vec!["git"],
+        some => some,
+    };
+    let hosts = match texts("hosts").len() {
+        0 => String::new(),
+        1 => " to 1 host".to_owned(),
+        count => format!(" to {count} hosts"),
+    };
+    format!("{} ({}{hosts})", row.tool, allowed.join(", "))
+}
+
 fn table(rows: &[Row]) -> String {
     let headings = ["SERVICE", "TOOL", "CONSUMERS", "DECLARED"].map(str::to_owned);
     let cells = rows.iter().map(|row| {
         [
             format!("{}/{}", row.provider, row.service),
-            row.tool.to_string(),
+            tool_text(row),
             joined(&row.consumers, "(none)"),
             row.declared_at.clone().unwrap_or_default(),
         ]

@@ -1,13 +1,15 @@
 //! `anklume ssh-agent`: an SSH agent without keys, whose signatures are made by the `ssh_sign` services of other machines.
 //!
-//! It lists the public keys of these services and passes requests for signatures on; the providers decide. It refuses
-//! everything else that agents do.
+//! It lists the public keys of these services and forwards signing requests; the providers decide. It refuses everything
+//! else that agents do.
 
 mod background;
 mod connection;
-mod keys;
+mod provider_keys;
 mod socket;
 
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -21,7 +23,7 @@ use super::output::Output;
 use crate::cli::SshAgentArgs;
 use crate::error::{Exit, Failure};
 use crate::transport::shell_line;
-use keys::Keys;
+use provider_keys::ProviderKeys;
 use socket::AgentSocket;
 
 /// Variables by which SSH programs find an agent, as ssh-agent(1) sets them.
@@ -33,7 +35,10 @@ pub(super) fn run(args: &SshAgentArgs, output: &Output) -> anyhow::Result<Exit> 
     if args.foreground || args.child_of.is_some() {
         return serve(args, output);
     }
-    let agent = background::start(args)?;
+    let Some(agent) = background::start(args, output)? else {
+        // It has said why.
+        return Ok(Exit::Failed);
+    };
     if let [program, arguments @ ..] = args.command.as_slice() {
         return Err(background::replace(program, arguments, &agent).into());
     }
@@ -41,37 +46,36 @@ pub(super) fn run(args: &SshAgentArgs, output: &Output) -> anyhow::Result<Exit> 
     Ok(Exit::Done)
 }
 
-/// Serves until a signal asks to stop, or the process ends on behalf of which this one was started.
+/// Serves until a signal arrives or the watched process exits.
 fn serve(args: &SshAgentArgs, output: &Output) -> anyhow::Result<Exit> {
+    let parent = args.child_of.and_then(Pid::from_raw);
+    // Opened before the parent goes on, so that its number is not another process's.
+    let parent = parent.map(|parent| pidfd_open(parent, PidfdFlags::empty()));
+    let parent = parent.transpose()?;
     interruptible(async {
-        let socket = AgentSocket::bind(args.socket.as_deref())?;
-        match args.child_of {
-            // The parent, which waits for this line, announces the agent.
-            Some(_) => output.answer(format!("{}\n", socket.path().display()).as_bytes())?,
-            None => announce(socket.path(), std::process::id(), output)?,
-        }
-        let ended = ended(args.child_of.unwrap_or_default());
+        let socket = AgentSocket::bind(args.socket.as_deref()).await?;
         if args.child_of.is_some() {
-            background::detach()?;
+            // The parent waits for this line, and announces the agent.
+            output.answer(&[socket.path().as_os_str().as_bytes(), b"\n"].concat())?;
+            background::detach(parent.is_some())?;
+        } else {
+            announce(socket.path(), std::process::id(), output)?;
         }
-        let (keys, tasks) = (Keys::new(output), LocalSet::new());
+        let (keys, tasks) = (ProviderKeys::new(output), LocalSet::new());
         tokio::select! {
             () = tasks.run_until(socket.serve(&keys)) => {}
-            () = ended => {}
+            () = ended(parent) => {}
         }
         Ok(Exit::Done)
     })
 }
 
-/// Waits until a process ends; forever if the number is 0.
-async fn ended(process: i32) {
-    let Some(process) = Pid::from_raw(process) else {
+/// Waits until a process ends; forever without one.
+async fn ended(process: Option<OwnedFd>) {
+    let Some(process) = process else {
         return std::future::pending().await;
     };
-    // A process that cannot be watched has ended already. The descriptor is readable once it has (pidfd_open(2)).
-    let Ok(process) = pidfd_open(process, PidfdFlags::empty()) else {
-        return;
-    };
+    // The descriptor is readable once the process has ended (pidfd_open(2)).
     let waiting = spawn_blocking(move || {
         let mut watched = [PollFd::new(&process, PollFlags::IN)];
         while poll(&mut watched, None) == Err(Errno::INTR) {}

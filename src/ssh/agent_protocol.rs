@@ -5,7 +5,7 @@ use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use super::SessionBind;
-use super::wire::{Wire, put};
+use super::wire::{WireReader, put_string};
 
 /// Maximum length of a message, in bytes, as in OpenSSH.
 const MESSAGE_MAX: u32 = 256 * 1024;
@@ -37,6 +37,8 @@ pub enum AgentRequest {
     },
     /// The connection goes to a host.
     Bind(SessionBind),
+    /// The same, but it cannot be read.
+    UnreadableBind,
     /// Anything else: add, remove, lock, …
     Other,
 }
@@ -58,10 +60,10 @@ impl AgentRequest {
     /// Reads a message; one that is cut or has bytes left is `Other`, as is one of another type.
     #[must_use]
     pub fn parse(message: &[u8]) -> Self {
-        Self::known(Wire::new(message)).unwrap_or(Self::Other)
+        Self::known(WireReader::new(message)).unwrap_or(Self::Other)
     }
 
-    fn known(mut wire: Wire<'_>) -> Option<Self> {
+    fn known(mut wire: WireReader<'_>) -> Option<Self> {
         let request = match wire.byte()? {
             REQUEST_IDENTITIES => Self::Identities,
             SIGN_REQUEST => Self::Sign {
@@ -70,14 +72,15 @@ impl AgentRequest {
                 flags: wire.number()?,
             },
             EXTENSION if wire.text()? == SESSION_BIND => {
-                return SessionBind::parse(wire.rest()).map(Self::Bind);
+                let bind = SessionBind::parse(wire.rest());
+                return Some(bind.map_or(Self::UnreadableBind, Self::Bind));
             }
             _ => return None,
         };
         wire.is_empty().then_some(request)
     }
 
-    /// Writes the message; `Other` is an empty one.
+    /// Writes the message; what could not be read is an empty one.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -85,16 +88,16 @@ impl AgentRequest {
             Self::Identities => bytes.push(REQUEST_IDENTITIES),
             Self::Sign { key, data, flags } => {
                 bytes.push(SIGN_REQUEST);
-                put(key, &mut bytes);
-                put(data, &mut bytes);
+                put_string(key, &mut bytes);
+                put_string(data, &mut bytes);
                 bytes.extend(flags.to_be_bytes());
             }
             Self::Bind(bind) => {
                 bytes.push(EXTENSION);
-                put(SESSION_BIND.as_bytes(), &mut bytes);
+                put_string(SESSION_BIND.as_bytes(), &mut bytes);
                 bytes.extend(bind.to_bytes());
             }
-            Self::Other => {}
+            Self::UnreadableBind | Self::Other => {}
         }
         bytes
     }
@@ -104,10 +107,10 @@ impl AgentAnswer {
     /// Reads a message; anything that is not known, cut or too long is a failure.
     #[must_use]
     pub fn parse(message: &[u8]) -> Self {
-        Self::known(Wire::new(message)).unwrap_or(Self::Failure)
+        Self::known(WireReader::new(message)).unwrap_or(Self::Failure)
     }
 
-    fn known(mut wire: Wire<'_>) -> Option<Self> {
+    fn known(mut wire: WireReader<'_>) -> Option<Self> {
         let answer = match wire.byte()? {
             SUCCESS => Self::Success,
             IDENTITIES_ANSWER => {
@@ -138,13 +141,13 @@ impl AgentAnswer {
                 let count = u32::try_from(keys.len()).unwrap_or(u32::MAX);
                 bytes.extend(count.to_be_bytes());
                 for (key, comment) in keys {
-                    put(key, &mut bytes);
-                    put(comment.as_bytes(), &mut bytes);
+                    put_string(key, &mut bytes);
+                    put_string(comment.as_bytes(), &mut bytes);
                 }
             }
             Self::Signature(signature) => {
                 bytes.push(SIGN_RESPONSE);
-                put(signature, &mut bytes);
+                put_string(signature, &mut bytes);
             }
         }
         bytes
@@ -183,7 +186,7 @@ pub async fn receive(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<V
 /// The connection fails.
 pub async fn send(message: &[u8], to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
     let mut framed = Vec::with_capacity(4 + message.len());
-    put(message, &mut framed);
+    put_string(message, &mut framed);
     to.write_all(&framed).await?;
     to.flush().await
 }

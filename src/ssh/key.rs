@@ -5,10 +5,13 @@ use ssh_key::public::KeyData;
 use ssh_key::{Algorithm, HashAlg, Signature};
 
 use super::Refusal;
-use super::wire::Wire;
+use super::wire::WireReader;
+use crate::text::is_invisible;
 
-/// Maximum length of a key in its one-line form, in bytes: an RSA key of 16384 bits has some 2800.
+/// Maximum length of a key in its one-line form, in bytes: an RSA key of 4096 bits has some 720, and a comment.
 const LINE_MAX: usize = 8 * 1024;
+/// Lengths of an RSA modulus, in bytes, from 2048 to 4096 bits: the verifying crates take no others.
+const RSA_MODULUS: std::ops::RangeInclusive<usize> = 256..=512;
 /// The flag that asks for RSA with SHA-256 (OpenSSH, PROTOCOL.agent).
 const RSA_SHA2_256: u32 = 2;
 /// The flag that asks for RSA with SHA-512.
@@ -26,11 +29,14 @@ pub struct SshKey {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyFault {
     /// It is something else.
-    #[error("it is not a public key in one line, as in a file `id_ed25519.pub`")]
+    #[error("it is not the content of a `.pub` file: a type, the key in base64, a comment")]
     NotAKey,
-    /// Keys of that type are not used.
-    #[error("its type is not used here; Ed25519, ECDSA, RSA and their security keys are")]
+    /// Keys of that type are not supported, nor are certificates.
+    #[error("its type is not supported; use Ed25519, ECDSA, RSA, sk-ssh-ed25519 or sk-ecdsa")]
     Type,
+    /// An RSA key of another size could not be verified.
+    #[error("an RSA key must have 2048 to 4096 bits")]
+    Size,
     /// Its comment could disturb a terminal.
     #[error("its comment has characters that are not printable")]
     Comment,
@@ -38,8 +44,8 @@ pub enum KeyFault {
 
 /// The signature is not that of this key over these bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the signature is not that of this key")]
-pub struct UnusableSignature;
+#[error("the signature is not valid for this key")]
+pub struct InvalidSignature;
 
 impl SshKey {
     /// Parses a line such as `ssh-ed25519 AAAA… comment`.
@@ -53,7 +59,10 @@ impl SshKey {
         }
         let key = ssh_key::PublicKey::from_openssh(line).map_err(|_| KeyFault::NotAKey)?;
         let comment = key.comment().trim();
-        if comment.chars().any(char::is_control) {
+        if comment
+            .chars()
+            .any(|one| one.is_control() || is_invisible(one))
+        {
             return Err(KeyFault::Comment);
         }
         Self::new(key.key_data().clone(), comment)
@@ -64,7 +73,7 @@ impl SshKey {
     /// # Errors
     ///
     /// Returns what is wrong with it.
-    pub fn of_blob(blob: &[u8]) -> Result<Self, KeyFault> {
+    pub fn from_blob(blob: &[u8]) -> Result<Self, KeyFault> {
         let key = ssh_key::PublicKey::from_bytes(blob).map_err(|_| KeyFault::NotAKey)?;
         let key = Self::new(key.key_data().clone(), "")?;
         // Bytes that another reader may take for another key.
@@ -86,6 +95,12 @@ impl SshKey {
         );
         if !is_used {
             return Err(KeyFault::Type);
+        }
+        if let KeyData::Rsa(rsa) = &key {
+            let modulus = rsa.n.as_positive_bytes().map_or(0, <[u8]>::len);
+            if !RSA_MODULUS.contains(&modulus) {
+                return Err(KeyFault::Size);
+            }
         }
         let blob = ssh_key::PublicKey::from(key.clone())
             .to_bytes()
@@ -166,13 +181,13 @@ impl SshKey {
         data: &[u8],
         flags: u32,
         signature: &[u8],
-    ) -> Result<(), UnusableSignature> {
-        let algorithm = self.algorithm(flags).map_err(|_| UnusableSignature)?;
+    ) -> Result<(), InvalidSignature> {
+        let algorithm = self.algorithm(flags).map_err(|_| InvalidSignature)?;
         let signature = self.verify_any(data, signature)?;
         if signature.algorithm().as_str() == algorithm {
             Ok(())
         } else {
-            Err(UnusableSignature)
+            Err(InvalidSignature)
         }
     }
 
@@ -181,21 +196,21 @@ impl SshKey {
         &self,
         data: &[u8],
         signature: &[u8],
-    ) -> Result<Signature, UnusableSignature> {
+    ) -> Result<Signature, InvalidSignature> {
         if !is_whole(signature) {
-            return Err(UnusableSignature);
+            return Err(InvalidSignature);
         }
-        let signature = Signature::try_from(signature).map_err(|_| UnusableSignature)?;
+        let signature = Signature::try_from(signature).map_err(|_| InvalidSignature)?;
         let verified = self.key.verify(data, &signature);
-        verified.map_err(|_| UnusableSignature)?;
+        verified.map_err(|_| InvalidSignature)?;
         Ok(signature)
     }
 }
 
 /// Returns whether bytes are a signature and nothing else, which the decoder does not check.
 fn is_whole(signature: &[u8]) -> bool {
-    let mut wire = Wire::new(signature);
-    let read = |wire: &mut Wire<'_>| {
+    let mut wire = WireReader::new(signature);
+    let read = |wire: &mut WireReader<'_>| {
         let algorithm = wire.text()?;
         wire.string()?;
         if algorithm.starts_with("sk-") {

@@ -1,11 +1,11 @@
 //! Reads what is to be signed. The formats are those of OpenSSH 9.2 (PROTOCOL.sshsig, RFC 4252 section 7, PROTOCOL
 //! section 3.1); a byte that does not belong to one of them is refused.
 //!
-//! No bytes are of two kinds: SSHSIG begins with `SSHS`, which as the length of a login's session would be 1.4 GB.
+//! The two formats cannot be confused: `SSHS`, read as the length of a login's session identifier, is 1.4 GB.
 
-use super::wire::Wire;
+use super::wire::WireReader;
 
-/// Maximum length of what is signed, in bytes: a login with two RSA keys of 16384 bits.
+/// Maximum length of what is signed, in bytes: a login with two large RSA keys and a long user name fits.
 pub const DATA_MAX: usize = 8 * 1024;
 /// The beginning of what `ssh-keygen -Y sign` signs.
 const SSHSIG: &[u8] = b"SSHSIG";
@@ -35,13 +35,13 @@ pub(super) enum Signable {
 /// A login to an SSH server.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Login {
-    pub(super) session: Vec<u8>,
+    pub(super) session_id: Vec<u8>,
     pub(super) user: String,
     /// The algorithm of the signature.
     pub(super) algorithm: String,
     /// The user's key.
     pub(super) key: Vec<u8>,
-    /// The host's key, which older clients do not send.
+    /// The host's key, which not every client and server agree to send.
     pub(super) host_key: Option<Vec<u8>>,
 }
 
@@ -49,15 +49,13 @@ pub(super) struct Login {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotSignable {
     /// They are too many.
-    #[error("the bytes to sign are more than {DATA_MAX}")]
+    #[error("the data to sign is longer than {DATA_MAX} bytes")]
     TooLong,
     /// They begin as SSHSIG does, and go on otherwise.
-    #[error("the bytes to sign begin as an SSH signature of a file, but are none")]
+    #[error("the data to sign is malformed SSHSIG data")]
     Content,
     /// They are neither SSHSIG nor a login.
-    #[error(
-        "the bytes to sign are neither those of a file, a commit or a tag (SSHSIG) nor those of a login"
-    )]
+    #[error("the data to sign is neither SSHSIG data (a file, commit or tag) nor a login request")]
     Unknown,
 }
 
@@ -66,13 +64,24 @@ pub(super) fn parse(data: &[u8]) -> Result<Signable, NotSignable> {
     if data.len() > DATA_MAX {
         return Err(NotSignable::TooLong);
     }
-    match data.strip_prefix(SSHSIG) {
-        Some(rest) => content(Wire::new(rest)).ok_or(NotSignable::Content),
-        None => login(Wire::new(data)).ok_or(NotSignable::Unknown),
+    if data.starts_with(SSHSIG) {
+        as_content(data).ok_or(NotSignable::Content)
+    } else {
+        as_login(data).ok_or(NotSignable::Unknown)
     }
 }
 
-fn content(mut wire: Wire<'_>) -> Option<Signable> {
+/// Reads SSHSIG data.
+pub(super) fn as_content(data: &[u8]) -> Option<Signable> {
+    content(WireReader::new(data.strip_prefix(SSHSIG)?))
+}
+
+/// Reads the request of a login.
+pub(super) fn as_login(data: &[u8]) -> Option<Signable> {
+    login(WireReader::new(data))
+}
+
+fn content(mut wire: WireReader<'_>) -> Option<Signable> {
     let namespace = wire.text()?;
     let reserved = wire.string()?;
     let digest_length = match wire.text()? {
@@ -89,13 +98,18 @@ fn content(mut wire: Wire<'_>) -> Option<Signable> {
     is_known.then_some(Signable::Content { namespace })
 }
 
-/// Returns whether text can be a namespace: printable ASCII without spaces.
-pub(super) fn is_namespace(text: &str) -> bool {
-    (1..=NAMESPACE_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+fn is_namespace_byte(byte: u8) -> bool {
+    // A `*` would look like a wildcard in `allow`.
+    byte.is_ascii_graphic() && byte != b'*'
 }
 
-fn login(mut wire: Wire<'_>) -> Option<Signable> {
-    let session = wire.string()?.to_vec();
+/// Returns whether text can be a namespace: printable ASCII without spaces.
+pub(super) fn is_namespace(text: &str) -> bool {
+    (1..=NAMESPACE_MAX).contains(&text.len()) && text.bytes().all(is_namespace_byte)
+}
+
+fn login(mut wire: WireReader<'_>) -> Option<Signable> {
+    let session_id = wire.string()?.to_vec();
     let message = wire.byte()?;
     let user = wire.text()?.to_owned();
     let service = wire.text()?;
@@ -109,14 +123,14 @@ fn login(mut wire: Wire<'_>) -> Option<Signable> {
         _ => return None,
     };
     let is_user = (1..=USER_MAX).contains(&user.len()) && !user.chars().any(char::is_control);
-    let is_known = SESSION_LENGTHS.contains(&session.len())
+    let is_known = SESSION_LENGTHS.contains(&session_id.len())
         && message == USERAUTH_REQUEST
         && is_user
         && service == SERVICE
         && has_signature == 1
         && wire.is_empty();
     let login = Login {
-        session,
+        session_id,
         user,
         algorithm,
         key,

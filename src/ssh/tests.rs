@@ -1,11 +1,12 @@
 //! Tests what is signed and what is refused.
 
 use proptest::prelude::*;
+use sha2::Digest as _;
 use signature::Signer as _;
 use ssh_key::PrivateKey;
 use ssh_key::private::{Ed25519Keypair, KeypairData};
 
-use super::wire::put;
+use super::wire::put_string;
 use super::*;
 
 /// A private key, always the same for a seed.
@@ -26,7 +27,7 @@ fn signed_by(seed: u8, data: &[u8]) -> Vec<u8> {
 fn strings(parts: &[&[u8]]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for part in parts {
-        put(part, &mut bytes);
+        put_string(part, &mut bytes);
     }
     bytes
 }
@@ -82,12 +83,12 @@ fn bound_login() -> SignatureRequest {
 }
 
 fn refusal(request: &SignatureRequest) -> String {
-    judge(request).unwrap_err().to_string()
+    authorize(request).unwrap_err().to_string()
 }
 
 #[test]
 fn a_purpose_is_read_from_the_bytes() {
-    let purpose = |request: &SignatureRequest| judge(request).unwrap().to_string();
+    let purpose = |request: &SignatureRequest| authorize(request).unwrap().to_string();
     assert_eq!(purpose(&request(content("git"))), "git");
     assert_eq!(purpose(&request(content("x"))), "file:x");
     let expected = format!("login as root to {}", public(HOST).fingerprint());
@@ -130,23 +131,23 @@ fn what_the_service_does_not_allow_is_refused() {
 #[test]
 fn a_login_is_bound_to_its_session_and_its_host() {
     let (user, host) = (public(USER), public(HOST));
-    assert!(judge(&bound_login()).is_ok());
+    assert!(authorize(&bound_login()).is_ok());
     let with = |binds: Vec<SessionBind>| {
         refusal(&SignatureRequest {
             binds,
             ..bound_login()
         })
     };
-    assert!(with(vec![]).contains("binds its session"));
+    assert!(with(vec![]).contains("proves which host it talks to"));
     let other = bind(&[4; 32], HOST, false);
     assert_eq!(
         with(vec![other]),
-        "the session bind is refused: it belongs to another session"
+        "the session bind is invalid: it belongs to another session"
     );
     let elsewhere = bind(&SESSION, 5, false);
     assert_eq!(
         with(vec![elsewhere.clone()]),
-        "the session bind is refused: it names another host key than the login"
+        "the session bind is invalid: it names another host key than the login"
     );
     // A bind of that session which another key signed.
     let mut bytes = strings(&[host.blob(), &SESSION, &signed_by(5, &SESSION)]);
@@ -154,7 +155,7 @@ fn a_login_is_bound_to_its_session_and_its_host() {
     let forged = SessionBind::parse(&bytes).unwrap();
     assert_eq!(
         with(vec![forged]),
-        "the session bind is refused: the host did not sign the session"
+        "the session bind is invalid: the host did not sign the session"
     );
     let forwarding = bind(&SESSION, HOST, true);
     let binds = vec![forwarding, bind(&SESSION, HOST, false)];
@@ -172,7 +173,7 @@ fn a_login_is_bound_to_its_session_and_its_host() {
     let other_key = request(login(&SESSION, public(6).blob(), Some(host.blob())));
     assert_eq!(
         refusal(&other_key),
-        "the login names another key than that of the service"
+        "the login is for a different key than the service's"
     );
 }
 
@@ -185,7 +186,7 @@ fn flags_must_fit_the_key() {
         };
         assert_eq!(
             refusal(&request),
-            format!("the flags {flags} do not fit the key")
+            format!("the flags {flags} are not valid for the key")
         );
     }
 }
@@ -193,12 +194,12 @@ fn flags_must_fit_the_key() {
 #[test]
 fn a_byte_more_or_less_is_refused() {
     for request in [request(content("git")), bound_login()] {
-        assert!(judge(&request).is_ok());
+        assert!(authorize(&request).is_ok());
         let whole = request.data.clone();
         for end in 0..whole.len() {
             let data = whole[..end].to_vec();
             assert!(
-                judge(&SignatureRequest {
+                authorize(&SignatureRequest {
                     data,
                     ..request.clone()
                 })
@@ -209,15 +210,14 @@ fn a_byte_more_or_less_is_refused() {
         for more in [0, b'x', 255] {
             let data = [whole.as_slice(), &[more]].concat();
             assert!(
-                judge(&SignatureRequest {
+                authorize(&SignatureRequest {
                     data,
                     ..request.clone()
                 })
                 .is_err()
             );
         }
-        // Also a length beyond the end, and a reserved field or a flag that is not known. The digest may be any, and so may
-        // the user's name.
+        // Among these are a length beyond the end, a reserved field and a flag that are not known. Only the digest may be any.
         for at in 0..whole.len() {
             let mut data = whole.clone();
             data[at] ^= 0x80;
@@ -226,18 +226,18 @@ fn a_byte_more_or_less_is_refused() {
                 ..request.clone()
             };
             let is_digest = whole.starts_with(b"SSHSIG") && at >= whole.len() - 64;
-            assert_eq!(judge(&changed).is_ok(), is_digest, "{at}");
+            assert_eq!(authorize(&changed).is_ok(), is_digest, "{at}");
         }
     }
     let long = request(vec![0; DATA_MAX + 1]);
-    assert_eq!(refusal(&long), "the bytes to sign are more than 8192");
+    assert_eq!(refusal(&long), "the data to sign is longer than 8192 bytes");
 }
 
 #[test]
 fn a_namespace_is_printable() {
-    for bad in ["", "a b", "a\n", "é", "\u{1b}", &"x".repeat(129)] {
+    for bad in ["", "a b", "a\n", "é", "*", "\u{1b}", &"x".repeat(129)] {
         assert!(
-            refusal(&request(content(bad))).contains("begin as an SSH signature"),
+            refusal(&request(content(bad))).contains("malformed SSHSIG data"),
             "{bad:?}"
         );
         assert!(KeyUse::parse(&format!("file:{bad}")).is_err(), "{bad:?}");
@@ -282,7 +282,7 @@ fn only_the_key_s_own_signature_is_one() {
     let (key, data) = (public(1), b"data");
     let signature = signed_by(1, data);
     assert_eq!(key.verify_signature(data, 0, &signature), Ok(()));
-    let refused = Err(UnusableSignature);
+    let refused = Err(InvalidSignature);
     assert_eq!(key.verify_signature(b"other", 0, &signature), refused);
     assert_eq!(key.verify_signature(data, 0, &signed_by(2, data)), refused);
     assert_eq!(key.verify_signature(data, 2, &signature), refused);
@@ -293,22 +293,91 @@ fn only_the_key_s_own_signature_is_one() {
     assert_eq!(key.verify_signature(data, 0, &[]), refused);
 }
 
+/// A public key of a security key, and its signature over data.
+fn security_key(seed: u8, data: &[u8]) -> (SshKey, Vec<u8>) {
+    const KIND: &[u8] = b"sk-ssh-ed25519@openssh.com";
+    let plain = public(seed);
+    let mut point = wire::WireReader::new(plain.blob());
+    let point = [point.string(), point.string()][1].unwrap();
+    let key = SshKey::from_blob(&strings(&[KIND, point, b"ssh:"])).unwrap();
+    // A touch, and a counter (OpenSSH, PROTOCOL.u2f).
+    let trailer = [1, 0, 0, 0, 9];
+    let digest = |bytes: &[u8]| sha2::Sha256::digest(bytes).to_vec();
+    let signed = [digest(b"ssh:"), trailer.to_vec(), digest(data)].concat();
+    let plain = signed_by(seed, &signed);
+    let mut signature = wire::WireReader::new(&plain);
+    let signature = [signature.string(), signature.string()][1].unwrap();
+    let signature = [strings(&[KIND, signature]), trailer.to_vec()].concat();
+    (key, signature)
+}
+
+#[test]
+fn a_security_key_s_signature_is_verified() {
+    let (key, signature) = security_key(1, b"data");
+    assert!(key.is_security_key());
+    assert_eq!(key.verify_signature(b"data", 0, &signature), Ok(()));
+    let refused = Err(InvalidSignature);
+    assert_eq!(key.verify_signature(b"other", 0, &signature), refused);
+    let longer = [signature.as_slice(), &[0]].concat();
+    assert_eq!(key.verify_signature(b"data", 0, &longer), refused);
+    assert_eq!(
+        key.verify_signature(b"data", 0, &signed_by(1, b"data")),
+        refused
+    );
+}
+
+#[test]
+fn an_rsa_key_has_a_size_that_can_be_verified() {
+    let rsa = |bytes: usize| {
+        strings(&[
+            b"ssh-rsa",
+            &[1, 0, 1],
+            &[&[0], &vec![0xff; bytes][..]].concat(),
+        ])
+    };
+    assert!(SshKey::from_blob(&rsa(256)).is_ok());
+    assert!(SshKey::from_blob(&rsa(512)).is_ok());
+    for bytes in [128, 513, 1024] {
+        assert!(SshKey::from_blob(&rsa(bytes)).is_err(), "{bytes}");
+    }
+}
+
 proptest! {
     #[test]
-    fn no_bytes_are_a_file_and_a_login(rest in prop::collection::vec(any::<u8>(), 0..300)) {
-        let data = [b"SSHSIG".as_slice(), &rest].concat();
-        // The length of its session would be beyond the end.
-        prop_assert!(u32::from_be_bytes(*data.first_chunk().unwrap()) as usize > DATA_MAX);
-        let is_login = matches!(signable::parse(&data), Ok(Signable::Login(_)));
-        prop_assert!(!is_login);
+    fn no_bytes_are_a_file_and_a_login(
+        at in 0_usize..400,
+        byte in any::<u8>(),
+        is_file in any::<bool>(),
+        more in prop::collection::vec(any::<u8>(), 0..8),
+    ) {
+        let mut data = if is_file { content("git") } else { bound_login().data };
+        if let Some(one) = data.get_mut(at) {
+            *one = byte;
+        }
+        data.extend(more);
+        // Each reader gets the same bytes, whatever they begin with.
+        let is_login = signable::as_login(&data).is_some();
+        let is_content = signable::as_content(&data).is_some();
+        prop_assert!(!(is_login && is_content));
     }
 
     #[test]
-    fn no_bytes_make_the_parser_panic(data in prop::collection::vec(any::<u8>(), 0..300)) {
-        let _ = judge(&request(data.clone()));
-        let _ = SessionBind::parse(&data);
-        let _ = agent_protocol::AgentRequest::parse(&data);
-        let _ = agent_protocol::AgentAnswer::parse(&data);
-        let _ = SshKey::of_blob(&data);
+    fn no_change_of_a_message_makes_the_parser_panic(
+        at in 0_usize..400,
+        byte in any::<u8>(),
+        end in 0_usize..400,
+    ) {
+        let bind = bind(&SESSION, HOST, false).to_bytes();
+        for mut data in [content("git"), bound_login().data, bind, public(USER).blob().to_vec()] {
+            if let Some(one) = data.get_mut(at) {
+                *one = byte;
+            }
+            data.truncate(end);
+            let _ = authorize(&request(data.clone()));
+            let _ = SessionBind::parse(&data).map(|bind| bind.check());
+            let _ = agent_protocol::AgentRequest::parse(&data);
+            let _ = agent_protocol::AgentAnswer::parse(&data);
+            let _ = SshKey::from_blob(&data);
+        }
     }
 }

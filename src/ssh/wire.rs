@@ -2,9 +2,9 @@
 
 /// Bytes that are read from the front; a read beyond the end returns `None`.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Wire<'a>(&'a [u8]);
+pub(super) struct WireReader<'a>(&'a [u8]);
 
-impl<'a> Wire<'a> {
+impl<'a> WireReader<'a> {
     pub(super) const fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }
@@ -57,7 +57,7 @@ impl<'a> Wire<'a> {
 }
 
 /// Appends a `string`.
-pub(super) fn put(string: &[u8], to: &mut Vec<u8>) {
+pub(super) fn put_string(string: &[u8], to: &mut Vec<u8>) {
     // Nothing here is as long as 4 GiB.
     let length = u32::try_from(string.len()).unwrap_or(u32::MAX);
     to.extend(length.to_be_bytes());

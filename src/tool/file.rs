@@ -4,6 +4,7 @@
 //! `outgoing/CALLER/` and `outgoing/all/`.
 
 mod accept;
+mod existing;
 mod listing;
 mod partial;
 mod portal;

@@ -49,9 +49,8 @@ pub(super) async fn key_paths(settings: &Settings) -> Vec<PathBuf> {
 pub(super) async fn ssh_socket(settings: &Settings) -> Option<PathBuf> {
     let gnupg = GnuPg::new(Arc::new(settings.clone()));
     let socket = gnupg.folder("agent-ssh-socket").await.ok()?;
-    if !socket.exists() {
-        gnupg.launch(LauncherServer::Agent).await.ok()?;
-    }
+    // A socket may be left of an agent that was killed.
+    gnupg.launch(LauncherServer::Agent).await.ok()?;
     socket.exists().then_some(socket)
 }
 

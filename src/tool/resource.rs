@@ -1,9 +1,9 @@
 //! The resource that each tool uses, and the limits on a process that runs a resource's tools.
 
 use std::env;
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io::Read as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
@@ -188,6 +188,9 @@ async fn keys(settings: &Settings) -> ProcessLimits {
     let paths = programs.into_iter().filter_map(search);
     rules.extend(paths.flat_map(|path| program(&path)));
     let paths = gpg::key_paths(settings).await;
+    if let (Some(home), false) = (paths.first(), settings.names_gnupg_home()) {
+        make_private(home);
+    }
     let linked = paths.first().map(|home| LINKED.map(|name| home.join(name)));
     let all = linked.into_iter().flatten().chain(paths.iter().cloned());
     // Not writable: the key folder tells the unconfined agent which programs to run.
@@ -199,13 +202,21 @@ async fn keys(settings: &Settings) -> ProcessLimits {
     }
 }
 
+/// Makes a folder of keys in the user's home as the program does that keeps them there: a process that started before the
+/// folder existed could not read it later. Without such a home, calls report what is missing.
+fn make_private(folder: &Path) {
+    let _ = DirBuilder::new().mode(0o700).create(folder);
+}
+
 fn ssh_keys(settings: &Settings) -> ProcessLimits {
     let mut rules = system();
     // It says where gpg-agent's socket is.
     let gpgconf = search(Path::new(GPGCONF));
     rules.extend(gpgconf.iter().flat_map(|path| program(path)));
-    let paths = ssh::key_paths(settings).into_iter();
-    rules.extend(paths.map(|path| Rule::new(path, PathRights::Read)));
+    if let Some(folder) = ssh::key_folder(settings) {
+        make_private(&folder);
+        rules.push(Rule::new(folder, PathRights::Read));
+    }
     ProcessLimits {
         calls: AllowedCalls::Programs,
         files: Some(rules),

@@ -148,6 +148,13 @@ impl Settings {
         }
     }
 
+    /// Returns whether the environment names gpg's key folder itself, which must then exist.
+    pub(super) fn names_gnupg_home(&self) -> bool {
+        self.gpg_home
+            .as_ref()
+            .is_some_and(|home| home.variable == KEYS)
+    }
+
     /// Waits for the permit to take up a transfer, if `wanted`.
     pub(super) async fn resumption(&self, wanted: bool) -> Option<OwnedSemaphorePermit> {
         let permits = Arc::clone(&self.resumptions);

@@ -1,12 +1,15 @@
 //! `ssh_sign`: signs with an SSH key of the server's user: in an agent, or in a key file.
 //!
-//! What is signed was judged by the policy, from the bytes themselves. A signature is verified before it is handed out.
+//! The policy has read from the bytes what the signature is for. A signature is verified before it is handed out.
 
 mod agent;
 mod key_file;
 
+use std::collections::HashSet;
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -25,7 +28,7 @@ const SOCKETS: [&str; 2] = ["openssh_agent", "ssh-agent.socket"];
 
 /// Where a key can be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum KeyPlace {
+enum KeyLocation {
     /// In the agent with this socket.
     Agent(PathBuf),
     /// In this file.
@@ -35,18 +38,20 @@ enum KeyPlace {
 pub(super) async fn sign(grant: &Grant, session: &ToolSession) -> Result<ToolOutcome, ToolError> {
     let arguments: SshSign = parse(grant.tool(), grant.arguments())?;
     let request = arguments.request()?;
-    // Without the policy's judgement of what is signed, nothing is.
+    // Nothing is signed without the policy's authorization.
     let purpose = grant.purpose().ok_or(ToolError::Broken)?;
-    let signature = match find(&session.settings, &request.key).await? {
-        KeyPlace::Agent(socket) => agent::sign(&socket, &request).await?,
-        KeyPlace::File(file) => file.sign(&request)?,
+    let signature = match find(&session.settings, &request.key, agent::PERSON_MAX).await? {
+        KeyLocation::Agent(socket) => agent::sign(&socket, &request).await?,
+        KeyLocation::File(file) => file.sign(&request)?,
     };
     let SignatureRequest {
         key, data, flags, ..
     } = &request;
     // An agent may be broken, or not what it seems.
-    key.verify_signature(data, *flags, &signature)
-        .map_err(|_| ToolError::Refused("the provider's agent made a signature that is not of the service's key; it is withheld".to_owned()))?;
+    if key.verify_signature(data, *flags, &signature).is_err() {
+        let text = "the provider's agent returned a signature that is not valid for the service's key; it was discarded";
+        return Err(ToolError::Refused(text.to_owned()));
+    }
     let signature = STANDARD.encode(signature);
     let signed = SshSigned {
         signature: Payload::of(signature.clone()),
@@ -55,10 +60,14 @@ pub(super) async fn sign(grant: &Grant, session: &ToolSession) -> Result<ToolOut
     ToolOutcome::new(signature, &signed)
 }
 
-/// Returns the reason why the user cannot sign with a key, given in one line; `None` if it can.
-pub(crate) async fn key_fault(settings: &Settings, key: &str) -> Option<String> {
+/// Returns the reason why the user cannot sign with a key, given on one line; `None` if it can. `patience` is for agents.
+pub(crate) async fn key_fault(
+    settings: &Settings,
+    key: &str,
+    patience: Duration,
+) -> Option<String> {
     let found = match SshKey::parse(key) {
-        Ok(key) => find(settings, &key)
+        Ok(key) => find(settings, &key, patience)
             .await
             .map(drop)
             .map_err(|fault| fault.to_string()),
@@ -67,57 +76,71 @@ pub(crate) async fn key_fault(settings: &Settings, key: &str) -> Option<String> 
     found.err()
 }
 
-/// Finds where the key can be used. An agent that holds it comes first, because it may ask its user.
-async fn find(settings: &Settings, key: &SshKey) -> Result<KeyPlace, ToolError> {
-    let mut silent = false;
+/// Finds where the key can be used. An agent that has it, or that does not say so because it waits for its user, is not passed
+/// over for another place: it may ask before each use.
+async fn find(
+    settings: &Settings,
+    key: &SshKey,
+    patience: Duration,
+) -> Result<KeyLocation, ToolError> {
     for socket in sockets(settings) {
-        match agent::holds(&socket, key).await {
-            Ok(true) => return Ok(KeyPlace::Agent(socket)),
-            Ok(false) => {}
-            Err(agent::NoAnswer) => silent = true,
+        match agent::holds(&socket, key, patience).await {
+            Ok(true) => return Ok(KeyLocation::Agent(socket)),
+            // Another program, or an agent that was killed.
+            Ok(false) | Err(agent::NoAnswer::NoAgent) => {}
+            Err(agent::NoAnswer::Slow) => return Err(slow(key)),
         }
     }
-    let unfit = match file(settings, key).await? {
-        key_file::Found::Usable(file) => return Ok(KeyPlace::File(file)),
-        key_file::Found::Unfit(reason) => Some(reason),
-        key_file::Found::Nothing => None,
+    let unusable = match file(settings, key).await? {
+        key_file::KeyLookup::Usable(file) => return Ok(KeyLocation::File(file)),
+        key_file::KeyLookup::Unusable(reason) => Some(reason),
+        key_file::KeyLookup::Nothing => None,
     };
     // Last, because its socket must be asked for.
-    if let Some(socket) = ssh_socket(settings).await
-        && agent::holds(&socket, key).await == Ok(true)
-    {
-        return Ok(KeyPlace::Agent(socket));
+    if let Some(socket) = ssh_socket(settings).await {
+        match agent::holds(&socket, key, patience).await {
+            Ok(true) => return Ok(KeyLocation::Agent(socket)),
+            Ok(false) | Err(agent::NoAnswer::NoAgent) => {}
+            Err(agent::NoAnswer::Slow) => return Err(slow(key)),
+        }
     }
-    Err(missing(key, unfit, silent))
+    Err(missing(key, unusable))
 }
 
-async fn file(settings: &Settings, key: &SshKey) -> Result<key_file::Found, ToolError> {
+fn slow(key: &SshKey) -> ToolError {
+    let key = key.fingerprint();
+    ToolError::TimedOut(format!(
+        "the provider cannot sign with the key {key}: its SSH agent does not answer; it may be waiting for its user, or must be \
+         restarted"
+    ))
+}
+
+async fn file(settings: &Settings, key: &SshKey) -> Result<key_file::KeyLookup, ToolError> {
     let Some(folder) = key_folder(settings) else {
-        return Ok(key_file::Found::Nothing);
+        return Ok(key_file::KeyLookup::Nothing);
     };
     let key = key.clone();
     blocking(move |_| Ok(key_file::find(&folder, &key))).await
 }
 
-fn missing(key: &SshKey, unfit: Option<key_file::Unfit>, silent: bool) -> ToolError {
+fn missing(key: &SshKey, unusable: Option<key_file::UnusableFile>) -> ToolError {
     let fingerprint = key.fingerprint();
-    let reason = match unfit {
-        Some(reason) => format!("its file {reason}"),
-        None if silent => "its ssh-agent does not answer, and no file has it".to_owned(),
-        None => "no agent and no file has it".to_owned(),
-    };
+    let reason = unusable.map_or_else(
+        || "it is in no agent and in no file in `~/.ssh`; load it there with `ssh-add`".to_owned(),
+        |reason| format!("its file {reason}"),
+    );
     ToolError::Unavailable(format!(
-        "the provider cannot sign with the key {fingerprint}: {reason}; load it there with `ssh-add`"
+        "the provider cannot sign with the key {fingerprint}: {reason}"
     ))
 }
 
 /// Returns the folder of the user's key files.
-fn key_folder(settings: &Settings) -> Option<PathBuf> {
+pub(super) fn key_folder(settings: &Settings) -> Option<PathBuf> {
     settings.home.as_ref().map(|home| home.join(".ssh"))
 }
 
 /// Returns the sockets of agents that may run for the user.
-pub(super) fn sockets(settings: &Settings) -> Vec<PathBuf> {
+fn sockets(settings: &Settings) -> Vec<PathBuf> {
     let named = env::var_os(AGENT).filter(|named| !named.is_empty());
     // The runtime folder is a folder of anklume's in that of the user.
     let own = settings.runtime.parent().map(Path::to_owned);
@@ -125,10 +148,9 @@ pub(super) fn sockets(settings: &Settings) -> Vec<PathBuf> {
     let folders = own.into_iter().chain([usual]);
     let usual = folders.flat_map(|folder| SOCKETS.map(|name| folder.join(name)));
     let sockets = named.map(PathBuf::from).into_iter().chain(usual);
-    sockets.filter(|socket| socket.exists()).collect()
-}
-
-/// Returns the folders that signing reads.
-pub(super) fn key_paths(settings: &Settings) -> Vec<PathBuf> {
-    key_folder(settings).into_iter().collect()
+    let mut known = HashSet::new();
+    // Two of these names often lead to one socket.
+    let sockets =
+        sockets.filter(|socket| fs::canonicalize(socket).is_ok_and(|it| known.insert(it)));
+    sockets.collect()
 }

@@ -23,6 +23,7 @@ mod pages;
 mod processes;
 mod project;
 mod recorder;
+mod ssh;
 mod supervised;
 mod traffic;
 mod world;

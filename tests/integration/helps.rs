@@ -84,8 +84,8 @@ const COMMANDS: &[(&str, By)] = &[
         Test("every_single_changed_byte_is_found"),
     ),
     (
-        "anklume ssh-agent -D",
-        Test("in_the_foreground_it_serves_until_it_is_told_to_end_and_replaces_a_dead_socket"),
+        "chmod 600",
+        Test("keys_sign_from_files_as_far_as_openssh_would_use_them"),
     ),
     (
         "anklume clipboard offer --to {consumer}",

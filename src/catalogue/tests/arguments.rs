@@ -297,14 +297,8 @@ fn fixed_arguments_are_held_to_the_same_rules() {
                 "data",
                 "`data` is not base64 (with padding, no spaces, no line breaks): character 1 is not allowed there"
             ),
-            fault(
-                "offset",
-                "`offset` belongs to one transfer and cannot be fixed"
-            ),
-            fault(
-                "final",
-                "`final` belongs to one transfer and cannot be fixed"
-            ),
+            fault("offset", "`offset` belongs to one call and cannot be fixed"),
+            fault("final", "`final` belongs to one call and cannot be fixed"),
         ]
     );
     let signer = check(ToolName::GpgSign, json!({"key_id": "release key"}));

@@ -18,13 +18,17 @@ use crate::catalogue::{PortalPath, changed_at};
 use crate::cli::FilePushArgs;
 use crate::command::mcp::ServerClient;
 use crate::command::output::Output;
-use crate::command::service::{NamedService, send, structured, text, with_service_again};
+use crate::command::service::{NamedService, call, send, structured, text, with_service_again};
+use crate::digest::Digester;
 use crate::dir::{BENEATH, Dir, NotRead, READ, RegularFile, SEARCH};
 use crate::error::{Exit, Failure};
 use crate::mcp::client::Called;
 use crate::mcp::client::pieces::{Moved, PayloadSource, PiecesError};
 use crate::name::ToolName;
 use crate::text::escaped;
+
+/// Part of a provider's message that a name is taken.
+const EXISTS: &str = "already exists";
 
 /// What is sent: a file, a folder without entries, or stdin.
 struct Outgoing {
@@ -63,7 +67,6 @@ pub(super) fn run(args: &FilePushArgs, output: &Output) -> anyhow::Result<Exit> 
     }
     let name = NamedService::of(&args.service, "")?;
     let mut push = Push {
-        begun: 0,
         sent: Vec::new(),
         bar: TransferBar::new(output),
     };
@@ -76,31 +79,35 @@ pub(super) fn run(args: &FilePushArgs, output: &Output) -> anyhow::Result<Exit> 
         &async |server: &mut ServerClient, service: &str, push: &mut Push| {
             while let Some(one) = all.get(push.sent.len()) {
                 push.bar.begin(&one.shown);
-                let path = push.send_one(server, service, one).await;
+                let sent = push.send_one(server, service, one).await;
                 push.bar.end();
-                let path = path?;
-                output.say(&format!("sent {} as {}", one.shown, escaped(&path)));
-                push.sent.push(SentFile {
-                    file: one.shown.clone(),
-                    path,
+                let sent = sent?;
+                let (file, path) = (&sent.file, escaped(&sent.path));
+                output.say(&if sent.existed {
+                    format!("{file} is there already, as {path}")
+                } else {
+                    format!("sent {file} as {path}")
                 });
+                push.sent.push(sent);
                 push.bar.next();
             }
             Ok(Exit::Done)
         },
     );
+    push.bar.end();
     let (done, count) = (push.sent.len(), all.len());
     match &pushed {
         Ok(Exit::Interrupted) => {
             let left = all.iter().skip(done);
             let mut left = left.filter(|one| matches!(one.content, OutgoingContent::File(..)));
-            let again = left.next().map_or("", |_| {
-                "; send the rest within a day, and the provider goes on with what it has received"
-            });
+            let again = left.next().map_or(
+                "",
+                |_| "; the same command sends the rest, and within a day goes on where it was",
+            );
             output.say(&format!("{done} of {count} were sent{again}"));
         }
         Err(_) if done > 0 => output.say(&format!(
-            "{done} of {count} were sent; send only the rest, because nothing is overwritten"
+            "{done} of {count} were sent; the same command does not send them again"
         )),
         _ => {}
     }
@@ -116,12 +123,13 @@ struct SentFile {
     file: String,
     /// Its path in the provider's portal.
     path: String,
+    /// True if it was there already with the same content.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    existed: bool,
 }
 
 /// How far a run is, over all its connections.
 struct Push {
-    /// Number of files begun.
-    begun: usize,
     sent: Vec<SentFile>,
     bar: TransferBar,
 }
@@ -133,16 +141,13 @@ impl Push {
         self.bar.all_moved().saturating_add(done)
     }
 
-    /// Sends one file and returns its path in the provider.
+    /// Sends one file, unless it is there already.
     async fn send_one(
         &mut self,
         server: &mut ServerClient,
         service: &str,
         one: &Outgoing,
-    ) -> anyhow::Result<String> {
-        // True if it is sent over another connection, because one broke or its provider was overloaded.
-        let again = self.begun > self.sent.len();
-        self.begun = self.sent.len() + 1;
+    ) -> anyhow::Result<SentFile> {
         let mut moved = |bytes, total| self.bar.moved(bytes, total);
         let mut sent = send_content(server, service, one, &mut moved).await;
         if let Err(why) = &sent
@@ -160,18 +165,56 @@ impl Push {
             }
             _ => why.context(format!("cannot send `{}`", one.shown)),
         })?;
-        let result = structured(&called).map_err(|failure| {
+        let mut result = structured(&called);
+        if let Err(failure) = &result
+            && failure.message.contains(EXISTS)
+            && let Some(there) = with_same_content(server, service, one).await?
+        {
+            result = Ok(there);
+        }
+        let result = result.map_err(|failure| {
             let message = format!("`{}` was not sent: {}", one.shown, failure.message);
             let failure = Failure { message, ..failure };
-            if again && failure.message.contains("already exists") {
-                failure
-                    .help("it was sent over two connections: the first one may have sent all of it")
+            if failure.message.contains(EXISTS) {
+                failure.help("its content differs; send this one with `--name NAME`")
             } else {
                 failure
             }
         })?;
-        Ok(text(&result, "path")?)
+        Ok(SentFile {
+            file: one.shown.clone(),
+            path: text(&result, "path")?,
+            existed: result.get("existed") == Some(&true.into()),
+        })
     }
+}
+
+/// Asks whether the provider has the file with the content that it has here; returns the answer if it has. A short file is
+/// always sent with its digest, so this is for long ones.
+async fn with_same_content(
+    server: &mut ServerClient,
+    service: &str,
+    one: &Outgoing,
+) -> anyhow::Result<Option<Map<String, Value>>> {
+    let OutgoingContent::File(folder, path) = &one.content else {
+        return Ok(None);
+    };
+    let Ok(Some(RegularFile { mut file, stat })) = folder.regular(path) else {
+        return Ok(None);
+    };
+    let mut digest = Digester::default();
+    io::copy(&mut file, &mut digest).map_err(|why| unreadable(&one.shown, &why))?;
+    let arguments = [
+        ("path", Value::from(one.remote.clone())),
+        ("data", "".into()),
+        ("offset", 0.into()),
+        ("size", stat.st_size.into()),
+        ("sha256", digest.end().into()),
+        ("resume", true.into()),
+    ];
+    let arguments = arguments.map(|(name, value)| (name.to_owned(), value));
+    let called = call(server, service, &arguments.into_iter().collect()).await?;
+    Ok(structured(&called).ok())
 }
 
 async fn send_content(

@@ -2,6 +2,7 @@
 //! SSH key of this machine can be used.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 
@@ -37,12 +38,15 @@ pub(in crate::command) fn signing_key(key: Option<&str>) -> anyhow::Result<Optio
     })
 }
 
+/// How long an agent may take to list its keys; `doctor` waits a little longer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Returns whether the server's user can sign with an SSH key; nothing is signed.
 pub(in crate::command) fn ssh_key(key: &str) -> anyhow::Result<SshKeyState> {
     become_the_server_user()?;
     let settings = shared::settings()?;
     block_on(async {
-        let fault = tool::ssh_key_fault(&settings, key).await;
+        let fault = tool::ssh_key_fault(&settings, key, PATIENCE).await;
         Ok(SshKeyState {
             fault: fault.map(Foreign::from),
         })

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::catalogue::check_some;
+use crate::catalogue::{BadArguments, SshSign, check_some, parse};
 use crate::cli::PolicyCheckArgs;
 use crate::command::output::{Output, Tone, done_or_failed, paint};
 use crate::command::{joined, open_infra, or_closest};
 use crate::error::{Exit, Failure};
 use crate::infra::{Infra, Machine};
 use crate::mcp::framing::json::read_object;
-use crate::name::MachineName;
+use crate::name::{MachineName, ToolName};
 use crate::policy::{self, Caller, Decision, Denial, Request, decide, offers};
 use crate::services::{Service, Services};
 
@@ -55,7 +55,10 @@ fn check_arguments(question: &Question<'_>) -> Result<(), Failure> {
         let Some(service) = services.service(question.service) else {
             continue;
         };
-        check_some(service.tool, &policy::sent(&question.arguments)).map_err(|wrong| {
+        let sent = policy::sent(&question.arguments);
+        check_some(service.tool, &sent)
+            .and_then(|()| check_ssh(service, &sent))
+            .map_err(|wrong| {
             let (machine, tool) = (&provider.name, service.tool);
             let message = format!("`--args` is not valid for `{}` on `{machine}`: {wrong}", service.name);
             Failure::new(Exit::Failed, message).help(format!(
@@ -67,12 +70,26 @@ fn check_arguments(question: &Question<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Checks what only the whole request of `ssh_sign` shows, if its data is sent.
+fn check_ssh(service: &Service, sent: &Map<String, Value>) -> Result<(), BadArguments> {
+    if service.tool != ToolName::SshSign || !sent.contains_key("data") {
+        return Ok(());
+    }
+    let mut arguments = sent.clone();
+    arguments.extend(service.with.clone());
+    let arguments: SshSign = parse(service.tool, &arguments)?;
+    arguments.request().map(drop)
+}
+
 /// The decision for one provider.
 #[derive(Debug, Serialize)]
 struct CheckVerdict {
     provider: MachineName,
     allowed: bool,
     reason: String,
+    /// True if an argument was denied.
+    #[serde(skip)]
+    is_fixed: bool,
 }
 
 impl CheckVerdict {
@@ -87,17 +104,22 @@ impl CheckVerdict {
             name,
             arguments: &question.arguments,
         };
+        let mut is_fixed = false;
         let (allowed, reason) = match decide(&services, request) {
             Decision::Allowed(_) => (
                 true,
                 format!("`{caller}` is a consumer of `{name}` on `{machine}`{at}"),
             ),
-            Decision::Denied(denial) => (false, reason(&denial, question, machine, &at)),
+            Decision::Denied(denial) => {
+                is_fixed = matches!(denial, Denial::FixedArgument { .. });
+                (false, reason(&denial, question, machine, &at))
+            }
         };
         Self {
             provider: machine.clone(),
             allowed,
             reason,
+            is_fixed,
         }
     }
 
@@ -169,7 +191,7 @@ impl Explanation {
         let service = services.service(question.service)?;
         let fixed = service.with.iter();
         Some(Self {
-            change: change(verdict.allowed, service, &question.caller, &provider.name),
+            change: change(&verdict, service, &question.caller, &provider.name),
             tool: service.tool.to_string(),
             fixed: fixed
                 .map(|(name, value)| format!("{name}={value}"))
@@ -188,14 +210,24 @@ impl Explanation {
     }
 }
 
-fn change(allowed: bool, service: &Service, caller: &Caller, provider: &MachineName) -> String {
+fn change(
+    verdict: &CheckVerdict,
+    service: &Service,
+    caller: &Caller,
+    provider: &MachineName,
+) -> String {
     let at = service.declared_at.as_deref().unwrap_or("infra.yml");
     let name = &service.name;
-    if allowed {
+    if verdict.allowed {
         return format!("remove `{caller}` from `consumers` of `{name}` ({at}) to deny it");
     }
     let is_caller = |consumer: &MachineName| Caller::Consumer(consumer.clone()) == *caller;
     if service.consumers.iter().any(is_caller) {
+        if service.tool == ToolName::SshSign && !verdict.is_fixed {
+            return format!(
+                "add what it is for to `allow`, and a login's host to `hosts`, of `{name}` ({at})"
+            );
+        }
         return "leave out that argument: only the service may set it, with `with`".to_owned();
     }
     let consumers = joined(&service.consumers, "none");

@@ -1,18 +1,19 @@
 //! Starts the agent as a process of its own, and runs a command in place of this one.
 
-use std::ffi::OsString;
-use std::io;
+use std::ffi::{OsStr, OsString};
+use std::io::{self, IsTerminal as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use std::io::IsTerminal as _;
-
 use rustix::process::setsid;
+use rustix::stdio::{dup2_stderr, dup2_stdout};
 use tokio::io::AsyncReadExt as _;
 
 use super::{PROCESS, SOCKET};
 use crate::cli::SshAgentArgs;
+use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 use crate::session::block_on;
 use crate::transport::this_program_again;
@@ -26,8 +27,12 @@ pub(super) struct BackgroundAgent {
     pub(super) process: u32,
 }
 
-/// Starts the agent, which ends with this process if that goes on as a command; returns once it listens.
-pub(super) fn start(args: &SshAgentArgs) -> anyhow::Result<BackgroundAgent> {
+/// Starts the agent; returns once it listens, or `None` if it has said why it cannot. With a command, the agent exits when
+/// the command does.
+pub(super) fn start(
+    args: &SshAgentArgs,
+    output: &Output,
+) -> anyhow::Result<Option<BackgroundAgent>> {
     block_on(async {
         let until = if args.command.is_empty() {
             0
@@ -36,41 +41,35 @@ pub(super) fn start(args: &SshAgentArgs) -> anyhow::Result<BackgroundAgent> {
         };
         let mut command = this_program_again();
         command.args(["ssh-agent", "--child-of", &until.to_string()]);
+        command.args(output.flags());
         if let Some(socket) = &args.socket {
             command.arg("-a").arg(socket);
         }
-        // Refusals are for the person at the terminal; a pipe would wait for the agent to end.
-        let stderr = if io::stderr().is_terminal() || until != 0 {
-            Stdio::inherit()
-        } else {
-            Stdio::null()
-        };
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(stderr);
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn()?;
-        let mut line = String::new();
+        let mut line = Vec::new();
         if let Some(stdout) = child.stdout.take() {
-            stdout.take(LINE_MAX).read_to_string(&mut line).await?;
+            stdout.take(LINE_MAX).read_to_end(&mut line).await?;
         }
-        let (Some(socket), Some(process)) = (line.strip_suffix('\n'), child.id()) else {
-            let failure = Failure::new(Exit::Failed, "the agent did not start");
-            let help = "`anklume ssh-agent -D` with the same options says why";
-            return Err(failure.help(help).into());
-        };
-        Ok(BackgroundAgent {
-            socket: socket.into(),
-            process,
-        })
+        let socket = line.strip_suffix(b"\n");
+        Ok(socket
+            .zip(child.id())
+            .map(|(socket, process)| BackgroundAgent {
+                socket: OsStr::from_bytes(socket).into(),
+                process,
+            }))
     })
 }
 
-/// Leaves the terminal's session, and closes stdout, for which the parent waits.
-pub(super) fn detach() -> io::Result<()> {
+/// Leaves the terminal's session, and closes stdout, for which the parent waits. Warnings go to a terminal or, with a
+/// command, where the command's go; another stderr might be a pipe whose reader waits for the agent to end.
+pub(super) fn detach(has_command: bool) -> io::Result<()> {
     setsid()?;
     let null = std::fs::File::options().write(true).open("/dev/null")?;
-    rustix::stdio::dup2_stdout(&null)?;
+    dup2_stdout(&null)?;
+    if !has_command && !io::stderr().is_terminal() {
+        dup2_stderr(&null)?;
+    }
     Ok(())
 }
 

@@ -1,41 +1,86 @@
-//! Serves one client: lists keys, passes on requests for signatures, and remembers to which hosts the client connects.
+//! Serves one client: lists keys, forwards signing requests, and remembers to which hosts the client connects.
+
+use std::time::Duration;
 
 use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::task::spawn_local;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
-use super::keys::{Keys, WantedSignature};
+use super::provider_keys::{ProviderKeys, WantedSignature};
 use crate::ssh::SessionBind;
 use crate::ssh::agent_protocol::{AgentAnswer, AgentRequest, receive, send};
 
 /// Maximum number of session binds on one connection, as in OpenSSH.
 const BINDS_MAX: usize = 16;
+/// Idle deadline for a connection that another machine may use: it must not keep local clients out.
+const FORWARDED_IDLE: Duration = Duration::from_secs(60);
+/// Idle deadline for other connections.
+const IDLE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Answers a client until it closes the connection or sends something that is not a message.
-pub(super) async fn serve(mut stream: UnixStream, keys: &Keys) {
-    let mut client = AgentClient::default();
-    while let Ok(Some(message)) = receive(&mut stream).await {
-        let answer = client.answer(AgentRequest::parse(&message), keys).await;
-        if send(&answer.to_bytes(), &mut stream).await.is_err() {
-            return;
+pub(super) async fn serve(stream: UnixStream, keys: &ProviderKeys) {
+    let (mut reader, mut writer) = stream.into_split();
+    let (requests, mut queue) = mpsc::channel(1);
+    let closed = CancellationToken::new();
+    let ends = closed.clone().drop_guard();
+    // A client that hangs up must not keep a person waiting at the provider.
+    let reading = spawn_local(async move {
+        while let Ok(Some(message)) = receive(&mut reader).await {
+            if requests.send(message).await.is_err() {
+                break;
+            }
+        }
+        drop(ends);
+    });
+    let mut client = ClientState::default();
+    loop {
+        let idle = if client.may_be_forwarded {
+            FORWARDED_IDLE
+        } else {
+            IDLE
+        };
+        let Ok(Some(message)) = timeout(idle, queue.recv()).await else {
+            break;
+        };
+        let answer = tokio::select! {
+            answer = client.answer(AgentRequest::parse(&message), keys) => answer,
+            () = closed.cancelled() => break,
+        };
+        if send(&answer.to_bytes(), &mut writer).await.is_err() {
+            break;
         }
     }
+    reading.abort();
 }
 
 /// What a client told about its connection.
 #[derive(Debug, Default)]
-struct AgentClient {
+struct ClientState {
     binds: Vec<SessionBind>,
-    /// True once it cannot be known that requests come from this machine.
-    is_foreign: bool,
+    /// True once it cannot be ruled out that another machine uses the connection.
+    may_be_forwarded: bool,
 }
 
-impl AgentClient {
-    async fn answer(&mut self, request: AgentRequest, keys: &Keys) -> AgentAnswer {
+impl ClientState {
+    async fn answer(&mut self, request: AgentRequest, keys: &ProviderKeys) -> AgentAnswer {
         match request {
-            AgentRequest::Bind(bind) => self.bind(bind),
-            // A forwarded agent serves programs of another computer; OpenSSH says so with a bind, since 8.9.
-            AgentRequest::Identities if self.is_foreign => AgentAnswer::Identities(Vec::new()),
+            AgentRequest::Bind(bind) => self.bind(bind, keys),
+            AgentRequest::UnreadableBind => {
+                self.distrust();
+                keys.warn("a session bind cannot be read; this connection gets no keys");
+                AgentAnswer::Failure
+            }
+            AgentRequest::Identities if self.may_be_forwarded => {
+                AgentAnswer::Identities(Vec::new())
+            }
             AgentRequest::Identities => AgentAnswer::Identities(keys.list().await),
-            AgentRequest::Sign { key, data, flags } if !self.is_foreign => {
+            AgentRequest::Sign { .. } if self.may_be_forwarded => {
+                keys.warn("a signature was refused: another machine may use this connection");
+                AgentAnswer::Failure
+            }
+            AgentRequest::Sign { key, data, flags } => {
                 let wanted = WantedSignature {
                     key: &key,
                     data: &data,
@@ -45,23 +90,36 @@ impl AgentClient {
                 let signature = keys.sign(&wanted).await;
                 signature.map_or(AgentAnswer::Failure, AgentAnswer::Signature)
             }
-            AgentRequest::Sign { .. } => {
-                keys.refuse_forwarded();
-                AgentAnswer::Failure
-            }
             AgentRequest::Other => AgentAnswer::Failure,
         }
     }
 
-    fn bind(&mut self, bind: SessionBind) -> AgentAnswer {
-        if bind.is_forwarding() || self.binds.len() >= BINDS_MAX || !bind.is_signed() {
-            self.is_foreign = true;
+    /// Notes to which host the client connects. A forwarded agent serves programs of that host; OpenSSH says so since 8.9.
+    fn bind(&mut self, bind: SessionBind, keys: &ProviderKeys) -> AgentAnswer {
+        if bind.is_forwarding() {
+            self.distrust();
+            return AgentAnswer::Success;
         }
-        if bind.is_forwarding() || !self.is_foreign {
-            self.binds.push(bind);
-            AgentAnswer::Success
-        } else {
-            AgentAnswer::Failure
+        let fault = match bind.check() {
+            Err(fault) => fault.to_string(),
+            Ok(()) if self.binds.len() >= BINDS_MAX => format!("it is the {BINDS_MAX}th and more"),
+            Ok(()) if self.may_be_forwarded => return AgentAnswer::Failure,
+            Ok(()) => {
+                self.binds.push(bind);
+                return AgentAnswer::Success;
+            }
+        };
+        if !self.may_be_forwarded {
+            keys.warn(&format!(
+                "a session bind is invalid: {fault}; this connection gets no keys"
+            ));
         }
+        self.distrust();
+        AgentAnswer::Failure
+    }
+
+    fn distrust(&mut self) {
+        self.may_be_forwarded = true;
+        self.binds.clear();
     }
 }

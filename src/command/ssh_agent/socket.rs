@@ -2,8 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::FileTypeExt as _;
-use std::os::unix::net::UnixStream as BlockingStream;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,14 +13,17 @@ use rustix::process::{geteuid, umask};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_local;
+use tokio::time::timeout;
 
-use super::keys::Keys;
+use super::provider_keys::ProviderKeys;
 use super::{cannot_listen, connection};
-use crate::error::Failure;
+use crate::error::{Exit, Failure};
 use crate::tool::{Settings, runtime_folder};
 
 /// Maximum number of clients at once; others wait.
 const CLIENTS_MAX: usize = 256;
+/// Maximum time to find out whether an agent listens on a socket.
+const CONNECT_MAX: Duration = Duration::from_secs(1);
 /// Pause after a client could not be accepted, for instance because no descriptors are left.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -29,32 +31,39 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub(super) struct AgentSocket {
     listener: UnixListener,
     path: PathBuf,
+    /// The socket's own number, so that a successor's is not removed.
+    inode: Option<u64>,
 }
 
 impl AgentSocket {
     /// Listens on a path or, without one, in the user's runtime folder.
-    pub(super) fn bind(named: Option<&Path>) -> Result<Self, Failure> {
+    pub(super) async fn bind(named: Option<&Path>) -> Result<Self, Failure> {
         let path = match named {
             Some(path) => std::path::absolute(path).map_err(|why| cannot_listen(path, &why))?,
-            None => usual()?,
+            None => default_path()?,
         };
-        if is_stale(&path) {
+        if is_stale(&path).await {
             fs::remove_file(&path).map_err(|why| cannot_listen(&path, &why))?;
         }
-        // No moment passes in which others may connect.
+        // The umask applies when the socket is created, so others can never connect.
         let before = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
         let bound = UnixListener::bind(&path);
         umask(before);
         let listener = bound.map_err(|why| {
             let failure = cannot_listen(&path, &why);
             match why.kind() {
-                io::ErrorKind::AddrInUse => {
+                io::ErrorKind::AddrInUse if is_socket(&path) => {
                     failure.help("another agent listens there; use it, or end it")
                 }
-                _ => failure.help("name another place: `-a SOCKET`"),
+                _ => failure.help("choose another path with `-a SOCKET`"),
             }
         })?;
-        Ok(Self { listener, path })
+        let inode = inode(&path);
+        Ok(Self {
+            listener,
+            path,
+            inode,
+        })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -62,7 +71,7 @@ impl AgentSocket {
     }
 
     /// Serves every client of this user, for ever.
-    pub(super) async fn serve(&self, keys: &Rc<Keys>) {
+    pub(super) async fn serve(&self, keys: &Rc<ProviderKeys>) {
         let places = Arc::new(Semaphore::new(CLIENTS_MAX));
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else {
@@ -85,25 +94,40 @@ impl AgentSocket {
 
 impl Drop for AgentSocket {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if inode(&self.path) == self.inode {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
-/// Returns the usual place of this process's socket.
-fn usual() -> Result<PathBuf, Failure> {
+/// Returns the default path of this process's socket, whose folder it makes.
+fn default_path() -> Result<PathBuf, Failure> {
     let settings = Settings::from_env();
-    let runtime = settings.map_or_else(|_| "/run/anklume".into(), |settings| settings.runtime);
-    let path = runtime.join(format!("ssh-agent.{}", std::process::id()));
-    runtime_folder(&runtime)
-        .map_err(|why| cannot_listen(&path, &why).help("name another place: `-a SOCKET`"))?;
+    let settings = settings.map_err(|why| Failure::new(Exit::Failed, why.to_string()))?;
+    let path = settings
+        .runtime
+        .join(format!("ssh-agent.{}", std::process::id()));
+    runtime_folder(&settings.runtime)
+        .map_err(|why| cannot_listen(&path, &why).help("choose another path with `-a SOCKET`"))?;
     Ok(path)
 }
 
+fn is_socket(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|it| it.file_type().is_socket())
+}
+
+fn inode(path: &Path) -> Option<u64> {
+    fs::symlink_metadata(path).map(|it| it.ino()).ok()
+}
+
 /// Returns whether a path is a socket on which nothing listens, such as that of an agent that was killed.
-fn is_stale(path: &Path) -> bool {
-    let is_socket = fs::symlink_metadata(path).is_ok_and(|it| it.file_type().is_socket());
+async fn is_stale(path: &Path) -> bool {
+    let connected = timeout(CONNECT_MAX, UnixStream::connect(path));
     let refused = |why: io::Error| why.kind() == io::ErrorKind::ConnectionRefused;
-    is_socket && BlockingStream::connect(path).is_err_and(refused)
+    is_socket(path)
+        && connected
+            .await
+            .is_ok_and(|connected| connected.is_err_and(refused))
 }
 
 /// Returns whether the client is this user or root.

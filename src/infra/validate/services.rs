@@ -163,7 +163,18 @@ fn ssh_sign(fields: Fields<'_, '_>, with: &Map<String, Value>, findings: &mut Fi
     }
     let list = |key: &str| with.get(key).and_then(Value::as_array);
     let signs_logins = list("allow").is_some_and(|allow| allow.contains(&"login".into()));
-    let has_hosts = list("hosts").is_some_and(|hosts| !hosts.is_empty());
+    if list("allow").is_some_and(Vec::is_empty) {
+        let help =
+            "name what the service signs, such as `git`, or remove `allow`: its default is `git`";
+        let message = "`allow` is empty, so the service would sign nothing";
+        findings
+            .error(Code::InvalidArgument, at, message)
+            .help(help);
+    }
+    // A list of another type has its own finding.
+    let has_hosts = with
+        .get("hosts")
+        .is_some_and(|hosts| *hosts != Value::Array(Vec::new()));
     let (message, help) = match (signs_logins, has_hosts) {
         (true, false) => (
             "`allow` has `login`, but `hosts` names no host",

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
+use super::existing;
 use super::partial::{self, Partial};
 use super::portal::{self, Portal, explain};
 use super::unpublished::Unpublished;
@@ -91,6 +92,9 @@ pub(in crate::tool) async fn accept(
         pieces::not_final(arguments.r#final)?;
         return blocking(move |stop| {
             let piece = UploadPiece::new(path, caller, &arguments, data(&sent), true)?;
+            if let Some(there) = there_already(&settings, &piece, stop)? {
+                return Ok(there);
+            }
             let upload = Upload::begin(&settings, &piece, stop)?;
             upload
                 .take(&settings, &piece, stop)?
@@ -172,6 +176,7 @@ fn make_folder(
         size: 0,
         complete: true,
         sha256: None,
+        existed: None,
     };
     ToolOutcome::new(accepted.path.clone(), &accepted)
 }
@@ -201,6 +206,9 @@ fn take_piece(
     let (piece, upload) = match (checked, upload) {
         (Ok(piece), Some(upload)) => (piece, upload),
         (Ok(piece), None) => {
+            if let Some(there) = there_already(settings, &piece, stop)? {
+                return Ok(there);
+            }
             let upload = Upload::begin(settings, &piece, stop)?;
             (piece, upload)
         }
@@ -221,9 +229,41 @@ fn take_piece(
         size: upload.size,
         complete: false,
         sha256: piece.resume.then(|| hex(&upload.digest.clone().finalize())),
+        existed: None,
     };
     turn.wait(upload.size, upload);
     ToolOutcome::new(pieces::progress(accepted.size), &accepted)
+}
+
+/// Returns the answer for a file that is in place already with the announced digest. A caller that may make this process
+/// read much, because it sends only the digest, asks for it with `resume`.
+fn there_already(
+    settings: &Settings,
+    piece: &UploadPiece,
+    stop: &BlockingStop,
+) -> Result<Option<ToolOutcome>, ToolError> {
+    let UploadOptions { size, sha256, .. } = &piece.options;
+    let whole = u64::try_from(piece.data.len()).ok();
+    let size = if piece.last {
+        whole
+    } else {
+        size.filter(|_| piece.resume)
+    };
+    let (Some(size), Some(sha256)) = (size, sha256) else {
+        return Ok(None);
+    };
+    let portal = Portal::open_or_make(settings)?;
+    if !existing::has_content(&portal, &piece.path, size, sha256, stop)? {
+        return Ok(None);
+    }
+    let accepted = Accepted {
+        path: piece.path.as_str().to_owned(),
+        size,
+        complete: true,
+        sha256: Some(sha256.clone()),
+        existed: Some(true),
+    };
+    ToolOutcome::new(accepted.path.clone(), &accepted).map(Some)
 }
 
 impl UploadPiece {
@@ -455,6 +495,7 @@ impl Upload {
             size: self.size,
             complete: true,
             sha256: Some(actual),
+            existed: None,
         };
         ToolOutcome::new(accepted.path.clone(), &accepted)
     }

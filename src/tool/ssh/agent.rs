@@ -10,20 +10,27 @@ use crate::ssh::agent_protocol::{AgentAnswer, AgentRequest, receive, send};
 use crate::ssh::{SignatureRequest, SshKey};
 use crate::tool::ToolError;
 
-/// Maximum time for which an agent may look up its keys.
-const LIST_MAX: Duration = Duration::from_secs(2);
-/// Maximum time for a signature: an agent may ask its user to confirm, or to touch a security key.
-const SIGN_MAX: Duration = Duration::from_secs(60);
+/// Maximum time for an answer: an agent may ask its user to confirm, or to touch a security key, and meanwhile answer nothing.
+pub(super) const PERSON_MAX: Duration = Duration::from_secs(60);
 
-/// Nothing listens on the socket, or it does not answer in time as an agent does.
+/// The reason why there is no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct NoAnswer;
+pub(super) enum NoAnswer {
+    /// Nothing listens on the socket, or something that is no agent.
+    NoAgent,
+    /// It takes too long.
+    Slow,
+}
 
 /// Returns whether the agent on this socket has the key.
-pub(super) async fn holds(socket: &Path, key: &SshKey) -> Result<bool, NoAnswer> {
-    match ask(socket, &AgentRequest::Identities, LIST_MAX).await? {
+pub(super) async fn holds(
+    socket: &Path,
+    key: &SshKey,
+    patience: Duration,
+) -> Result<bool, NoAnswer> {
+    match ask(socket, &AgentRequest::Identities, patience).await? {
         AgentAnswer::Identities(keys) => Ok(keys.iter().any(|(blob, _)| blob == key.blob())),
-        _ => Err(NoAnswer),
+        _ => Err(NoAnswer::NoAgent),
     }
 }
 
@@ -34,13 +41,13 @@ pub(super) async fn sign(socket: &Path, request: &SignatureRequest) -> Result<Ve
         data: request.data.clone(),
         flags: request.flags,
     };
-    match ask(socket, &message, SIGN_MAX).await {
+    match ask(socket, &message, PERSON_MAX).await {
         Ok(AgentAnswer::Signature(signature)) => Ok(signature),
         Ok(_) => {
-            let text = "the provider's agent has the key, but refused to sign with it";
+            let text = "the provider's agent has the key, but refused to sign with it; it may be locked, or nobody confirmed";
             Err(ToolError::Refused(text.to_owned()))
         }
-        Err(NoAnswer) => {
+        Err(_) => {
             let text = "the provider's agent has the key, but gave no answer when asked to sign";
             Err(ToolError::TimedOut(text.to_owned()))
         }
@@ -59,6 +66,7 @@ async fn ask(
     });
     match asked.await {
         Ok(Ok(Some(answer))) => Ok(AgentAnswer::parse(&answer)),
-        _ => Err(NoAnswer),
+        Ok(_) => Err(NoAnswer::NoAgent),
+        Err(_) => Err(NoAnswer::Slow),
     }
 }

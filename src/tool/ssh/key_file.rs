@@ -33,50 +33,53 @@ impl fmt::Debug for KeyFile {
 
 /// What the folder has of a key.
 #[derive(Debug)]
-pub(super) enum Found {
+pub(super) enum KeyLookup {
     /// A file with the private key.
     Usable(KeyFile),
     /// A file with it that is not used.
-    Unfit(Unfit),
+    Unusable(UnusableFile),
     /// No file with it.
     Nothing,
 }
 
 /// The reason why a key file is not used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Unfit {
+pub(super) enum UnusableFile {
     /// A passphrase would be needed.
-    #[error("is protected by a passphrase")]
+    #[error("is protected by a passphrase; load it there with `ssh-add`")]
     Encrypted,
     /// As in OpenSSH, such a file is not used.
-    #[error("can be read by others")]
+    #[error("can be read by others, or is not the user's; make it private: `chmod 600`")]
     Open,
     /// Only an agent uses such a key.
-    #[error("is of an RSA key or a security key, which only an agent uses")]
+    #[error(
+        "holds an RSA or security key, which signs only through an agent; load it there with `ssh-add`"
+    )]
     AgentOnly,
 }
 
 /// Finds the private key among the files of a folder.
-pub(super) fn find(folder: &Path, key: &SshKey) -> Found {
+pub(super) fn find(folder: &Path, key: &SshKey) -> KeyLookup {
     let Ok(entries) = fs::read_dir(folder) else {
-        return Found::Nothing;
+        return KeyLookup::Nothing;
     };
     let paths = entries.take(FILES_MAX).flatten().map(|entry| entry.path());
     let mut paths: Vec<PathBuf> = paths.collect();
     paths.sort();
-    let mut unfit = None;
+    let mut unusable = None;
     for path in &paths {
         match look(path, key) {
-            Some(Ok(file)) => return Found::Usable(file),
-            Some(Err(reason)) => unfit = Some(reason),
+            Some(Ok(file)) => return KeyLookup::Usable(file),
+            Some(Err(reason)) => unusable = Some(reason),
             None => {}
         }
     }
-    unfit.map_or(Found::Nothing, Found::Unfit)
+    unusable.map_or(KeyLookup::Nothing, KeyLookup::Unusable)
 }
 
-/// Reads a file; `None` if it has not this key. `openat2` is not for a process that may start programs.
-fn look(path: &Path, key: &SshKey) -> Option<Result<KeyFile, Unfit>> {
+/// Reads a file; `None` if it does not contain this key. Uses no [`crate::dir::Dir`]: a process that may start programs is
+/// denied `openat2`.
+fn look(path: &Path, key: &SshKey) -> Option<Result<KeyFile, UnusableFile>> {
     // Neither a pipe nor a device is waited for.
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
     let flags = i32::try_from(flags.bits()).ok()?;
@@ -98,11 +101,11 @@ fn look(path: &Path, key: &SshKey) -> Option<Result<KeyFile, Unfit>> {
         return None;
     }
     Some(if key.is_rsa() || key.is_security_key() {
-        Err(Unfit::AgentOnly)
+        Err(UnusableFile::AgentOnly)
     } else if !is_private {
-        Err(Unfit::Open)
+        Err(UnusableFile::Open)
     } else if private.is_encrypted() {
-        Err(Unfit::Encrypted)
+        Err(UnusableFile::Encrypted)
     } else {
         Ok(KeyFile(Box::new(private)))
     })

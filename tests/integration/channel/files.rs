@@ -85,7 +85,7 @@ fn files_and_folders_are_sent_whole_with_their_modes_and_times() {
     again.is(
         1,
         "",
-        "error: `note` was not sent: the provider reports: `incoming/alice/note` already exists, and nothing is overwritten; choose another name\n",
+        "error: `note` was not sent: the provider reports: `incoming/alice/note` already exists, and nothing is overwritten; choose another name\n  = help: its content differs; send this one with `--name NAME`\n",
     );
     assert_eq!(fs::read(world.path(&incoming("note"))).unwrap(), b"hello");
     world
@@ -162,12 +162,13 @@ fn what_cannot_be_sent_is_named_before_anything_is_sent() {
         .is(0, sent, "");
     // Some of several are there already.
     world.write("first", "first");
+    world.write("note", "other");
     world.run(&["file", "push", "first", "note"]).is(
         1,
         "",
         "sent first as incoming/alice/first\n\
-         1 of 2 were sent; send only the rest, because nothing is overwritten\n\
-         error: `note` was not sent: the provider reports: `incoming/alice/note` already exists, and nothing is overwritten; choose another name\n",
+         1 of 2 were sent; the same command does not send them again\n\
+         error: `note` was not sent: the provider reports: `incoming/alice/note` already exists, and nothing is overwritten; choose another name\n  = help: its content differs; send this one with `--name NAME`\n",
     );
     server.end();
 }
@@ -374,4 +375,56 @@ fn progress_fits_the_terminal_and_leaves_no_trace() {
         }
         assert!(!shown.contains(" EiB"), "{shown}");
     }
+}
+
+#[test]
+fn the_same_push_again_sends_only_what_is_not_there() {
+    let (world, _server) = alice();
+    let large = vec![7; 3 * 1024 * 1024 + 1];
+    fs::create_dir_all(world.path("tree/sub")).unwrap();
+    world.write("tree/large", &large);
+    world.write("tree/small", "hello");
+    world.run(&["file", "push", "tree"]).is(
+        0,
+        "",
+        "sent tree/large as incoming/alice/tree/large\nsent tree/small as incoming/alice/tree/small\n\
+         sent tree/sub as incoming/alice/tree/sub\n",
+    );
+    world.write("tree/sub/new", "new");
+    world.run(&["file", "push", "tree"]).is(
+        0,
+        "",
+        "tree/large is there already, as incoming/alice/tree/large\n\
+         tree/small is there already, as incoming/alice/tree/small\n\
+         sent tree/sub/new as incoming/alice/tree/sub/new\n",
+    );
+    let ran = world.run(&[
+        "file",
+        "push",
+        "tree/small",
+        "--name",
+        "tree/small",
+        "--format",
+        "json",
+    ]);
+    assert!(ran.stdout.contains("\"existed\": true"), "{}", ran.stdout);
+    // Other content is not taken for it, whatever its length.
+    for (name, content) in [
+        ("small", b"HELLO".to_vec()),
+        ("large", vec![8; large.len()]),
+    ] {
+        world.write(&format!("tree/{name}"), content);
+        let ran = world.run(&["file", "push", "tree"]);
+        assert_eq!(ran.status, 1, "{}", ran.stderr);
+        let refused = format!(
+            "error: `tree/{name}` was not sent: the provider reports: `incoming/alice/tree/{name}` already exists, and nothing \
+             is overwritten; choose another name\n  = help: its content differs; send this one with `--name NAME`\n"
+        );
+        assert!(ran.stderr.contains(&refused), "{}", ran.stderr);
+    }
+    assert!(fs::read(world.path(&incoming("tree/large"))).unwrap() == large);
+    assert_eq!(
+        fs::read(world.path(&incoming("tree/small"))).unwrap(),
+        b"hello"
+    );
 }

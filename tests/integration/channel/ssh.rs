@@ -134,12 +134,7 @@ fn the_agent_lists_the_keys_of_all_services_and_refuses_what_it_is_not_for() {
     alice
         .agent("ssh-add -D")
         .is(1, "", "Failed to remove all identities.\n");
-    alice
-        .agent("ssh-add -s /usr/lib/x.so </dev/null")
-        .status
-        .eq(&1)
-        .then_some(())
-        .unwrap();
+    assert_eq!(alice.agent("ssh-add -s /usr/lib/x.so </dev/null").status, 1);
     alice.world.write("askpass", "#!/bin/sh\necho secret\n");
     alice.done("chmod +x askpass");
     alice
@@ -218,9 +213,23 @@ fn in_the_foreground_it_serves_until_it_is_told_to_end_and_replaces_a_dead_socke
     super::world::signal(child.id(), "TERM");
     assert_eq!(super::world::wait(&mut child), 130);
     assert!(!std::path::Path::new(&path).exists());
-    let failed = "error: the agent did not start\n  = help: `anklume ssh-agent -D` with the same options says why\n";
-    let args = ["ssh-agent", "-a", "no/such/folder"];
-    alice.world.run(&args).is(1, "", failed);
+    // In the background, the same is said.
+    let ran = alice.world.run(&["ssh-agent", "-a", "no/such/folder"]);
+    assert_eq!(ran.status, 1);
+    assert!(
+        ran.stderr
+            .contains("no/such/folder`: No such file or directory"),
+        "{}",
+        ran.stderr
+    );
+    alice.world.write("file", "");
+    let ran = alice.world.run(&["ssh-agent", "-D", "-a", "file"]);
+    assert!(
+        ran.stderr
+            .ends_with("= help: choose another path with `-a SOCKET`\n"),
+        "{}",
+        ran.stderr
+    );
     let ran = alice
         .world
         .run(&["ssh-agent", "-D", "-a", "no/such/folder"]);
@@ -264,4 +273,52 @@ fn a_silent_provider_is_named_and_the_others_serve() {
         "{}",
         ran.stderr
     );
+}
+
+#[test]
+fn of_two_services_with_one_key_the_one_that_may_signs_and_the_other_is_silent() {
+    let world = provider();
+    let line = ed25519(&world);
+    let services = [
+        service("commits", &line, ""),
+        service("reports", &line, ", allow: [\"file:reports\"]"),
+    ];
+    let alice = Alice::new(world, &services.each_ref().map(String::as_str));
+    let sign = |namespace: &str| {
+        let public = alice.world.text(".ssh/id_ed25519.pub");
+        alice.agent(&format!(
+            "echo x | ssh-keygen -q -Y sign -n {namespace} -f {public} >/dev/null"
+        ))
+    };
+    for namespace in ["git", "reports"] {
+        let ran = sign(namespace);
+        assert_eq!((ran.status, ran.stderr.as_str()), (0, ""), "{namespace}");
+    }
+    let ran = sign("mail");
+    for name in ["commits", "reports"] {
+        assert!(
+            ran.stderr.contains(&format!("vault/{name}: ")),
+            "{}",
+            ran.stderr
+        );
+    }
+}
+
+#[test]
+fn no_service_and_no_key_are_said() {
+    let alice = Alice::with("");
+    alice.done("ssh-keygen -q -t ed25519 -N '' -f home/own && ssh-keygen -lf home/own.pub >print");
+    let ran =
+        alice.agent("echo x | ssh-keygen -q -Y sign -n git -f .ssh/id_ed25519.pub >/dev/null");
+    assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+    alice
+        .world
+        .policy(&["{name: notes, tool: notify, consumers: [alice]}"]);
+    until("the service is gone", || {
+        alice.agent("ssh-add -l").status == 1
+    });
+    let none = "anklume ssh-agent: no provider offers this machine an `ssh_sign` service; ask the operator for one\n";
+    alice
+        .agent("ssh-add -l")
+        .is(1, "The agent has no identities.\n", none);
 }

@@ -440,7 +440,7 @@ fn of_two_that_send_one_name_one_wins_and_nothing_is_mixed() {
     };
     let loser = &ran[1 - winner];
     let exists = format!(
-        "error: `from{}/f` was not sent: the provider reports: `incoming/alice/f` already exists, and nothing is overwritten; choose another name\n",
+        "error: `from{}/f` was not sent: the provider reports: `incoming/alice/f` already exists, and nothing is overwritten; choose another name\n  = help: its content differs; send this one with `--name NAME`\n",
         1 - winner
     );
     assert_eq!((loser.status, loser.stderr.as_str()), (1, exists.as_str()));

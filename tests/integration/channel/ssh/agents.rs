@@ -98,8 +98,7 @@ fn an_agent_of_the_provider_that_lies_or_hangs_gets_nothing_out() {
             .to_owned();
         STANDARD.decode(text).unwrap()
     };
-    let withheld =
-        "the provider's agent made a signature that is not of the service's key; it is withheld";
+    let withheld = "the provider's agent returned a signature that is not valid for the service's key; it was discarded";
     let refused = "the provider's agent has the key, but refused to sign with it";
     for (answer, said) in [
         (framed(14, &[&other], b""), withheld),
@@ -167,10 +166,10 @@ fn a_caller_chooses_neither_the_key_nor_what_it_signs() {
     for (arguments, said) in [
         (json!({}), "missing argument `data`"),
         (json!({"data": "!"}), "`data` is not base64"),
-        (json!({"data": ""}), "neither those of a file"),
+        (json!({"data": ""}), "neither SSHSIG data"),
         (
             json!({"data": data, "flags": 2}),
-            "the flags 2 do not fit the key",
+            "the flags 2 are not valid for the key",
         ),
         (
             json!({"data": data, "flags": 5}),
@@ -188,7 +187,10 @@ fn a_caller_chooses_neither_the_key_nor_what_it_signs() {
             json!({"data": data, "bind": vec![""; 17]}),
             "`bind` has 17 entries; at most 16 are taken",
         ),
-        (json!({"data": base64(&[0; 9000])}), "more than 8192"),
+        (
+            json!({"data": base64(&[0; 9000])}),
+            "longer than 8192 bytes",
+        ),
     ] {
         let result = peer.call("commits", &arguments);
         let text = result["result"]["content"][0]["text"].as_str().unwrap();
@@ -218,7 +220,7 @@ fn rsa_with_sha_1_is_refused() {
     );
     // The positive control fails later, for want of an agent.
     let sha512 = said(&peer.call("commits", &json!({"data": data, "flags": 4})));
-    assert!(sha512.contains("which only an agent uses"), "{sha512}");
+    assert!(sha512.contains("signs only through an agent"), "{sha512}");
 }
 
 #[test]
@@ -279,7 +281,6 @@ fn a_client_of_the_agent_is_bounded() {
         framed(13, &[b"key"], b""),
         framed(13, &[b"key", b"data"], &[0; 5]),
         framed(27, &[b"query"], b""),
-        framed(27, &[b"session-bind@openssh.com", b"key"], b""),
         // A bind whose signature is of nobody.
         framed(
             27,
@@ -310,8 +311,85 @@ fn a_client_of_the_agent_is_bounded() {
         ],
         &[0],
     );
-    assert_eq!(answer(&[bind, list.clone()]), [12, 0, 0, 0, 0]);
+    let cut = framed(27, &[b"session-bind@openssh.com", b"key"], b"");
+    let odd = framed(
+        27,
+        &[
+            b"session-bind@openssh.com",
+            b"key",
+            b"session",
+            b"signature",
+        ],
+        &[255],
+    );
+    for bad in [bind, cut, odd] {
+        assert_eq!(answer(std::slice::from_ref(&bad)), failure, "{bad:?}");
+        assert_eq!(answer(&[bad, list.clone()]), [12, 0, 0, 0, 0]);
+    }
     assert_eq!(answer(&[list])[..5], [12, 0, 0, 0, 1]);
     super::super::world::signal(child.id(), "TERM");
     super::super::world::wait(&mut child);
+}
+
+/// A provider whose socket is `name`, which offers that key and answers each call with that signature.
+fn hostile_provider(alice: &Alice, name: &str, service: &str, line: &str, signature: &[u8]) {
+    let socket = alice.world.path(&format!("alice/{name}.sock"));
+    let listener = UnixListener::bind(socket).unwrap();
+    let (service, line, signature) = (service.to_owned(), line.to_owned(), base64(signature));
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let stream = stream.unwrap();
+            let mut writer = stream.try_clone().unwrap();
+            for request in std::io::BufRead::lines(std::io::BufReader::new(stream)) {
+                let request: Value = serde_json::from_str(&request.unwrap()).unwrap();
+                let result = match request["method"].as_str().unwrap() {
+                    "initialize" => json!({
+                        "protocolVersion": "2025-11-25",
+                        "capabilities": {"tools": {}},
+                        "serverInfo": {"name": "x", "version": "1"},
+                    }),
+                    "tools/list" => json!({"tools": [{
+                        "name": service,
+                        "inputSchema": {"type": "object"},
+                        "_meta": {"anklume/tool": "ssh_sign", "anklume/public_key": line},
+                    }]}),
+                    "tools/call" => json!({
+                        "content": [{"type": "text", "text": signature}],
+                        "structuredContent": {"signature": signature, "purpose": "git"},
+                    }),
+                    _ => continue,
+                };
+                let answer = json!({"jsonrpc": "2.0", "id": request["id"], "result": result});
+                writeln!(writer, "{answer}").unwrap();
+            }
+        }
+    });
+}
+
+#[test]
+fn a_provider_that_lists_another_s_key_signs_nothing_and_one_that_lies_reaches_no_terminal() {
+    let alice = Alice::with("");
+    let line = std::fs::read_to_string(alice.world.path(".ssh/id_ed25519.pub")).unwrap();
+    let line = line.trim();
+    // Its name comes before that of the real provider.
+    hostile_provider(&alice, "a", "commits", line, b"garbage");
+    for (name, service, line) in [
+        ("b", "commits\u{1b}[31m", line.to_owned()),
+        ("c", "commits", format!("{line}\u{202e}x")),
+        ("d", "commits", "ssh-ed25519 AAAA".to_owned()),
+    ] {
+        hostile_provider(&alice, name, service, &line, b"");
+    }
+    let ran = alice.agent("ssh-add -L");
+    assert_eq!(
+        ran.stdout,
+        format!("{line} (a/commits)\n"),
+        "{}",
+        ran.stderr
+    );
+    let ran = alice.agent("echo x | ssh-keygen -Y sign -n git -f .ssh/id_ed25519.pub");
+    assert_eq!(ran.status, 255, "{}", ran.stderr);
+    let said =
+        "anklume ssh-agent: a/commits: the provider's answer is not a signature with this key";
+    assert!(ran.stderr.contains(said), "{}", ran.stderr);
 }

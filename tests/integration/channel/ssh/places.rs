@@ -75,14 +75,15 @@ fn keys_of_every_kind_sign_from_an_ssh_agent() {
     }
     drop(agent);
     let said = signs(&alice, "rsa");
-    assert!(said.contains("no agent and no file has it"), "{said}");
+    assert!(
+        said.contains("in no agent and in no file in `~/.ssh`; load it there with `ssh-add`"),
+        "{said}"
+    );
     // A socket on which nothing listens, as a killed agent leaves it.
     drop(std::os::unix::net::UnixListener::bind(alice.world.path("agent.sock")).unwrap());
     let said = signs(&alice, "rsa");
     assert!(
-        said.contains(
-            "ssh-agent does not answer, and no file has it; load it there with `ssh-add`"
-        ),
+        said.contains("in no agent and in no file in `~/.ssh`"),
         "{said}"
     );
 }
@@ -110,16 +111,20 @@ fn keys_sign_from_files_as_far_as_openssh_would_use_them() {
     for (name, reason) in [
         (
             "rsa",
-            "is of an RSA key or a security key, which only an agent uses",
+            "holds an RSA or security key, which signs only through an agent; load it there with `ssh-add`",
         ),
-        ("locked", "is protected by a passphrase"),
-        ("open", "can be read by others"),
+        (
+            "locked",
+            "is protected by a passphrase; load it there with `ssh-add`",
+        ),
+        (
+            "open",
+            "can be read by others, or is not the user's; make it private: `chmod 600`",
+        ),
     ] {
         let said = signs(&alice, name);
         assert!(
-            said.contains(&format!(
-                ": its file {reason}; load it there with `ssh-add`"
-            )),
+            said.contains(&format!(": its file {reason}")),
             "{name}: {said}"
         );
     }
@@ -132,7 +137,10 @@ fn keys_sign_from_files_as_far_as_openssh_would_use_them() {
     assert!(said.contains("Good \"git\" signature"), "{said}");
     fs::remove_file(alice.world.path(".ssh/p384")).unwrap();
     let said = signs(&alice, "p384");
-    assert!(said.contains("no agent and no file has it"), "{said}");
+    assert!(
+        said.contains("in no agent and in no file in `~/.ssh`; load it there with `ssh-add`"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -237,6 +245,52 @@ fn an_agent_that_has_the_key_and_refuses_is_not_passed_by() {
         "{said}"
     );
     drop(agent);
+    let said = signs(&alice, "id_ed25519");
+    assert!(said.contains("Good \"git\" signature"), "{said}");
+}
+
+#[test]
+fn a_key_that_comes_later_is_found() {
+    let elsewhere = provider();
+    let public = ed25519(&elsewhere);
+    let world = provider();
+    let alice = Alice::new(world, &[&service("commits", &public, "")]);
+    // A call starts the process that reads the keys, before there is a folder of them.
+    let missing =
+        alice.agent("ssh-add -L >public.pub; ssh-keygen -Y sign -n git -f public.pub <public.pub");
+    assert!(
+        missing
+            .stderr
+            .contains("in no agent and in no file in `~/.ssh`; load it there with `ssh-add`"),
+        "{}",
+        missing.stderr
+    );
+    let folder = alice.world.path(".ssh");
+    let mode = fs::metadata(&folder).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    for name in ["id_ed25519", "id_ed25519.pub"] {
+        fs::copy(elsewhere.path(&format!(".ssh/{name}")), folder.join(name)).unwrap();
+    }
+    let said = signs(&alice, "id_ed25519");
+    assert!(said.contains("Good \"git\" signature"), "{said}");
+}
+
+#[test]
+fn an_agent_that_waits_for_its_user_is_not_passed_over_for_a_file() {
+    let world = provider();
+    let commits = service("commits", &ed25519(&world), "");
+    // It accepts connections and says nothing, as ssh-agent does while it asks its user to confirm another signature.
+    let silent = std::os::unix::net::UnixListener::bind(world.path("agent.sock")).unwrap();
+    let socket = world.text("agent.sock");
+    let short = commits.replacen("with:", "limits: {call_seconds: 2}, with:", 1);
+    let alice = Alice::new(world.env("SSH_AUTH_SOCK", socket), &[&short]);
+    let said = signs(&alice, "id_ed25519");
+    assert!(
+        said.contains("it was stopped after 2 s, the maximum duration"),
+        "{said}"
+    );
+    // The file is there, as the positive control shows.
+    drop(silent);
     let said = signs(&alice, "id_ed25519");
     assert!(said.contains("Good \"git\" signature"), "{said}");
 }

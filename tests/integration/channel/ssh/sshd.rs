@@ -51,7 +51,7 @@ impl Sshd {
             .args(["-q", "-t", "ed25519", "-N", "", "-f", &host])
             .status();
         assert!(made.unwrap().success());
-        // Free a moment ago; nothing else here takes ports.
+        // Free a moment ago.
         let port = TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
