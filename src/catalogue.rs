@@ -256,7 +256,7 @@ pub struct Signed {
 pub struct SshSigned {
     /// The signature in the agent's wire format, in base64
     pub signature: Payload,
-    /// What it is for: `git`, `file:NAMESPACE`, or `login as USER to SHA256:…`
+    /// What it is for: `git`, `file:NAMESPACE`, or `login to SHA256:… as USER`
     pub purpose: String,
 }
 

@@ -4,6 +4,7 @@
 
 mod apply;
 mod audit;
+mod bar;
 mod clipboard;
 mod doctor;
 mod file;
@@ -68,7 +69,10 @@ fn as_gpg(args: &[OsString]) -> Exit {
     let output = Output::new(&GlobalArgs::default());
     match git_gpg::run(args, &output) {
         Ok(exit) => exit,
-        Err(error) => report_failures(&error, false, &output),
+        Err(error) => {
+            git_gpg::tell_terminal(&error);
+            report_failures(&error, false, &output)
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Only [`decide`] answers that question and creates a [`Grant`], without which no tool runs. Pure: no file, no clock, no network.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use crate::catalogue::{self, OFFER_TO, OFFERED_ONLY, SshSign};
 use crate::name::{MachineName, ServiceName, ToolName};
 use crate::services::{Service, Services};
 use crate::ssh::{self, Purpose, Refusal};
-use crate::text::shown;
+use crate::text::{listed, shown};
 
 /// Maximum length of a name that a message repeats, in characters.
 const NAME_SHOWN: usize = 80;
@@ -123,6 +124,8 @@ pub enum Denial {
     NoOffers {
         /// The machine, as written.
         consumer: String,
+        /// The machines that something can be offered to.
+        others: Vec<MachineName>,
     },
     /// What is to be signed is not what the service signs.
     NotSigned(Refusal),
@@ -135,11 +138,14 @@ pub enum Denial {
 
 /// Explains [`Denial::NoOffers`].
 #[must_use]
-pub fn no_offers(consumer: &str) -> String {
-    format!(
-        "no service with `offered_only: true` has the consumer `{}`",
-        shown(consumer, NAME_SHOWN)
-    )
+pub fn no_offers(consumer: &str, others: &[MachineName]) -> String {
+    let consumer = shown(consumer, NAME_SHOWN);
+    let others: Vec<&str> = others.iter().map(MachineName::as_str).collect();
+    let others = match others.as_slice() {
+        [] => "no machine is".to_owned(),
+        some => format!("these are: {}", listed(some)),
+    };
+    format!("`{consumer}` is not a consumer of a service with `offered_only: true`; {others}")
 }
 
 /// Decides on a call according to the services of the machine that received it.
@@ -158,7 +164,8 @@ fn decide_operator(services: &Services, request: Request<'_>) -> Decision {
             && !gives_offers(services, consumer)
         {
             let consumer = consumer.to_owned();
-            return Decision::Denied(Denial::NoOffers { consumer });
+            let others = offered_consumers(services);
+            return Decision::Denied(Denial::NoOffers { consumer, others });
         }
         return Decision::Allowed(Grant {
             caller: Caller::Operator,
@@ -178,6 +185,14 @@ fn decide_operator(services: &Services, request: Request<'_>) -> Decision {
 fn offered_to(tool: ToolName, request: Request<'_>) -> Option<&str> {
     let consumer = request.arguments.get(OFFER_TO)?.as_str()?;
     (tool == ToolName::ClipboardSet).then_some(consumer)
+}
+
+/// Returns the machines to which something can be offered, each once.
+fn offered_consumers(services: &Services) -> Vec<MachineName> {
+    let giving = services.services.iter();
+    let giving = giving.filter(|service| catalogue::gives_offers(service.tool, &service.with));
+    let consumers: BTreeSet<&MachineName> = giving.flat_map(|service| &service.consumers).collect();
+    consumers.into_iter().cloned().collect()
 }
 
 /// Returns whether a service gives this machine what is offered to it.

@@ -87,13 +87,25 @@ pub enum Purpose {
     },
 }
 
+impl Purpose {
+    /// Returns the same text, with the user as the client wrote it: at most 256 bytes, for the log.
+    #[must_use]
+    pub fn unescaped(&self) -> String {
+        match self {
+            Self::Content(content) => content.to_string(),
+            // The user comes last, so that no name looks like another host.
+            Self::Login { user, host } => format!("login to {host} as {user}"),
+        }
+    }
+}
+
 impl fmt::Display for Purpose {
-    /// Writes, for example, `git`, `file:email`, or `login as root to SHA256:…`, in printable characters.
+    /// Writes, for example, `git`, `file:email`, or `login to SHA256:… as root`, in printable characters.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Content(kind) => kind.fmt(f),
             Self::Login { user, host } => {
-                write!(f, "login as {} to {host}", shown(user, SHOWN_MAX))
+                write!(f, "login to {host} as {}", shown(user, SHOWN_MAX))
             }
         }
     }

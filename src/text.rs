@@ -200,6 +200,20 @@ fn is_control(character: char) -> bool {
         )
 }
 
+/// Formats a size: exactly below 1 MiB, and with one decimal beyond.
+pub(crate) fn size(number: u64) -> String {
+    const MIB: u64 = 1024 * 1024;
+    let decimal = |unit: u64| {
+        let tenths = number / (unit / 10);
+        format!("{}.{}", tenths / 10, tenths % 10)
+    };
+    match number {
+        0..MIB => bytes(number),
+        MIB..0x4000_0000 => format!("{} MiB", decimal(MIB)),
+        _ => format!("{} GiB", decimal(1024 * MIB)),
+    }
+}
+
 /// Formats a byte count.
 pub(crate) fn bytes<N: Copy + Display + PartialEq + From<u8>>(number: N) -> String {
     if number == N::from(1) {

@@ -167,7 +167,7 @@ pub enum ToolError {
         announced: String,
     },
     /// The file would exceed the caller's share of the portal.
-    #[error("`{folder}` holds {}, and {wanted} more would exceed its limit of {limit}; {}", text::bytes(*used),
+    #[error("`{folder}` holds {}, and {} more would exceed its limit of {}; {}", text::size(*used), text::size(*wanted), text::size(*limit),
         if wanted > limit { "send a smaller file" } else { "remove files from it on the provider" })]
     Quota {
         /// Relative to the portal.

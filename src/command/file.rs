@@ -1,6 +1,5 @@
 //! `anklume file`: sends files and folders to another machine, and fetches them from it.
 
-mod bar;
 mod list;
 mod pull;
 mod push;

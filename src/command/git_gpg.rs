@@ -2,7 +2,7 @@
 //! verifying, is done by the gpg of this machine.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 
 use super::output::Output;
@@ -94,14 +94,15 @@ fn request(args: &[OsString]) -> Result<GitRequest, Failure> {
 }
 
 fn sign(key: &str, status: i32, output: &Output) -> anyhow::Result<Exit> {
-    let name = named()?;
+    // Git passes no flags of ours on.
+    let name = named()?.named_by("`git config anklume.sign PROVIDER/SERVICE`");
     with_signer(&name, output, async |server, service| {
         let public = sign::public_key(server, service).await?;
         if !is_key(key, &public) {
             return Err(other_key(key, &public).into());
         }
         let source = PayloadSource::new(io::stdin());
-        let signature = sign::sign(server, service, source).await?;
+        let signature = sign::sign(server, service, source, &mut |_, _| ()).await?;
         // The provider chose its key again, and may have chosen another one since.
         let fingerprint = signature.fingerprint.to_ascii_uppercase();
         let is_listed = public.fingerprints.contains(&fingerprint);
@@ -245,6 +246,37 @@ fn local(args: &[OsString]) -> anyhow::Result<Exit> {
     let mut gpg = transport::program("gpg").map_err(missing)?;
     gpg.args(args).envs(std::env::vars_os());
     Err(missing(gpg.as_std_mut().exec()).into())
+}
+
+/// Shows a failure on the terminal as well, if Git keeps what this program writes to itself, as 2.39 does.
+pub(super) fn tell_terminal(why: &anyhow::Error) {
+    if io::stderr().is_terminal() || git_tells() {
+        return;
+    }
+    let Ok(mut terminal) = std::fs::OpenOptions::new().write(true).open("/dev/tty") else {
+        return;
+    };
+    let help = why
+        .downcast_ref::<Failure>()
+        .and_then(|failure| failure.help.as_ref());
+    let help = help.map_or_else(String::new, |help| format!("\n{NAME}: help: {help}"));
+    // Nobody else can be told.
+    let _ = writeln!(terminal, "{NAME}: error: {why:#}{help}");
+}
+
+/// Returns whether this machine's Git shows what its gpg wrote when signing failed; seen with 2.47, the first one tested.
+fn git_tells() -> bool {
+    let Ok(mut git) = transport::program("git") else {
+        return false;
+    };
+    let output = git.arg("--version").as_std_mut().output();
+    let output = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let output = output.unwrap_or_default();
+    let version = output.split_whitespace().nth(2).unwrap_or_default();
+    let mut numbers = version
+        .split('.')
+        .map(|number| number.parse().unwrap_or(0_u32));
+    (numbers.next(), numbers.next()) >= (Some(2), Some(47))
 }
 
 /// Returns whether this program was called by that name.

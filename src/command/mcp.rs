@@ -14,7 +14,7 @@ pub(super) use answer::text_out;
 pub(super) use call::client_error;
 pub(super) use key::{signing_key, ssh_key};
 pub(super) use with_client::{
-    ServerClient, connected, interruptible, machine_on_host, unreachable, with_client,
+    ServerClient, connected, interruptible, is_invalid, machine_on_host, unreachable, with_client,
 };
 pub(super) use worker::{run_helper, run_worker};
 

@@ -44,6 +44,8 @@ pub(super) struct NamedService {
     service: Option<String>,
     /// Its machine is the provider; `None` if that is not named.
     channel: ChannelArgs,
+    /// How a user can name it, if not by the flags `-i` and `--service`.
+    naming: Option<&'static str>,
 }
 
 impl NamedService {
@@ -59,7 +61,14 @@ impl NamedService {
                 timeout: args.timeout,
                 dry_run: false,
             },
+            naming: None,
         })
+    }
+
+    /// Sets how a user can name the service, for a program without these flags.
+    pub(super) fn named_by(self, naming: &'static str) -> Self {
+        let naming = Some(naming);
+        Self { naming, ..self }
     }
 
     /// Parses `PROVIDER` or `PROVIDER/SERVICE`; an empty text names nothing.
@@ -82,6 +91,7 @@ impl NamedService {
                 instance: Some(provider.to_owned()),
                 ..ChannelArgs::default()
             },
+            naming: None,
         })
     }
 
@@ -194,7 +204,10 @@ fn only_provider(
     otherwise: &str,
     output: &Output,
 ) -> anyhow::Result<String> {
-    let help = format!("name it: `-i PROVIDER`{otherwise}");
+    let help = name.naming.map_or_else(
+        || format!("name it: `-i PROVIDER`{otherwise}"),
+        |naming| format!("name it: {naming}"),
+    );
     let providers = transport::providers().map_err(|why| unreachable(&why))?;
     if providers.is_empty() {
         let message = format!("no provider of `{tool}` is named");
@@ -225,7 +238,7 @@ fn only_provider(
         // The services of a silent provider are unknown, so it may be the one.
         [] | [_] if !silent.is_empty() => Err(silent.remove(0)),
         [only] => Ok(only.clone()),
-        [] => Err(none(tool, &listed(&providers)).into()),
+        [] => Err(none(tool, &listed(&providers), name.service.as_deref()).into()),
         several => {
             let message = format!("several providers offer `{tool}`: {}", listed(several));
             Err(Failure::new(Exit::Usage, message).help(help).into())
@@ -234,9 +247,18 @@ fn only_provider(
 }
 
 /// `providers` are escaped.
-fn none(tool: ToolName, providers: &str) -> Failure {
-    let message = format!("no service of {providers} offers `{tool}` to this machine");
-    let help = format!("ask the operator for a service with `tool: {tool}`");
+fn none(tool: ToolName, providers: &str, service: Option<&str>) -> Failure {
+    let (named, help) = match service {
+        None => (
+            String::new(),
+            format!("ask the operator for a service with `tool: {tool}`"),
+        ),
+        Some(service) => (
+            format!(" `{}`", escaped(service)),
+            "`anklume mcp list -i PROVIDER` shows the services of a provider".to_owned(),
+        ),
+    };
+    let message = format!("no service{named} of {providers} offers `{tool}` to this machine");
     Failure::new(Exit::Refused, message).help(help)
 }
 
@@ -282,19 +304,24 @@ fn only_service(
     let provider = provider.map_or_else(|| "the provider".to_owned(), escaped);
     match (services.as_slice(), all.as_slice(), named) {
         ([only], ..) | ([], [only], _) => Ok((*only).to_owned()),
-        ([], _, None) => Err(none(tool, &provider)),
+        ([], _, None) => Err(none(tool, &provider, None)),
         ([], _, Some(named)) => {
             let message = format!(
                 "`{}` is not a service of {provider} that offers `{tool}` to this machine",
                 escaped(named)
             );
-            let help = "`anklume mcp list -i PROVIDER` shows its services";
+            let others: Vec<&str> = with_tool(tool, tools, None).collect();
+            let help = match others.as_slice() {
+                [] => "`anklume mcp list -i PROVIDER` shows the services of a provider".to_owned(),
+                some => format!("it offers: {}", listed(some)),
+            };
             Err(Failure::new(Exit::Refused, message).help(help))
         }
         (several, ..) => {
             let several = listed(several);
             let message = format!("several services of {provider} offer `{tool}`: {several}");
-            Err(Failure::new(Exit::Usage, message).help("name one: `--service SERVICE`"))
+            let naming = name.naming.unwrap_or("`--service SERVICE`");
+            Err(Failure::new(Exit::Usage, message).help(format!("name one: {naming}")))
         }
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::bar::TransferBar;
 use super::file::{fresh, shown, unreadable, unwritable};
 use super::mcp::ServerClient;
 use super::output::Output;
@@ -13,7 +14,7 @@ use super::service::{NamedService, call, print, send, structured, text, with_ser
 use crate::cli::SignArgs;
 use crate::error::{Exit, Failure};
 use crate::mcp::client::Called;
-use crate::mcp::client::pieces::PayloadSource;
+use crate::mcp::client::pieces::{Moved, PayloadSource};
 use crate::name::ToolName;
 
 /// The environment variable that names the service that signs: `PROVIDER` or `PROVIDER/SERVICE`.
@@ -51,6 +52,8 @@ pub(super) fn run(args: &SignArgs, output: &Output) -> anyhow::Result<Exit> {
             .into());
     }
     for file in args.files.iter().filter(|file| !is_stdin(file)) {
+        // Before anything is signed.
+        fs::metadata(file).map_err(|why| unreadable(&shown(file), &why))?;
         let signature = signature_file(file);
         if !args.force && fs::symlink_metadata(&signature).is_ok() {
             let shown = shown(&signature);
@@ -61,17 +64,31 @@ pub(super) fn run(args: &SignArgs, output: &Output) -> anyhow::Result<Exit> {
         }
     }
     let name = NamedService::of(&args.service, &std::env::var(SIGN).unwrap_or_default())?;
-    with_signer(&name, output, async |server, service| {
+    let mut bar = TransferBar::new(output);
+    let signed = with_signer(&name, output, async |server, service| {
         if args.public_key {
             let key = public_key(server, service).await?;
             print(&key.armored, output)?;
         }
         for file in &args.files {
-            let signed = sign_file(server, service, file, args.force, output).await;
-            signed.map_err(|why| why.context(format!("cannot sign `{}`", shown(file))))?;
+            bar.begin(&shown(file));
+            let signed = sign_file(server, service, file, args.force, &mut bar).await;
+            bar.end();
+            let created =
+                signed.map_err(|why| why.context(format!("cannot sign `{}`", shown(file))))?;
+            match created {
+                Ok(path) => output.say(&format!("created {}", shown(&path))),
+                Err(armored) => print(&armored, output)?,
+            }
+            bar.next();
         }
         Ok(Exit::Done)
-    })
+    });
+    bar.end();
+    if matches!(signed, Ok(Exit::Interrupted)) {
+        output.say("interrupted: the file that was being signed has no signature");
+    }
+    signed
 }
 
 fn is_stdin(file: &Path) -> bool {
@@ -85,25 +102,27 @@ fn signature_file(file: &Path) -> PathBuf {
     name.into()
 }
 
+/// Signs a file; returns the path of the signature or, for stdin, the signature itself.
 async fn sign_file(
     server: &mut ServerClient,
     service: &str,
     file: &Path,
     force: bool,
-    output: &Output,
-) -> anyhow::Result<()> {
+    bar: &mut TransferBar,
+) -> anyhow::Result<Result<PathBuf, String>> {
+    let mut moved = |bytes, total| bar.moved(bytes, total);
     if is_stdin(file) {
-        let signature = sign(server, service, PayloadSource::new(io::stdin())).await?;
-        print(&signature.armored, output)?;
-        return Ok(());
+        let source = PayloadSource::new(io::stdin());
+        let signature = sign(server, service, source, &mut moved).await?;
+        return Ok(Err(signature.armored));
     }
     let opened = File::open(file).map_err(|why| unreadable(&shown(file), &why))?;
-    let signature = sign(server, service, PayloadSource::of_file(opened)).await?;
+    let source = PayloadSource::of_file(opened);
+    let signature = sign(server, service, source, &mut moved).await?;
     let target = signature_file(file);
     let written = write(&target, signature.armored.as_bytes(), force);
     written.map_err(|why| unwritable(&target, &why))?;
-    output.say(&format!("created {}", shown(&target)));
-    Ok(())
+    Ok(Ok(target))
 }
 
 /// Writes a file whole or not at all.
@@ -161,8 +180,9 @@ pub(super) async fn sign(
     server: &mut ServerClient,
     service: &str,
     source: PayloadSource,
+    moved: Moved<'_>,
 ) -> anyhow::Result<Signature> {
-    let called = send(server, service, Map::new(), source, false, &mut |_, _| ()).await?;
+    let called = send(server, service, Map::new(), source, false, moved).await?;
     signature(&called)
 }
 

@@ -42,7 +42,11 @@ pub(super) fn run(args: &SshAgentArgs, output: &Output) -> anyhow::Result<Exit> 
     if let [program, arguments @ ..] = args.command.as_slice() {
         return Err(background::replace(program, arguments, &agent).into());
     }
-    announce(&agent.socket, agent.process, output)?;
+    if let Err(why) = announce(&agent.socket, agent.process, output) {
+        // Nobody would know it.
+        agent.end();
+        return Err(why);
+    }
     Ok(Exit::Done)
 }
 

@@ -302,7 +302,7 @@ impl Action {
                     Some(RecreateReason::TakenOver) => ", recreated",
                     Some(RecreateReason::NoProcess) => ", recreated: its process is gone",
                     Some(RecreateReason::NoSocket) => ", recreated: its socket is gone",
-                    Some(RecreateReason::BadSocket) => ", recreated: its socket was altered",
+                    Some(RecreateReason::BadSocket) => ", recreated: its socket differs",
                 };
                 let (machine, other) = (machine.name(), &other.name);
                 format!("{sign} device {device} on {machine} ({role} {other}{why})")

@@ -1,14 +1,18 @@
 //! The protocol of SSH agents (draft-ietf-sshm-ssh-agent): its messages, as far as they are used here, from both ends.
 
 use std::io;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::timeout;
 
 use super::SessionBind;
 use super::wire::{WireReader, put_string};
 
 /// Maximum length of a message, in bytes, as in OpenSSH.
 const MESSAGE_MAX: u32 = 256 * 1024;
+/// Maximum time for the rest of a message that has begun.
+const MESSAGE_TIME: Duration = Duration::from_secs(10);
 /// Maximum number of keys that are read from an agent.
 const KEYS_MAX: usize = 1000;
 
@@ -158,25 +162,29 @@ impl AgentAnswer {
 ///
 /// # Errors
 ///
-/// The connection fails or ends within a message, or the message is empty or longer than 256 KiB.
+/// The connection fails or ends within a message, or the message is empty, longer than 256 KiB, or takes more than 10 s
+/// once it has begun.
 pub async fn receive(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Vec<u8>>> {
     let mut length = [0; 4];
     if from.read(length.get_mut(..1).unwrap_or_default()).await? == 0 {
         return Ok(None);
     }
-    from.read_exact(length.get_mut(1..).unwrap_or_default())
-        .await?;
-    let length = u32::from_be_bytes(length);
-    if length == 0 || length > MESSAGE_MAX {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
-    let mut message = Vec::new();
-    from.take(length.into()).read_to_end(&mut message).await?;
-    if u32::try_from(message.len()) == Ok(length) {
-        Ok(Some(message))
-    } else {
-        Err(io::ErrorKind::UnexpectedEof.into())
-    }
+    let rest = timeout(MESSAGE_TIME, async {
+        from.read_exact(length.get_mut(1..).unwrap_or_default())
+            .await?;
+        let length = u32::from_be_bytes(length);
+        if length == 0 || length > MESSAGE_MAX {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let mut message = Vec::new();
+        from.take(length.into()).read_to_end(&mut message).await?;
+        if u32::try_from(message.len()) == Ok(length) {
+            Ok(message)
+        } else {
+            Err(io::Error::from(io::ErrorKind::UnexpectedEof))
+        }
+    });
+    rest.await?.map(Some)
 }
 
 /// Sends a message with its length.

@@ -91,7 +91,7 @@ fn a_purpose_is_read_from_the_bytes() {
     let purpose = |request: &SignatureRequest| authorize(request).unwrap().to_string();
     assert_eq!(purpose(&request(content("git"))), "git");
     assert_eq!(purpose(&request(content("x"))), "file:x");
-    let expected = format!("login as root to {}", public(HOST).fingerprint());
+    let expected = format!("login to {} as root", public(HOST).fingerprint());
     assert_eq!(purpose(&bound_login()), expected);
     // As older clients and servers do it.
     let unbound = login(&SESSION, public(USER).blob(), None);
@@ -166,7 +166,7 @@ fn a_login_is_bound_to_its_session_and_its_host() {
         ..request(login(&SESSION, user.blob(), None))
     };
     let expected = format!(
-        "the service does not sign login as root to {}; ask the operator to add that host key to `hosts`",
+        "the service does not sign login to {} as root; ask the operator to add that host key to `hosts`",
         public(5).fingerprint()
     );
     assert_eq!(refusal(&unlisted), expected);

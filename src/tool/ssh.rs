@@ -86,9 +86,9 @@ async fn find(
     for socket in sockets(settings) {
         match agent::holds(&socket, key, patience).await {
             Ok(true) => return Ok(KeyLocation::Agent(socket)),
-            // Another program, or an agent that was killed.
+            // An agent that was killed leaves its socket.
             Ok(false) | Err(agent::NoAnswer::NoAgent) => {}
-            Err(agent::NoAnswer::Slow) => return Err(slow(key)),
+            Err(agent::NoAnswer::Silent) => return Err(silent(key)),
         }
     }
     let unusable = match file(settings, key).await? {
@@ -101,13 +101,13 @@ async fn find(
         match agent::holds(&socket, key, patience).await {
             Ok(true) => return Ok(KeyLocation::Agent(socket)),
             Ok(false) | Err(agent::NoAnswer::NoAgent) => {}
-            Err(agent::NoAnswer::Slow) => return Err(slow(key)),
+            Err(agent::NoAnswer::Silent) => return Err(silent(key)),
         }
     }
     Err(missing(key, unusable))
 }
 
-fn slow(key: &SshKey) -> ToolError {
+fn silent(key: &SshKey) -> ToolError {
     let key = key.fingerprint();
     ToolError::TimedOut(format!(
         "the provider cannot sign with the key {key}: its SSH agent does not answer; it may be waiting for its user, or must be \

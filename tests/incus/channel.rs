@@ -107,8 +107,10 @@ fn an_offer_is_taken_once_between_two_machines() {
         "two",
         "anklume clipboard offer --to nobody 2>&1; echo $?",
     );
-    let why = "error: the provider reports: no service with `offered_only: true` has the consumer `nobody`\n3\n";
-    assert_eq!(nobody, (true, why.to_owned()));
+    let why = format!(
+        "error: the provider reports: `nobody` is not a consumer of a service with `offered_only: true`; these are: {one}\n3\n"
+    );
+    assert_eq!(nobody, (true, why));
 }
 
 #[test]

@@ -84,6 +84,10 @@ const COMMANDS: &[(&str, By)] = &[
         Test("every_single_changed_byte_is_found"),
     ),
     (
+        "git config anklume.sign PROVIDER/SERVICE",
+        Test("a_service_that_signs_is_found_or_named"),
+    ),
+    (
         "chmod 600",
         Test("keys_sign_from_files_as_far_as_openssh_would_use_them"),
     ),

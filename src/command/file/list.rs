@@ -33,6 +33,9 @@ pub(super) fn run(args: &FileListArgs, output: &Output) -> anyhow::Result<Exit> 
                     .fold(String::new(), |lines, entry| lines + entry + "\n");
                 print(&lines, output)?;
             }
+            if entries.is_empty() && left_out == 0 {
+                output.say("there is nothing to fetch");
+            }
             if left_out > 0 {
                 let shown = match folder {
                     WHOLE_PORTAL => "the portal".to_owned(),

@@ -17,11 +17,11 @@ use rustix::process::umask;
 use serde_json::{Map, Value};
 use tempfile::{NamedTempFile, TempDir};
 
-use super::bar::TransferBar;
 use super::list::{FolderEntries, entries, not_fetched};
 use super::{MODE, NEW_MODE, check_count, fresh, shown, unwritable};
 use crate::catalogue::PortalPath;
 use crate::cli::FilePullArgs;
+use crate::command::bar::TransferBar;
 use crate::command::mcp::{ServerClient, client_error};
 use crate::command::output::Output;
 use crate::command::service::{NamedService, structured, with_service_again};
@@ -102,6 +102,7 @@ pub(super) fn run(args: &FilePullArgs, output: &Output) -> anyhow::Result<Exit> 
             Ok(Exit::Done)
         },
     );
+    pull.bar.end();
     if matches!(pulled, Ok(Exit::Interrupted)) {
         let current = wanted.get(pull.done).filter(|_| !to_stdout);
         let current = current.map(|one| escaped(&one.remote));
@@ -114,7 +115,7 @@ pub(super) fn run(args: &FilePullArgs, output: &Output) -> anyhow::Result<Exit> 
             wanted.len()
         ));
     }
-    if output.is_json() && !to_stdout {
+    if output.is_json() && !to_stdout && pulled.is_ok() {
         output.json(&pull.created)?;
     }
     pulled

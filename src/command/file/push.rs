@@ -12,10 +12,10 @@ use rustix::io::Errno;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::bar::TransferBar;
 use super::{MODE, check_count, shown, unreadable};
 use crate::catalogue::{PortalPath, changed_at};
 use crate::cli::FilePushArgs;
+use crate::command::bar::TransferBar;
 use crate::command::mcp::ServerClient;
 use crate::command::output::Output;
 use crate::command::service::{NamedService, call, send, structured, text, with_service_again};
@@ -111,7 +111,8 @@ pub(super) fn run(args: &FilePushArgs, output: &Output) -> anyhow::Result<Exit> 
         )),
         _ => {}
     }
-    if output.is_json() {
+    // A failure is a document of its own.
+    if output.is_json() && pushed.is_ok() {
         output.json(&push.sent)?;
     }
     pushed

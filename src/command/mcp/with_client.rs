@@ -272,6 +272,6 @@ pub(in crate::command) fn unreachable(why: &Unreachable) -> Failure {
 }
 
 /// Returns whether the server rejects a request as invalid: an unknown tool, or malformed parameters.
-pub(super) fn is_invalid(fault: &ClientError) -> bool {
+pub(in crate::command) fn is_invalid(fault: &ClientError) -> bool {
     matches!(fault, ClientError::Refused { refusal, .. } if refusal.raw().code == ErrorCode::INVALID_PARAMS)
 }

@@ -144,7 +144,7 @@ fn reason(denial: &Denial, question: &Question<'_>, machine: &MachineName, at: &
             };
             format!("`{caller}` is not a consumer of `{name}` on `{machine}`{at}; {consumers}")
         }
-        Denial::NoOffers { consumer } => policy::no_offers(consumer),
+        Denial::NoOffers { consumer, others } => policy::no_offers(consumer, others),
         Denial::NotSigned(refusal) => format!("`{name}` on `{machine}`{at}: {refusal}"),
         Denial::FixedArgument { argument } => format!(
             "the caller may not set `{}` in `{name}` on `{machine}`{at}",

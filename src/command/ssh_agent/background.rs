@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use rustix::process::setsid;
+use rustix::process::{Pid, Signal, kill_process, setsid};
 use rustix::stdio::{dup2_stderr, dup2_stdout};
 use tokio::io::AsyncReadExt as _;
 
@@ -25,6 +25,14 @@ const LINE_MAX: u64 = 4096;
 pub(super) struct BackgroundAgent {
     pub(super) socket: PathBuf,
     pub(super) process: u32,
+}
+
+impl BackgroundAgent {
+    pub(super) fn end(&self) {
+        let process = i32::try_from(self.process).ok().and_then(Pid::from_raw);
+        // It may have ended by itself.
+        let _ = process.map(|process| kill_process(process, Signal::TERM));
+    }
 }
 
 /// Starts the agent; returns once it listens, or `None` if it has said why it cannot. With a command, the agent exits when

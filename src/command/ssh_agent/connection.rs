@@ -1,9 +1,10 @@
 //! Serves one client: lists keys, forwards signing requests, and remembers to which hosts the client connects.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -17,10 +18,13 @@ const BINDS_MAX: usize = 16;
 /// Idle deadline for a connection that another machine may use: it must not keep local clients out.
 const FORWARDED_IDLE: Duration = Duration::from_secs(60);
 /// Idle deadline for other connections.
-const IDLE: Duration = Duration::from_secs(24 * 60 * 60);
+const IDLE: Duration = Duration::from_secs(60 * 60);
+/// Time that a client has for its first message.
+const FIRST_MAX: Duration = Duration::from_secs(10);
 
 /// Answers a client until it closes the connection or sends something that is not a message.
-pub(super) async fn serve(stream: UnixStream, keys: &ProviderKeys) {
+/// `forwarded` limits the connections that another machine may use.
+pub(super) async fn serve(stream: UnixStream, keys: &ProviderKeys, forwarded: &Arc<Semaphore>) {
     let (mut reader, mut writer) = stream.into_split();
     let (requests, mut queue) = mpsc::channel(1);
     let closed = CancellationToken::new();
@@ -35,12 +39,8 @@ pub(super) async fn serve(stream: UnixStream, keys: &ProviderKeys) {
         drop(ends);
     });
     let mut client = ClientState::default();
+    let (mut permit, mut idle) = (None, FIRST_MAX);
     loop {
-        let idle = if client.may_be_forwarded {
-            FORWARDED_IDLE
-        } else {
-            IDLE
-        };
         let Ok(Some(message)) = timeout(idle, queue.recv()).await else {
             break;
         };
@@ -50,6 +50,14 @@ pub(super) async fn serve(stream: UnixStream, keys: &ProviderKeys) {
         };
         if send(&answer.to_bytes(), &mut writer).await.is_err() {
             break;
+        }
+        idle = IDLE;
+        if client.may_be_forwarded {
+            idle = FORWARDED_IDLE;
+            permit = permit.or_else(|| Arc::clone(forwarded).try_acquire_owned().ok());
+            if permit.is_none() {
+                break;
+            }
         }
     }
     reading.abort();

@@ -1,10 +1,10 @@
 //! The keys of all `ssh_sign` services of this machine, and their signatures.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use base64::Engine as _;
@@ -15,11 +15,12 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio::time::timeout;
 
 use crate::cli::ChannelArgs;
-use crate::command::mcp::{ServerClient, connected};
+use crate::command::mcp::{ServerClient, connected, is_invalid};
 use crate::command::output::Output;
 use crate::command::service::{call, services_of, structured, text};
 use crate::error::{Exit, Failure};
 use crate::mcp::PUBLIC_KEY_KEY;
+use crate::mcp::client::ClientError;
 use crate::name::{ServiceName, ToolName};
 use crate::ssh::{SessionBind, SshKey};
 use crate::text::escaped;
@@ -27,6 +28,8 @@ use crate::transport;
 
 /// How long a provider may take to list its keys.
 const LIST_MAX: Duration = Duration::from_secs(3);
+/// How long a list is used before an unknown key makes the agent ask again.
+const LIST_AGE: Duration = Duration::from_secs(1);
 /// Maximum number of signatures that one provider makes at once; providers limit a consumer's connections.
 const SIGNATURES_MAX: usize = 4;
 /// Maximum number of keys of one provider.
@@ -51,11 +54,13 @@ pub(super) struct WantedSignature<'a> {
     pub(super) binds: &'a [SessionBind],
 }
 
-/// Why a service did not sign.
+/// Why nobody signed.
+#[derive(Default)]
 struct Unsigned {
-    why: anyhow::Error,
-    /// True if its policy refused, so that another service may still be asked.
-    is_refused: bool,
+    /// One for each service that was asked.
+    reasons: Vec<String>,
+    /// True if one of them is not there any more.
+    is_gone: bool,
 }
 
 /// The keys that the providers listed last.
@@ -64,6 +69,8 @@ pub(super) struct ProviderKeys {
     listed: RefCell<Vec<ServiceKey>>,
     /// Number of times that the providers were asked.
     rounds: Cell<u64>,
+    /// The time of the last one.
+    asked: Cell<Option<Instant>>,
     asking: Mutex<()>,
     signatures: RefCell<HashMap<String, Arc<Semaphore>>>,
 }
@@ -74,6 +81,7 @@ impl ProviderKeys {
             output: output.clone(),
             listed: RefCell::default(),
             rounds: Cell::default(),
+            asked: Cell::default(),
             asking: Mutex::default(),
             signatures: RefCell::default(),
         })
@@ -86,10 +94,10 @@ impl ProviderKeys {
         for one in self.listed.borrow().iter() {
             let blob = one.key.blob();
             let (provider, service) = (&one.provider, &one.service);
-            let comment = format!("{} ({provider}/{service})", one.key.comment());
+            let comment = format!("{provider}/{service} {}", one.key.comment());
             bytes += blob.len() + comment.len();
             if bytes <= LIST_BYTES_MAX && !keys.iter().any(|(known, _)| known == blob) {
-                keys.push((blob.to_vec(), comment.trim_start().to_owned()));
+                keys.push((blob.to_vec(), comment.trim_end().to_owned()));
             }
         }
         keys
@@ -116,6 +124,7 @@ impl ProviderKeys {
         }
         self.listed.replace(keys);
         self.rounds.set(self.rounds.get() + 1);
+        self.asked.set(Some(Instant::now()));
     }
 
     /// Asks a provider for its keys. One that fails is named on stderr; one that is slow keeps those that it had.
@@ -159,24 +168,22 @@ impl ProviderKeys {
     /// Asks the services with this key in turn until one signs. If none does, writes the reasons to stderr.
     pub(super) async fn sign(&self, wanted: &WantedSignature<'_>) -> Option<Vec<u8>> {
         let mut services = self.with_key(wanted.key);
-        if services.is_empty() {
+        if services.is_empty() && self.is_old() {
             // The client knows the key from elsewhere, or a service is new.
             self.ask().await;
             services = self.with_key(wanted.key);
         }
-        let mut reasons = Vec::new();
-        for one in &services {
-            match self.signature_of(one, wanted).await {
-                Ok(signature) => return Some(signature),
-                Err(Unsigned { why, is_refused }) => {
-                    let (provider, service) = (&one.provider, &one.service);
-                    reasons.push(format!("{}/{service}: {}", escaped(provider), reason(&why)));
-                    if !is_refused {
-                        break;
-                    }
-                }
-            }
+        let mut asked = self.ask_each(&services, wanted).await;
+        if asked.as_ref().is_err_and(|refused| refused.is_gone) && self.is_old() {
+            // A service was renamed or removed since the last list.
+            self.ask().await;
+            services = self.with_key(wanted.key);
+            asked = self.ask_each(&services, wanted).await;
         }
+        let mut reasons = match asked {
+            Ok(signature) => return Some(signature),
+            Err(refused) => refused.reasons,
+        };
         if services.is_empty() {
             let key = SshKey::from_blob(wanted.key);
             let key = key.map_or_else(|_| "this key".to_owned(), |key| key.fingerprint());
@@ -190,17 +197,53 @@ impl ProviderKeys {
         None
     }
 
+    /// Asks services in turn until one signs. A provider whose answer is not a refusal by its policy is asked only once: a
+    /// person may have said no there.
+    async fn ask_each(
+        &self,
+        services: &[ServiceKey],
+        wanted: &WantedSignature<'_>,
+    ) -> Result<Vec<u8>, Unsigned> {
+        let (mut unsigned, mut done) = (Unsigned::default(), HashSet::new());
+        for one in services {
+            let (provider, service) = (&one.provider, &one.service);
+            if done.contains(provider) {
+                continue;
+            }
+            let (why, is_refused) = match self.signature_of(one, wanted).await {
+                Ok(signature) => return Ok(signature),
+                Err(failed) => failed,
+            };
+            let client = why.downcast_ref::<ClientError>();
+            unsigned.is_gone |= client.is_some_and(is_invalid);
+            let reason = format!("{}/{service}: {}", escaped(provider), reason(&why));
+            unsigned.reasons.push(reason);
+            if !is_refused {
+                done.insert(provider);
+            }
+        }
+        Err(unsigned)
+    }
+
+    /// Returns whether the list is older than a client that knows a key from elsewhere may make this agent ask again.
+    fn is_old(&self) -> bool {
+        self.asked
+            .get()
+            .is_none_or(|asked| asked.elapsed() > LIST_AGE)
+    }
+
     fn with_key(&self, key: &[u8]) -> Vec<ServiceKey> {
         let listed = self.listed.borrow();
         let fitting = listed.iter().filter(|one| one.key.blob() == key);
         fitting.cloned().collect()
     }
 
+    /// Has a service sign. The error says whether the service's policy refused.
     async fn signature_of(
         &self,
         one: &ServiceKey,
         wanted: &WantedSignature<'_>,
-    ) -> Result<Vec<u8>, Unsigned> {
+    ) -> Result<Vec<u8>, (anyhow::Error, bool)> {
         let mut arguments = Map::new();
         arguments.insert("data".to_owned(), STANDARD.encode(wanted.data).into());
         if wanted.flags != 0 {
@@ -230,7 +273,7 @@ impl ProviderKeys {
         });
         match asked.await {
             Ok(()) => Ok(signature),
-            Err(why) => Err(Unsigned { why, is_refused }),
+            Err(why) => Err((why, is_refused)),
         }
     }
 

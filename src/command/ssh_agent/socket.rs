@@ -24,6 +24,8 @@ use crate::tool::{Settings, runtime_folder};
 const CLIENTS_MAX: usize = 256;
 /// Maximum time to find out whether an agent listens on a socket.
 const CONNECT_MAX: Duration = Duration::from_secs(1);
+/// Maximum number of connections that another machine may use, through a forwarded agent; further ones are closed.
+const FORWARDED_MAX: usize = 16;
 /// Pause after a client could not be accepted, for instance because no descriptors are left.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -42,6 +44,9 @@ impl AgentSocket {
             Some(path) => std::path::absolute(path).map_err(|why| cannot_listen(path, &why))?,
             None => default_path()?,
         };
+        if path.to_str().is_none() {
+            return Err(cannot_listen(&path, &"the path is not UTF-8"));
+        }
         if is_stale(&path).await {
             fs::remove_file(&path).map_err(|why| cannot_listen(&path, &why))?;
         }
@@ -73,15 +78,16 @@ impl AgentSocket {
     /// Serves every client of this user, for ever.
     pub(super) async fn serve(&self, keys: &Rc<ProviderKeys>) {
         let places = Arc::new(Semaphore::new(CLIENTS_MAX));
+        let forwarded = Arc::new(Semaphore::new(FORWARDED_MAX));
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else {
                 return;
             };
             match self.listener.accept().await {
                 Ok((stream, _)) if is_ours(&stream) => {
-                    let keys = Rc::clone(keys);
+                    let (keys, forwarded) = (Rc::clone(keys), Arc::clone(&forwarded));
                     spawn_local(async move {
-                        connection::serve(stream, &keys).await;
+                        connection::serve(stream, &keys, &forwarded).await;
                         drop(place);
                     });
                 }

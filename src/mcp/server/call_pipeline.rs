@@ -275,8 +275,8 @@ impl<'a> CallPipeline<'a> {
                 ("no such service".to_owned(), Err(error))
             }
             // Only the operator offers.
-            Denial::NoOffers { consumer } => {
-                let text = policy::no_offers(consumer);
+            Denial::NoOffers { consumer, others } => {
+                let text = policy::no_offers(consumer, others);
                 (text.clone(), Ok(refused(text)))
             }
             Denial::FixedArgument { argument } => {
@@ -314,7 +314,7 @@ impl<'a> CallPipeline<'a> {
     fn granted_line(&self, policy: &Policy, grant: &Grant) -> audit::Call {
         audit::Call {
             tool: Some(grant.tool().as_str().into()),
-            purpose: grant.purpose().map(|purpose| purpose.to_string().into()),
+            purpose: grant.purpose().map(|purpose| purpose.unescaped().into()),
             ..self.line(policy, Verdict::Allowed, "granted".to_owned())
         }
     }

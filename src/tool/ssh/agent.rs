@@ -1,5 +1,6 @@
 //! Asks an SSH agent of the server's user, whose answers are not trusted.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,10 +17,10 @@ pub(super) const PERSON_MAX: Duration = Duration::from_secs(60);
 /// The reason why there is no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NoAnswer {
-    /// Nothing listens on the socket, or something that is no agent.
+    /// Nothing listens on the socket.
     NoAgent,
-    /// It takes too long.
-    Slow,
+    /// There is an agent, which does not answer as one does, or not in time.
+    Silent,
 }
 
 /// Returns whether the agent on this socket has the key.
@@ -30,7 +31,7 @@ pub(super) async fn holds(
 ) -> Result<bool, NoAnswer> {
     match ask(socket, &AgentRequest::Identities, patience).await? {
         AgentAnswer::Identities(keys) => Ok(keys.iter().any(|(blob, _)| blob == key.blob())),
-        _ => Err(NoAnswer::NoAgent),
+        _ => Err(NoAnswer::Silent),
     }
 }
 
@@ -60,13 +61,19 @@ async fn ask(
     max: Duration,
 ) -> Result<AgentAnswer, NoAnswer> {
     let asked = timeout(max, async {
-        let mut stream = UnixStream::connect(socket).await?;
-        send(&request.to_bytes(), &mut stream).await?;
-        receive(&mut stream).await
+        let mut stream = UnixStream::connect(socket).await.map_err(|why| {
+            // Any other error, such as a full queue, may be that of an agent which waits for its user.
+            match why.kind() {
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused => NoAnswer::NoAgent,
+                _ => NoAnswer::Silent,
+            }
+        })?;
+        let sent = send(&request.to_bytes(), &mut stream).await;
+        sent.map_err(|_| NoAnswer::Silent)?;
+        match receive(&mut stream).await {
+            Ok(Some(answer)) => Ok(AgentAnswer::parse(&answer)),
+            _ => Err(NoAnswer::Silent),
+        }
     });
-    match asked.await {
-        Ok(Ok(Some(answer))) => Ok(AgentAnswer::parse(&answer)),
-        Ok(_) => Err(NoAnswer::NoAgent),
-        Err(_) => Err(NoAnswer::Slow),
-    }
+    asked.await.unwrap_or(Err(NoAnswer::Silent))
 }

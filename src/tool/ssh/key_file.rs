@@ -1,10 +1,12 @@
 //! Finds and uses key files (`openssh-key-v1`) of the server's user.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::Read as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::OFlags;
 use rustix::process::geteuid;
@@ -17,6 +19,8 @@ use crate::tool::ToolError;
 
 /// Maximum number of files that are looked at.
 const FILES_MAX: usize = 1000;
+/// Maximum number of entries of the folder that are read.
+const ENTRIES_MAX: usize = 100_000;
 /// Maximum size of a key file, in bytes.
 const FILE_MAX: u64 = 64 * 1024;
 
@@ -63,12 +67,17 @@ pub(super) fn find(folder: &Path, key: &SshKey) -> KeyLookup {
     let Ok(entries) = fs::read_dir(folder) else {
         return KeyLookup::Nothing;
     };
-    let paths = entries.take(FILES_MAX).flatten().map(|entry| entry.path());
-    let mut paths: Vec<PathBuf> = paths.collect();
-    paths.sort();
+    let names = entries
+        .take(ENTRIES_MAX)
+        .flatten()
+        .map(|entry| entry.file_name());
+    let mut names: Vec<OsString> = names.collect();
+    // The usual names first.
+    names.sort_by_cached_key(|name| (!name.as_bytes().starts_with(b"id_"), name.clone()));
+    let paths = names.iter().take(FILES_MAX).map(|name| folder.join(name));
     let mut unusable = None;
-    for path in &paths {
-        match look(path, key) {
+    for path in paths {
+        match look(&path, key) {
             Some(Ok(file)) => return KeyLookup::Usable(file),
             Some(Err(reason)) => unusable = Some(reason),
             None => {}

@@ -39,7 +39,7 @@ fn a_text_goes_to_the_clipboard_of_another_machine_and_back() {
     world.run(&["clipboard", "get", "--service", "copy", "-i", "vault"]).is(
         3,
         "",
-        "error: `copy` is not a service of vault that offers `clipboard_get` to this machine\n  = help: `anklume mcp list -i PROVIDER` shows its services\n",
+        "error: `copy` is not a service of vault that offers `clipboard_get` to this machine\n  = help: it offers: paste\n",
     );
     let listed = world.run(&["mcp", "list", "-i", "vault"]);
     assert_eq!(listed.status, 0, "{listed:?}");
@@ -141,7 +141,7 @@ fn what_is_offered_is_given_once_to_its_consumer_and_nothing_else_is() {
     world.run(&["clipboard", "offer", "--to", "nobody"]).is(
         3,
         "",
-        "error: the provider reports: no service with `offered_only: true` has the consumer `nobody`\n",
+        "error: the provider reports: `nobody` is not a consumer of a service with `offered_only: true`; no machine is\n",
     );
     // A consumer neither offers nor chooses what it gets.
     let mut bob = server.peer("bob");

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::process::{Command, Output, Stdio};
 
 use super::world::{Listening, World};
-use crate::harness::{ANKLUME, have_program};
+use crate::harness::{ANKLUME, have_program, on_a_terminal, write_program};
 use crate::serve::server::Keyring;
 
 const SIGN: &str = "{name: commits, tool: gpg_sign, consumers: [alice]}";
@@ -288,8 +288,25 @@ fn a_service_that_signs_is_found_or_named() {
     none.is(
         3,
         "",
-        "error: no service of vault offers `gpg_sign` to this machine\n  = help: ask the operator for a service with `tool: gpg_sign`\n",
+        "error: no service `copy` of vault offers `gpg_sign` to this machine\n  = help: `anklume mcp list -i PROVIDER` shows the services of a provider\n",
     );
+    // Git passes no flag on, so another way is named, which works.
+    alice.done(".", &["init", "-q", "repo"]);
+    let gpg = || {
+        let args = ["--status-fd=2", "-bsau", KEY];
+        let output = alice
+            .command("repo", "anklume-gpg", &args)
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let said = gpg();
+    assert!(
+        said.ends_with("help: name one: `git config anklume.sign PROVIDER/SERVICE`\n"),
+        "{said}"
+    );
+    alice.done("repo", &["config", "anklume.sign", "vault/commits"]);
+    assert!(gpg().contains("SIG_CREATED"));
     let piped = world.run_with(&["sign", "-", "-i", "vault/commits"], b"hello");
     assert!(
         piped.stdout.starts_with("-----BEGIN PGP SIGNATURE-----\n"),
@@ -306,6 +323,36 @@ fn a_service_that_signs_is_found_or_named() {
         "",
         "error: no file is named\n  = help: name files to sign, `-` for stdin, or `--public-key`\n",
     );
+    alice.server.end();
+}
+
+#[test]
+fn the_terminal_shows_what_git_keeps_to_itself() {
+    if !have_both() {
+        return;
+    }
+    let alice = Alice::new(&[SIGN]);
+    let script = "exec setsid -cw anklume-gpg --status-fd=2 -bsau other@example.org 2>file";
+    for (version, is_told) in [("2.39.5", true), ("2.47.3", false), ("3.0.0", false)] {
+        // Only this Git's version matters here.
+        let git = format!("#!/bin/sh\n[ \"$1\" = --version ] && echo git version {version}\n:");
+        write_program(&alice.world.path("bin/git"), git);
+        let command = alice.command("", "sh", &["-c", script]);
+        let (status, shown) = on_a_terminal(command, 80, None);
+        assert_eq!(status, 1, "{shown}");
+        let told = "anklume-gpg: error: the service signs with the key ";
+        assert_eq!(shown.contains(told), is_told, "{version}: {shown}");
+        assert_eq!(
+            shown.contains("anklume-gpg: help: nothing was signed"),
+            is_told,
+            "{shown}"
+        );
+        let kept = fs::read_to_string(alice.world.path("file")).unwrap();
+        assert!(
+            kept.contains("error: the service signs with the key "),
+            "{kept}"
+        );
+    }
     alice.server.end();
 }
 

@@ -117,7 +117,11 @@ fn the_agent_lists_the_keys_of_all_services_and_refuses_what_it_is_not_for() {
     ];
     let services = services.each_ref().map(String::as_str);
     let alice = Alice::new(world, &services);
-    let shown = format!("{first} (vault/commits)\n{second} (vault/deploy)\n");
+    let listed = |line: &str, service: &str| {
+        let (key, comment) = line.rsplit_once(' ').unwrap();
+        format!("{key} vault/{service} {comment}\n")
+    };
+    let shown = listed(&first, "commits") + &listed(&second, "deploy");
     alice.agent("ssh-add -L").is(0, &shown, "");
     let cannot = |what: &str| format!("{what}: agent refused operation\n");
     let (new, own) = (

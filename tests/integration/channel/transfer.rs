@@ -352,7 +352,7 @@ fn a_quota_that_is_met_in_the_middle_leaves_nothing() {
     piped.is(
         1,
         "",
-        "error: `-` was not sent: the provider reports: `incoming/alice` holds 1069547520 bytes, and 5242880 more would exceed its limit of 1073741824; remove files from it on the provider\n",
+        "error: `-` was not sent: the provider reports: `incoming/alice` holds 1020.0 MiB, and 5.0 MiB more would exceed its limit of 1.0 GiB; remove files from it on the provider\n",
     );
     // With its size announced, it is refused before a byte is sent.
     fs::write(world.path("known"), &whole).unwrap();
@@ -360,7 +360,7 @@ fn a_quota_that_is_met_in_the_middle_leaves_nothing() {
     known.is(
         1,
         "",
-        "error: `known` was not sent: the provider reports: `incoming/alice` holds 1069547520 bytes, and 6291456 more would exceed its limit of 1073741824; remove files from it on the provider\n",
+        "error: `known` was not sent: the provider reports: `incoming/alice` holds 1020.0 MiB, and 6.0 MiB more would exceed its limit of 1.0 GiB; remove files from it on the provider\n",
     );
     assert_eq!(entries(&world.path("portal/incoming/alice")), ["filler"]);
     // The positive control.

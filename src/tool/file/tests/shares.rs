@@ -60,7 +60,7 @@ fn a_consumer_cannot_fill_the_disk() {
     bench.accept("a", &vec![0; 60 * 1024]).unwrap();
     assert_eq!(
         bench.accept("b", &vec![0; 50 * 1024]).unwrap_err(),
-        "`incoming/work-dev` holds 61440 bytes, and 53248 more would exceed its limit of 102400; \
+        "`incoming/work-dev` holds 61440 bytes, and 53248 bytes more would exceed its limit of 102400 bytes; \
          remove files from it on the provider"
     );
     assert!(!bench.portal().join("incoming/work-dev/b").exists());

@@ -381,15 +381,49 @@ fn a_provider_that_lists_another_s_key_signs_nothing_and_one_that_lies_reaches_n
         hostile_provider(&alice, name, service, &line, b"");
     }
     let ran = alice.agent("ssh-add -L");
-    assert_eq!(
-        ran.stdout,
-        format!("{line} (a/commits)\n"),
-        "{}",
-        ran.stderr
-    );
-    let ran = alice.agent("echo x | ssh-keygen -Y sign -n git -f .ssh/id_ed25519.pub");
+    let (key, comment) = line.rsplit_once(' ').unwrap();
+    let listed = format!("{key} a/commits {comment}\n");
+    assert_eq!(ran.stdout, listed, "{}", ran.stderr);
+    // The real provider is asked after it.
+    let ran =
+        alice.agent("echo x | ssh-keygen -q -Y sign -n git -f .ssh/id_ed25519.pub >/dev/null");
+    assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+    // If nobody signs, both say why.
+    let ran =
+        alice.agent("echo x | ssh-keygen -q -Y sign -n mail -f .ssh/id_ed25519.pub >/dev/null");
     assert_eq!(ran.status, 255, "{}", ran.stderr);
-    let said =
-        "anklume ssh-agent: a/commits: the provider's answer is not a signature with this key";
-    assert!(ran.stderr.contains(said), "{}", ran.stderr);
+    for said in [
+        "anklume ssh-agent: a/commits: the provider's answer is not a signature with this key",
+        "anklume ssh-agent: vault/commits: the provider reports: the service does not sign `file:mail`",
+    ] {
+        assert!(ran.stderr.contains(said), "{}", ran.stderr);
+    }
+}
+
+#[test]
+fn a_host_that_floods_a_forwarded_agent_keeps_nobody_out() {
+    let alice = Alice::with("");
+    let path = alice.world.text("agent.sock");
+    let agent = alice.world.command(&["ssh-agent", "-D", "-a", &path]);
+    let (mut child, _) = crate::harness::announced(agent);
+    // As ssh does for each connection of a remote host: the signature is not looked at.
+    let strings: [&[u8]; 4] = [
+        b"session-bind@openssh.com",
+        b"key",
+        b"session",
+        b"signature",
+    ];
+    let bind = framed(27, &strings, &[1]);
+    let mut open = Vec::new();
+    for _ in 0..400 {
+        let mut stream = UnixStream::connect(&path).unwrap();
+        stream.write_all(&bind).unwrap();
+        assert_eq!(receive(&mut stream), Some(vec![6]));
+        open.push(stream);
+    }
+    let mut local = UnixStream::connect(&path).unwrap();
+    local.write_all(&framed(11, &[], b"")).unwrap();
+    assert_eq!(receive(&mut local).unwrap()[..5], [12, 0, 0, 0, 1]);
+    super::super::world::signal(child.id(), "TERM");
+    super::super::world::wait(&mut child);
 }

@@ -43,7 +43,7 @@ fn a_login_is_signed_for_a_listed_host_and_no_other() {
     );
     let user = whoami();
     let why = format!(
-        "the service does not sign login as {user} to {}; ask the operator to add that host key to `hosts`",
+        "the service does not sign login to {} as {user}; ask the operator to add that host key to `hosts`",
         other.host
     );
     assert!(
@@ -58,7 +58,7 @@ fn a_login_is_signed_for_a_listed_host_and_no_other() {
         "{}",
         refused.stderr
     );
-    let granted = format!("login as {user} to {}", listed.host);
+    let granted = format!("login to {} as {user}", listed.host);
     assert_eq!(alice.purposes(), [granted, format!("refused: {why}")]);
     // Which hosts are granted says nothing about commits.
     let sign = alice.agent(&format!(
@@ -121,7 +121,7 @@ fn a_forwarded_agent_lends_no_key() {
         "{}",
         ran.stderr
     );
-    let granted = format!("login as {} to {}", whoami(), listed.host);
+    let granted = format!("login to {} as {}", listed.host, whoami());
     assert_eq!(alice.purposes(), [granted.clone(), granted]);
 }
 

@@ -289,8 +289,15 @@ fn an_agent_that_waits_for_its_user_is_not_passed_over_for_a_file() {
         said.contains("it was stopped after 2 s, the maximum duration"),
         "{said}"
     );
-    // The file is there, as the positive control shows.
     drop(silent);
+    // One that closes connections is silent, too.
+    fs::remove_file(alice.world.path("agent.sock")).unwrap();
+    let rude = std::os::unix::net::UnixListener::bind(alice.world.path("agent.sock")).unwrap();
+    let closing = std::thread::spawn(move || drop(rude.accept().unwrap()));
+    let said = signs(&alice, "id_ed25519");
+    assert!(said.contains("its SSH agent does not answer"), "{said}");
+    closing.join().unwrap();
+    // The file is there, as the positive control shows.
     let said = signs(&alice, "id_ed25519");
     assert!(said.contains("Good \"git\" signature"), "{said}");
 }

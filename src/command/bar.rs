@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use indicatif::{BinaryBytes, HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 
-use crate::command::output::Output;
+use super::output::Output;
 
 /// Number of columns below which a percentage replaces the counts of bytes, so that the name keeps some room.
 const NARROW: u16 = 60;
