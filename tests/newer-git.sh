@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs the tests of signed commits with the git, gpg and OpenSSH of Debian 13 (2.47, 2.4 and 10.0), in a folder of its own;
-# the other tests use those of this machine. Needs root, debootstrap and, the first time, a network.
+# Runs the tests of signed commits with the git, gpg and OpenSSH of Debian 13 (2.47, 2.4 and 10.0), in a folder of its own,
+# and with the git in /usr/bin if another one comes before it; the other tests use those that come first here. Needs root, debootstrap and, the first time, a network.
 set -eu
 cd "$(dirname -- "$0")/.."
 . tests/debian-archive.sh
@@ -46,3 +46,8 @@ mount --bind "$PWD" "$root$PWD"
 run="cd '$PWD' && git --version && './$tests' channel::git:: channel::ssh::git::"
 exec chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root CI=true sh -c "$run"
 INSIDE
+
+if [ -x /usr/bin/git ] && [ "$(git --version)" != "$(/usr/bin/git --version)" ]; then
+    /usr/bin/git --version
+    env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME="$HOME" CI=true "./$tests" channel::git:: channel::ssh::git::
+fi
