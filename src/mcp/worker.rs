@@ -2,11 +2,13 @@
 //! connections as the consumer may have.
 
 use std::ffi::OsString;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
@@ -38,6 +40,8 @@ pub(crate) const ALLOCATOR: (&str, &str) = (
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Time without a connection after which the process ends.
 const IDLE: Duration = Duration::from_secs(2);
+/// Interval for checking whether a peer has hung up.
+const PEER_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum number of connections beyond a caller's limit answered at the same time; others wait to be accepted.
 const TURNED_AWAY: usize = 32;
 /// Timeout for the first request on such a connection.
@@ -119,8 +123,30 @@ impl Acceptor {
 }
 
 async fn serve(server: Server, stream: UnixStream, stop: Shutdown) {
+    let watched = stream.as_fd().try_clone_to_owned();
+    let immediate = stop.immediate.clone();
     let (reader, writer) = stream.into_split();
-    server.serve(reader, writer, stop).await;
+    tokio::select! {
+        () = server.serve(reader, writer, stop) => {}
+        () = end_without_peer(watched.ok(), &immediate) => {}
+    }
+}
+
+/// Ends a connection's calls once the peer has closed both directions, so that nobody can receive the answers. The end of what
+/// is read does not say so: a peer may close only its own direction, and wait. Never returns.
+async fn end_without_peer(stream: Option<OwnedFd>, immediate: &CancellationToken) {
+    while let Some(stream) = &stream {
+        sleep(PEER_INTERVAL).await;
+        // A hangup is reported without being asked for (poll(2)).
+        let mut watched = [PollFd::new(stream, PollFlags::empty())];
+        let found = poll(&mut watched, Some(&Timespec::default()));
+        let [watched] = watched;
+        if found.is_ok() && watched.revents().contains(PollFlags::HUP) {
+            immediate.cancel();
+            break;
+        }
+    }
+    std::future::pending::<()>().await;
 }
 
 /// Serves a connection beyond its caller's limit; one that sends no request in time gets no answer.

@@ -20,6 +20,7 @@ use super::{Settings, ToolError, ToolOutcome, ToolSession, blocking};
 use crate::catalogue::{Payload, SshSign, SshSigned, parse};
 use crate::policy::Grant;
 use crate::ssh::{SignatureRequest, SshKey};
+use agent::{KeyAgent, NoAnswer, PERSON_MAX};
 
 /// The variable that names the socket of the user's agent.
 pub(super) const AGENT: &str = "SSH_AUTH_SOCK";
@@ -27,10 +28,10 @@ pub(super) const AGENT: &str = "SSH_AUTH_SOCK";
 const SOCKETS: [&str; 2] = ["openssh_agent", "ssh-agent.socket"];
 
 /// Where a key can be used.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 enum KeyLocation {
-    /// In the agent with this socket.
-    Agent(PathBuf),
+    /// In this agent.
+    Agent(KeyAgent),
     /// In this file.
     File(key_file::KeyFile),
 }
@@ -40,8 +41,8 @@ pub(super) async fn sign(grant: &Grant, session: &ToolSession) -> Result<ToolOut
     let request = arguments.request()?;
     // Nothing is signed without the policy's authorization.
     let purpose = grant.purpose().ok_or(ToolError::Broken)?;
-    let signature = match find(&session.settings, &request.key, agent::PERSON_MAX).await? {
-        KeyLocation::Agent(socket) => agent::sign(&socket, &request).await?,
+    let signature = match find(&session.settings, &request.key, PERSON_MAX).await? {
+        KeyLocation::Agent(agent) => agent.sign(&request).await?,
         KeyLocation::File(file) => file.sign(&request)?,
     };
     let SignatureRequest {
@@ -84,11 +85,8 @@ async fn find(
     patience: Duration,
 ) -> Result<KeyLocation, ToolError> {
     for socket in sockets(settings) {
-        match agent::holds(&socket, key, patience).await {
-            Ok(true) => return Ok(KeyLocation::Agent(socket)),
-            // An agent that was killed leaves its socket.
-            Ok(false) | Err(agent::NoAnswer::NoAgent) => {}
-            Err(agent::NoAnswer::Silent) => return Err(silent(key)),
+        if let Some(agent) = agent_with(&socket, key, patience).await? {
+            return Ok(KeyLocation::Agent(agent));
         }
     }
     let unusable = match file(settings, key).await? {
@@ -97,22 +95,32 @@ async fn find(
         key_file::KeyLookup::Nothing => None,
     };
     // Last, because its socket must be asked for.
-    if let Some(socket) = ssh_socket(settings).await {
-        match agent::holds(&socket, key, patience).await {
-            Ok(true) => return Ok(KeyLocation::Agent(socket)),
-            Ok(false) | Err(agent::NoAnswer::NoAgent) => {}
-            Err(agent::NoAnswer::Silent) => return Err(silent(key)),
-        }
+    if let Some(socket) = ssh_socket(settings).await
+        && let Some(agent) = agent_with(&socket, key, patience).await?
+    {
+        return Ok(KeyLocation::Agent(agent));
     }
     Err(missing(key, unusable))
 }
 
-fn silent(key: &SshKey) -> ToolError {
-    let key = key.fingerprint();
-    ToolError::TimedOut(format!(
-        "the provider cannot sign with the key {key}: its SSH agent does not answer; it may be waiting for its user, or must be \
-         restarted"
-    ))
+/// Returns the agent on a socket, if it has the key. Fails if it does not answer.
+async fn agent_with(
+    socket: &Path,
+    key: &SshKey,
+    patience: Duration,
+) -> Result<Option<KeyAgent>, ToolError> {
+    match KeyAgent::with_key(socket, key, patience).await {
+        Ok(agent) => Ok(agent),
+        // An agent that was killed leaves its socket.
+        Err(NoAnswer::NoAgent) => Ok(None),
+        Err(NoAnswer::Silent) => {
+            let key = key.fingerprint();
+            Err(ToolError::TimedOut(format!(
+                "the provider cannot sign with the key {key}: its SSH agent does not answer; it may be waiting for its user, \
+                 or must be restarted"
+            )))
+        }
+    }
 }
 
 async fn file(settings: &Settings, key: &SshKey) -> Result<key_file::KeyLookup, ToolError> {

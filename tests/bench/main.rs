@@ -323,17 +323,18 @@ fn files(table: &mut Table, folder: &Path) {
 
 /// Measures the signature of a commit by an SSH key.
 fn signatures(table: &mut Table, folder: &Path) {
-    let Some(signature::Times { ours, floor }) = signature::times(|| anklume(folder), folder)
-    else {
+    let Some(times) = signature::times(|| anklume(folder), folder) else {
         return;
     };
-    table.push(Row {
-        what: "ssh-keygen -Y sign over a channel".to_owned(),
-        ours,
-        floor: ("the same with a local ssh-agent", floor),
-        expected: "≤ 1.3 × floor",
-        peer: ("", None),
-    });
+    for (place, ours) in [("an agent", times.agent), ("a file", times.file)] {
+        table.push(Row {
+            what: format!("ssh-keygen -Y sign, key in {place} elsewhere"),
+            ours,
+            floor: ("the same with a local ssh-agent", times.floor),
+            expected: "≤ 1.3 × floor",
+            peer: ("", None),
+        });
+    }
 }
 
 /// `anklume` with a clean environment: no display, and its own runtime folder.

@@ -13,8 +13,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Medians of one signature.
 pub(crate) struct Times {
-    /// By `anklume ssh-agent`, whose provider has the key in a file.
-    pub(crate) ours: Duration,
+    /// By `anklume ssh-agent`, whose provider has the key in OpenSSH's agent.
+    pub(crate) agent: Duration,
+    /// The same, with the key in a file.
+    pub(crate) file: Duration,
     /// By OpenSSH's agent, which has the key.
     pub(crate) floor: Duration,
 }
@@ -80,14 +82,7 @@ domains:
         line.trim()
     );
     let services = listening::services(&anklume, &folder, &infra);
-    let server = Server::start(anklume(), &folder, "sockets", &services);
-    let sockets = folder.join("quiet");
-    std::fs::create_dir(&sockets).unwrap();
-    symlink(server.socket("quiet"), sockets.join("vault.sock")).unwrap();
-    let (remote, local) = (folder.join("remote"), folder.join("local"));
-    let mut start = anklume();
-    start.env("ANKLUME_SOCKET_DIR", &sockets).arg("ssh-agent");
-    let _ours = agent(start, &remote);
+    let local = folder.join("local");
     let _theirs = agent(Command::new("ssh-agent"), &local);
     let mut add = Command::new("ssh-add");
     crate::run(add.arg("-q").arg(&key).env("SSH_AUTH_SOCK", &local));
@@ -101,15 +96,35 @@ domains:
             .arg(&letter);
         crate::timed(|| crate::run(sign.env("SSH_AUTH_SOCK", socket)))
     };
-    let (mut ours, mut floor) = (Vec::new(), Vec::new());
-    // The first signature starts processes of the provider.
-    sign(&remote);
-    for _ in 0..ROUNDS {
-        ours.push(sign(&remote));
-        floor.push(sign(&local));
+    let (mut with_agent, mut with_file, mut floor) = (Vec::new(), Vec::new(), Vec::new());
+    for (name, has_agent) in [("agent", true), ("file", false)] {
+        let mut serve = anklume();
+        if has_agent {
+            serve.env("SSH_AUTH_SOCK", &local);
+        }
+        let server = Server::start(serve, &folder, &format!("sockets-{name}"), &services);
+        let sockets = folder.join(name);
+        std::fs::create_dir(&sockets).unwrap();
+        symlink(server.socket("quiet"), sockets.join("vault.sock")).unwrap();
+        let remote = folder.join(format!("{name}.sock"));
+        let mut start = anklume();
+        start.env("ANKLUME_SOCKET_DIR", &sockets).arg("ssh-agent");
+        let _ours = agent(start, &remote);
+        // The first signature starts processes of the provider.
+        sign(&remote);
+        for _ in 0..ROUNDS {
+            let ours = if has_agent {
+                &mut with_agent
+            } else {
+                &mut with_file
+            };
+            ours.push(sign(&remote));
+            floor.push(sign(&local));
+        }
     }
     Some(Times {
-        ours: crate::median(ours),
+        agent: crate::median(with_agent),
+        file: crate::median(with_file),
         floor: crate::median(floor),
     })
 }

@@ -23,57 +23,64 @@ pub(super) enum NoAnswer {
     Silent,
 }
 
-/// Returns whether the agent on this socket has the key.
-pub(super) async fn holds(
-    socket: &Path,
-    key: &SshKey,
-    patience: Duration,
-) -> Result<bool, NoAnswer> {
-    match ask(socket, &AgentRequest::Identities, patience).await? {
-        AgentAnswer::Identities(keys) => Ok(keys.iter().any(|(blob, _)| blob == key.blob())),
-        _ => Err(NoAnswer::Silent),
-    }
-}
+/// A connection to an agent that has a key.
+#[derive(Debug)]
+pub(super) struct KeyAgent(UnixStream);
 
-/// Has the agent on this socket sign.
-pub(super) async fn sign(socket: &Path, request: &SignatureRequest) -> Result<Vec<u8>, ToolError> {
-    let message = AgentRequest::Sign {
-        key: request.key.blob().to_vec(),
-        data: request.data.clone(),
-        flags: request.flags,
-    };
-    match ask(socket, &message, PERSON_MAX).await {
-        Ok(AgentAnswer::Signature(signature)) => Ok(signature),
-        Ok(_) => {
-            let text = "the provider's agent has the key, but refused to sign with it; it may be locked, or nobody confirmed";
-            Err(ToolError::Refused(text.to_owned()))
-        }
-        Err(_) => {
-            let text = "the provider's agent has the key, but gave no answer when asked to sign";
-            Err(ToolError::TimedOut(text.to_owned()))
-        }
-    }
-}
-
-async fn ask(
-    socket: &Path,
-    request: &AgentRequest,
-    max: Duration,
-) -> Result<AgentAnswer, NoAnswer> {
-    let asked = timeout(max, async {
-        let mut stream = UnixStream::connect(socket).await.map_err(|why| {
-            // Any other error, such as a full queue, may be that of an agent which waits for its user.
-            match why.kind() {
-                ErrorKind::NotFound | ErrorKind::ConnectionRefused => NoAnswer::NoAgent,
-                _ => NoAnswer::Silent,
+impl KeyAgent {
+    /// Connects to the agent on this socket; `None` if it does not have the key.
+    pub(super) async fn with_key(
+        socket: &Path,
+        key: &SshKey,
+        patience: Duration,
+    ) -> Result<Option<Self>, NoAnswer> {
+        let found = timeout(patience, async {
+            let stream = UnixStream::connect(socket).await.map_err(|why| {
+                // Any other error, such as a full queue, may be that of an agent which waits for its user.
+                match why.kind() {
+                    ErrorKind::NotFound | ErrorKind::ConnectionRefused => NoAnswer::NoAgent,
+                    _ => NoAnswer::Silent,
+                }
+            })?;
+            let mut agent = Self(stream);
+            match agent.ask(&AgentRequest::Identities).await? {
+                AgentAnswer::Identities(keys) => {
+                    let has_key = keys.iter().any(|(blob, _)| blob == key.blob());
+                    Ok(has_key.then_some(agent))
+                }
+                _ => Err(NoAnswer::Silent),
             }
-        })?;
-        let sent = send(&request.to_bytes(), &mut stream).await;
+        });
+        found.await.unwrap_or(Err(NoAnswer::Silent))
+    }
+
+    /// Has the agent sign.
+    pub(super) async fn sign(mut self, request: &SignatureRequest) -> Result<Vec<u8>, ToolError> {
+        let message = AgentRequest::Sign {
+            key: request.key.blob().to_vec(),
+            data: request.data.clone(),
+            flags: request.flags,
+        };
+        match timeout(PERSON_MAX, self.ask(&message)).await {
+            Ok(Ok(AgentAnswer::Signature(signature))) => Ok(signature),
+            Ok(Ok(_)) => {
+                let text = "the provider's agent has the key, but refused to sign with it; it may be locked, or nobody confirmed";
+                Err(ToolError::Refused(text.to_owned()))
+            }
+            Ok(Err(_)) | Err(_) => {
+                let text =
+                    "the provider's agent has the key, but gave no answer when asked to sign";
+                Err(ToolError::TimedOut(text.to_owned()))
+            }
+        }
+    }
+
+    async fn ask(&mut self, request: &AgentRequest) -> Result<AgentAnswer, NoAnswer> {
+        let sent = send(&request.to_bytes(), &mut self.0).await;
         sent.map_err(|_| NoAnswer::Silent)?;
-        match receive(&mut stream).await {
+        match receive(&mut self.0).await {
             Ok(Some(answer)) => Ok(AgentAnswer::parse(&answer)),
             _ => Err(NoAnswer::Silent),
         }
-    });
-    asked.await.unwrap_or(Err(NoAnswer::Silent))
+    }
 }

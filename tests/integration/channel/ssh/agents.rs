@@ -427,3 +427,27 @@ fn a_host_that_floods_a_forwarded_agent_keeps_nobody_out() {
     super::super::world::signal(child.id(), "TERM");
     super::super::world::wait(&mut child);
 }
+
+#[test]
+fn a_consumer_that_hangs_up_ends_what_it_asked_for() {
+    let world = provider();
+    let line = ed25519(&world);
+    agent(&world.path("agent.sock"), blob(&line), None);
+    let socket = world.text("agent.sock");
+    let alice = Alice::new(
+        world.env("SSH_AUTH_SOCK", socket),
+        &[&service("commits", &line, "")],
+    );
+    let arguments = json!({"data": base64(&commit())});
+    let request = crate::channel::peer::call(1, "commits", &arguments);
+    let mut hasty = UnixStream::connect(alice.server.socket("alice")).unwrap();
+    writeln!(hasty, "{request}").unwrap();
+    super::until("the call runs", || {
+        alice.server.helper("alice", "ssh-keys").is_some()
+    });
+    drop(hasty);
+    super::until("the call has ended", || {
+        let calls = alice.world.logged("call");
+        calls.iter().any(|call| call["outcome"] == "cancelled")
+    });
+}
