@@ -103,7 +103,7 @@ impl fmt::Display for Purpose {
     /// Writes, for example, `git`, `file:email`, or `login to SHA256:… as root`, in printable characters.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Content(kind) => kind.fmt(f),
+            Self::Content(key_use) => key_use.fmt(f),
             Self::Login { user, host } => {
                 write!(f, "login to {host} as {}", shown(user, SHOWN_MAX))
             }
@@ -131,7 +131,7 @@ pub struct SignatureRequest {
 /// The reason why something is not signed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// The bytes are not of a kind that is ever signed.
+    /// The bytes are not of a key_use that is ever signed.
     #[error(transparent)]
     NotSignable(#[from] NotSignable),
     /// The service does not allow it.
@@ -188,13 +188,13 @@ pub fn authorize(request: &SignatureRequest) -> Result<Purpose, Refusal> {
     let algorithm = request.key.algorithm(request.flags)?;
     match signable::parse(&request.data)? {
         Signable::Content { namespace } => {
-            let kind = if namespace == GIT {
+            let key_use = if namespace == GIT {
                 KeyUse::Git
             } else {
                 KeyUse::File(namespace)
             };
-            allowed(request, &kind)?;
-            Ok(Purpose::Content(kind))
+            allowed(request, &key_use)?;
+            Ok(Purpose::Content(key_use))
         }
         Signable::Login(login) => {
             allowed(request, &KeyUse::Login)?;
@@ -203,8 +203,8 @@ pub fn authorize(request: &SignatureRequest) -> Result<Purpose, Refusal> {
     }
 }
 
-fn allowed(request: &SignatureRequest, kind: &KeyUse) -> Result<(), Refusal> {
-    if request.allow.contains(kind) {
+fn allowed(request: &SignatureRequest, key_use: &KeyUse) -> Result<(), Refusal> {
+    if request.allow.contains(key_use) {
         return Ok(());
     }
     let allowed = match request.allow.as_slice() {
@@ -212,12 +212,12 @@ fn allowed(request: &SignatureRequest, kind: &KeyUse) -> Result<(), Refusal> {
         some => listed(
             &some
                 .iter()
-                .map(|kind| format!("`{kind}`"))
+                .map(|key_use| format!("`{key_use}`"))
                 .collect::<Vec<_>>(),
         ),
     };
     Err(Refusal::NotAllowed {
-        purpose: kind.to_string(),
+        purpose: key_use.to_string(),
         allowed,
     })
 }
