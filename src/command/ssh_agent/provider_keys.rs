@@ -28,7 +28,7 @@ use crate::transport;
 
 /// How long a provider may take to list its keys.
 const LIST_MAX: Duration = Duration::from_secs(3);
-/// How long a list is used before an unknown key makes the agent ask again.
+/// How long a list is used before the providers are asked again: a rebase signs many commits in a second.
 const LIST_AGE: Duration = Duration::from_secs(1);
 /// Maximum number of signatures that one provider makes at once; providers limit a consumer's connections.
 const SIGNATURES_MAX: usize = 4;
@@ -87,9 +87,12 @@ impl ProviderKeys {
         })
     }
 
-    /// Asks all providers for their keys; returns each key once, with a comment that names its service.
+    /// Returns each key of the providers once, with a comment that names its service.
     pub(super) async fn list(&self) -> Vec<(Vec<u8>, String)> {
-        self.ask().await;
+        // Without any key, the reason is said each time.
+        if self.is_old() || self.listed.borrow().is_empty() {
+            self.ask().await;
+        }
         let (mut keys, mut bytes) = (Vec::<(Vec<u8>, String)>::new(), 0);
         for one in self.listed.borrow().iter() {
             let blob = one.key.blob();
@@ -225,7 +228,7 @@ impl ProviderKeys {
         Err(unsigned)
     }
 
-    /// Returns whether the list is older than a client that knows a key from elsewhere may make this agent ask again.
+    /// Returns whether the list is so old that the providers are asked again.
     fn is_old(&self) -> bool {
         self.asked
             .get()
