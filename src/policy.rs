@@ -160,12 +160,12 @@ pub fn decide(services: &Services, request: Request<'_>) -> Decision {
 fn decide_operator(services: &Services, request: Request<'_>) -> Decision {
     let named = request.name.parse::<ToolName>();
     if let Some(tool) = named.ok().filter(|tool| ToolName::LISTED.contains(tool)) {
-        if let Some(consumer) = offered_to(tool, request)
-            && !gives_offers(services, consumer)
-        {
-            let consumer = consumer.to_owned();
+        if let Some(consumer) = offered_to(tool, request) {
             let others = offered_consumers(services);
-            return Decision::Denied(Denial::NoOffers { consumer, others });
+            if !others.iter().any(|other| other.as_str() == consumer) {
+                let consumer = consumer.to_owned();
+                return Decision::Denied(Denial::NoOffers { consumer, others });
+            }
         }
         return Decision::Allowed(Grant {
             caller: Caller::Operator,
@@ -193,14 +193,6 @@ fn offered_consumers(services: &Services) -> Vec<MachineName> {
     let giving = giving.filter(|service| catalogue::gives_offers(service.tool, &service.with));
     let consumers: BTreeSet<&MachineName> = giving.flat_map(|service| &service.consumers).collect();
     consumers.into_iter().cloned().collect()
-}
-
-/// Returns whether a service gives this machine what is offered to it.
-fn gives_offers(services: &Services, consumer: &str) -> bool {
-    services.services.iter().any(|service| {
-        catalogue::gives_offers(service.tool, &service.with)
-            && service.consumers.iter().any(|one| one.as_str() == consumer)
-    })
 }
 
 fn decide_consumer(services: &Services, consumer: &MachineName, request: Request<'_>) -> Decision {

@@ -131,7 +131,7 @@ pub struct SignatureRequest {
 /// The reason why something is not signed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// The bytes are not of a key_use that is ever signed.
+    /// The bytes are not of a kind that is ever signed.
     #[error(transparent)]
     NotSignable(#[from] NotSignable),
     /// The service does not allow it.

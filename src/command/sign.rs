@@ -77,8 +77,8 @@ pub(super) fn run(args: &SignArgs, output: &Output) -> anyhow::Result<Exit> {
             let created =
                 signed.map_err(|why| why.context(format!("cannot sign `{}`", shown(file))))?;
             match created {
-                Ok(path) => output.say(&format!("created {}", shown(&path))),
-                Err(armored) => print(&armored, output)?,
+                SignatureTarget::File(path) => output.say(&format!("created {}", shown(&path))),
+                SignatureTarget::Stdout(armored) => print(&armored, output)?,
             }
             bar.next();
         }
@@ -102,19 +102,27 @@ fn signature_file(file: &Path) -> PathBuf {
     name.into()
 }
 
-/// Signs a file; returns the path of the signature or, for stdin, the signature itself.
+/// Where a signature goes.
+enum SignatureTarget {
+    /// It is in this file.
+    File(PathBuf),
+    /// It is to be printed: that of stdin.
+    Stdout(String),
+}
+
+/// Signs a file, and writes the signature beside it.
 async fn sign_file(
     server: &mut ServerClient,
     service: &str,
     file: &Path,
     force: bool,
     bar: &mut TransferBar,
-) -> anyhow::Result<Result<PathBuf, String>> {
+) -> anyhow::Result<SignatureTarget> {
     let mut moved = |bytes, total| bar.moved(bytes, total);
     if is_stdin(file) {
         let source = PayloadSource::new(io::stdin());
         let signature = sign(server, service, source, &mut moved).await?;
-        return Ok(Err(signature.armored));
+        return Ok(SignatureTarget::Stdout(signature.armored));
     }
     let opened = File::open(file).map_err(|why| unreadable(&shown(file), &why))?;
     let source = PayloadSource::of_file(opened);
@@ -122,7 +130,7 @@ async fn sign_file(
     let target = signature_file(file);
     let written = write(&target, signature.armored.as_bytes(), force);
     written.map_err(|why| unwritable(&target, &why))?;
-    Ok(Ok(target))
+    Ok(SignatureTarget::File(target))
 }
 
 /// Writes a file whole or not at all.

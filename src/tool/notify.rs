@@ -6,15 +6,15 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, fstat, openat};
-use rustix::process::geteuid;
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use super::runtime::user_folders;
 use super::{ToolError, ToolOutcome, ToolSession, blocking, environment, runtime_folder};
 use crate::catalogue::{Notified, Notify, parse};
 use crate::dir::{Dir, is_own, lock_within};
@@ -101,11 +101,7 @@ fn bus(runtime: &Path) -> Option<OsString> {
     if let Some(named) = std::env::var_os(BUS).filter(|named| !named.is_empty()) {
         return Some(named);
     }
-    // The runtime folder is a folder of anklume's in that of the user.
-    let own = runtime.parent().map(Path::to_owned);
-    let usual = PathBuf::from(format!("/run/user/{}", geteuid()));
-    let sockets = own.into_iter().chain([usual]);
-    let mut sockets = sockets.map(|folder| folder.join("bus"));
+    let mut sockets = user_folders(runtime).map(|folder| folder.join("bus"));
     let socket = sockets.find(|socket| socket.exists())?;
     let mut address = OsString::from("unix:path=");
     address.push(socket);

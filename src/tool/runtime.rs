@@ -1,12 +1,21 @@
 //! The folder in the user's runtime folder (`XDG_RUNTIME_DIR`) that only this user can read.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, fstat};
+use rustix::process::geteuid;
 
 use super::ToolError;
 use crate::dir::{BENEATH, Dir, OTHERS, READ, is_own, make_all, permit};
+
+/// Returns the runtime folders in which a user's own programs keep their sockets: that of this process, which is a service's
+/// own if one was made for it, and the usual one.
+pub(super) fn user_folders(runtime: &Path) -> impl Iterator<Item = PathBuf> {
+    let own = runtime.parent().map(Path::to_owned);
+    let usual = PathBuf::from(format!("/run/user/{}", geteuid()));
+    own.into_iter().chain([usual])
+}
 
 /// Opens the folder; creates it if it is missing, and denies others access.
 ///

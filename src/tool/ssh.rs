@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use rustix::process::geteuid;
 
 use super::gpg::ssh_socket;
+use super::runtime::user_folders;
 use super::{Settings, ToolError, ToolOutcome, ToolSession, blocking};
 use crate::catalogue::{Payload, SshSign, SshSigned, parse};
 use crate::policy::Grant;
@@ -150,10 +150,7 @@ pub(super) fn key_folder(settings: &Settings) -> Option<PathBuf> {
 /// Returns the sockets of agents that may run for the user.
 fn sockets(settings: &Settings) -> Vec<PathBuf> {
     let named = env::var_os(AGENT).filter(|named| !named.is_empty());
-    // The runtime folder is a folder of anklume's in that of the user.
-    let own = settings.runtime.parent().map(Path::to_owned);
-    let usual = PathBuf::from(format!("/run/user/{}", geteuid()));
-    let folders = own.into_iter().chain([usual]);
+    let folders = user_folders(&settings.runtime);
     let usual = folders.flat_map(|folder| SOCKETS.map(|name| folder.join(name)));
     let sockets = named.map(PathBuf::from).into_iter().chain(usual);
     let mut known = HashSet::new();
