@@ -3,6 +3,8 @@
 //! Being below `infra` and `policy`, it lets them check and hide fixed arguments without knowing how a tool runs.
 
 mod check;
+mod definition;
+mod own_tool;
 mod path;
 mod schema;
 
@@ -15,12 +17,14 @@ use crate::ssh::{
     BIND_MAX, DATA_MAX, KeyFault, KeyUse, NotSignable, SessionBind, SignatureRequest, SshKey,
 };
 
-pub use check::{
-    FixedFault, alternative, check_fixed, check_some, gives_offers, parse, parse_without_data,
-    repeats_key,
+pub use check::{FixedFault, alternative, gives_offers, parse, parse_without_data, repeats_key};
+pub use definition::Definition;
+pub use own_tool::{
+    ArgumentType, CommandElement, CommandLine, ELEMENT_MAX, ElementFault, OwnArgument, OwnOutput,
+    OwnTool, ProcessSettings, STDERR_KEPT, STDIN_MAX, STDOUT_MAX,
 };
 pub use path::PortalPath;
-pub use schema::{Description, describe, input_without};
+pub use schema::{Description, describe};
 
 /// Maximum size of a payload in one call, in bytes before base64; a larger one is sent in pieces.
 pub const ONE_CALL_MAX: u64 = 8 * 1024 * 1024;
@@ -50,7 +54,7 @@ pub const OFFER_TO: &str = "offer_to";
 /// Largest integer that every JSON reader represents exactly (2^53 - 1).
 const EXACT_MAX: u64 = 9_007_199_254_740_991;
 
-/// Regular expression for the key ids that [`check_some`] accepts.
+/// Regular expression for the key ids that [`check::check_some`] accepts.
 const KEY_ID: &str = "^(0x)?([0-9A-Fa-f]{16}|[0-9A-Fa-f]{40}|[0-9A-Fa-f]{64})!?$\
     |^<[A-Za-z0-9._+-]{1,128}@[A-Za-z0-9._+-]{1,128}>$";
 

@@ -29,13 +29,13 @@ use clap::{ColorChoice, CommandFactory as _, FromArgMatches as _};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::account::Account;
 use crate::cli::{Cli, Command, GlobalArgs, InfraArgs, McpCommand};
 use crate::diagnostic::{self, Diagnostic, Faults, Severity};
 use crate::error::{Exit, Failure, Failures, with_causes};
 use crate::infra::{self, ReadInfra};
 use crate::machine_state::SERVICES;
 use crate::name::{MachineName, closest};
-use crate::setup::account::Account;
 use crate::text::{escaped, write_json};
 use crate::transport::{self, RouteContext, shell_line};
 use output::Output;

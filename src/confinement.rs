@@ -6,6 +6,7 @@
 
 mod filter;
 
+use std::io;
 use std::path::PathBuf;
 
 use landlock::{
@@ -15,7 +16,7 @@ use landlock::{
 use rustix::fs::Mode;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, clear_ambient_capability_set,
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities,
 };
 use serde::{Deserialize, Serialize};
@@ -116,7 +117,20 @@ pub(crate) fn fence(budget: u64) -> rustix::io::Result<()> {
         maximum: Some(max),
     };
     setrlimit(Resource::Data, at_most(budget.saturating_add(OVERHEAD)))?;
-    setrlimit(Resource::Core, at_most(0))?;
+    hide()
+}
+
+/// Keeps other processes of this one's user from inspecting it, and its memory out of core files.
+///
+/// # Errors
+///
+/// Returns the system's error.
+pub(crate) fn hide() -> rustix::io::Result<()> {
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    setrlimit(Resource::Core, none)?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
 }
 
@@ -141,6 +155,42 @@ pub(crate) fn enter(limits: &ProcessLimits) -> Result<InForce, RulesetError> {
     })
 }
 
+/// Gives up what a program of this machine must not have: capabilities, those that running a program would grant, and
+/// signals to processes that it has not started.
+///
+/// # Errors
+///
+/// Returns the system's error. A kernel without Landlock's scopes does not restrict signals.
+pub(crate) fn give_up_rights() -> io::Result<()> {
+    drop_capabilities()?;
+    let signals = ProcessLimits {
+        calls: AllowedCalls::Programs,
+        files: None,
+        network: true,
+    };
+    restrict(&signals).map(drop).map_err(io::Error::other)
+}
+
+/// Keeps only the capabilities that a launcher needs, also for the programs that it starts.
+///
+/// # Errors
+///
+/// Returns the system's error.
+pub(crate) fn keep_launcher_capabilities() -> rustix::io::Result<()> {
+    rustix::thread::set_no_new_privs(true)?;
+    for capability in CapabilitySet::all().difference(LAUNCHER).iter() {
+        // Fails without permission to drop it, or if an older kernel does not know it.
+        let _ = remove_capability_from_bounding_set(capability);
+    }
+    let held = capabilities(None)?;
+    let kept = CapabilitySets {
+        effective: held.permitted & LAUNCHER,
+        permitted: held.permitted & LAUNCHER,
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, kept)
+}
+
 /// Drops all capabilities, including those that running a program would grant.
 fn drop_capabilities() -> rustix::io::Result<()> {
     rustix::thread::set_no_new_privs(true)?;
@@ -157,6 +207,13 @@ fn drop_capabilities() -> rustix::io::Result<()> {
     let _ = clear_ambient_capability_set();
     set_capabilities(None, none)
 }
+
+/// The capabilities of a launcher: to become another user, to signal its processes, and to read the environment of its
+/// programs from a folder that only their user may enter.
+const LAUNCHER: CapabilitySet = CapabilitySet::SETUID
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::KILL)
+    .union(CapabilitySet::DAC_READ_SEARCH);
 
 /// Restricts access to files, TCP ports and other processes according to these limits; returns the Landlock ABI.
 ///

@@ -186,7 +186,7 @@ async fn list_and_call(bytes: &[u8]) -> Result<String, ClientError> {
 pub fn arguments(bytes: &[u8]) {
     if let Ok(Value::Object(arguments)) = serde_json::from_slice(bytes) {
         for tool in ToolName::ALL {
-            let _ = catalogue::check_some(tool, &arguments);
+            let _ = catalogue::Definition::BuiltIn(tool).check_some(&arguments);
         }
     }
 }

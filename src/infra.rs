@@ -13,16 +13,17 @@ mod validate;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::catalogue::OwnTool;
 use crate::diagnostic::{Diagnostic, Faults, Place};
 use crate::limits::Limits;
-use crate::name::{DomainName, MachineName, ServiceName, ToolName};
+use crate::name::{DomainName, MachineName, OwnToolName, ServiceName, ServiceTool};
 pub(crate) use open::project_name;
 
 /// Image for machines if neither they nor `global` name one.
@@ -396,6 +397,10 @@ pub struct McpUsers {
     pub memory: Option<u64>,
     /// The minimum confinement of its server.
     pub confinement: Confinement,
+    /// The machine's own tools.
+    pub tools: BTreeMap<OwnToolName, OwnTool>,
+    /// Maximum number of its own programs that run at the same time.
+    pub children: Option<u32>,
 }
 
 /// The minimum kernel confinement that a server requires.
@@ -425,7 +430,7 @@ pub struct DeclaredService {
     /// Location of the name.
     pub place: Place,
     /// The tool that it runs.
-    pub tool: ToolName,
+    pub tool: ServiceTool,
     /// The machines that may call it, each once, in file order.
     pub consumers: Vec<MachineName>,
     /// Fixed arguments, checked against the tool's schema; empty if not set.

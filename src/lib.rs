@@ -2,9 +2,11 @@
 //!
 //! `docs/architecture.md` lists the modules from top to bottom: each uses only modules below it.
 
+mod account;
 mod apply;
 pub mod audit;
 pub mod catalogue;
+mod child;
 pub mod cli;
 mod command;
 mod confinement;
@@ -21,6 +23,7 @@ mod host;
 mod incus;
 pub mod infra;
 pub mod inventory;
+mod ipc;
 pub mod limits;
 mod machine_root;
 pub mod machine_state;

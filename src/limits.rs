@@ -22,6 +22,20 @@ pub const IN_FLIGHT_ALL: u32 = 512;
 pub const IN_FLIGHT_CONNECTION: usize = 64;
 /// Maximum duration of one call: a person may have to fetch a smart card.
 pub const CALL_TIME: Duration = Duration::from_secs(300);
+/// Time that a call may take beyond the time limit of the machine's own tool, to end the tool's processes.
+pub const OVERTIME: Duration = Duration::from_secs(5);
+/// Maximum number of a machine's own programs that run at the same time.
+pub const CHILDREN: u32 = 8;
+/// Largest such number that a machine may set.
+pub const CHILDREN_MAX: u32 = 1024;
+/// Maximum duration of a call to a machine's own tool, in seconds.
+pub const TOOL_SECONDS: u32 = 60;
+/// Largest such duration that a tool may set, in seconds.
+pub const TOOL_SECONDS_MAX: u32 = 24 * 60 * 60;
+/// Memory of all processes of one of the machine's own programs, in bytes.
+pub const PROGRAM_MEMORY: u64 = 256 * 1024 * 1024;
+/// Smallest such memory that can be set, in bytes.
+pub const PROGRAM_MEMORY_MIN: u64 = 16 * 1024 * 1024;
 /// Time for running calls to finish when a server with consumers shuts down; its supervisor waits longer.
 pub const STOP_TIME: Duration = Duration::from_secs(80);
 /// Maximum concurrent connections from one caller.
@@ -98,12 +112,5 @@ impl Limits {
     #[must_use]
     pub fn is_default(&self) -> bool {
         *self == Self::default()
-    }
-
-    /// Returns the maximum duration of one call.
-    #[must_use]
-    pub fn call_time(&self) -> Duration {
-        self.call_seconds
-            .map_or(CALL_TIME, |seconds| Duration::from_secs(seconds.into()))
     }
 }

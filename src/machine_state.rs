@@ -6,7 +6,10 @@ mod drift;
 mod unit;
 
 pub use drift::{Drift, DriftKind, FoundServices, ObservedMachine, Serving, differences};
-pub use unit::{LOGS, PATH, RUNTIME, STOP_SECONDS, Unit, systemd_wanted, unit_paths, units};
+pub use unit::{
+    LAUNCHER_SOCKET, LOGS, PATH, RUNTIME, STOP_SECONDS, UNITS, Unit, systemd_wanted, unit_path,
+    units,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -45,7 +48,13 @@ pub const UNIT: &str = "anklume-mcp";
 pub const AGENT_UNIT: &str = "anklume-gpg-agent";
 /// The subcommand of that service.
 pub const LAUNCH: &str = "gpg-agent-launcher";
-/// The environment variable with the launcher's socket path; without it, a server starts the agent itself.
+/// Name of the service that runs the machine's own programs.
+pub const LAUNCHER_UNIT: &str = "anklume-run";
+/// The subcommand of that service.
+pub const LAUNCHER: &str = "program-launcher";
+/// The environment variable with that service's socket path; without it, a server starts a launcher of its own.
+pub const PROGRAM_LAUNCHER: &str = "ANKLUME_LAUNCHER";
+/// The environment variable with the socket path of the gpg-agent's launcher; without it, a server starts the agent itself.
 pub const AGENT_LAUNCHER: &str = "ANKLUME_GPG_AGENT_LAUNCHER";
 
 /// The program's folders in a machine, owned by root with [`FOLDER_MODE`].
@@ -169,6 +178,13 @@ impl MachineSpec {
     pub fn services(&self) -> Result<Option<Services>, ServicesFault> {
         let read = |text: &String| Services::from_file(text.as_bytes());
         self.services.as_ref().map(read).transpose()
+    }
+
+    /// Returns whether services use the machine's own programs.
+    #[must_use]
+    pub fn has_programs(&self) -> bool {
+        let services = self.services().ok().flatten();
+        services.is_some_and(|services| services.have_programs())
     }
 
     /// Returns the desired identity file for this supervisor.

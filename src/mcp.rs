@@ -6,6 +6,7 @@ pub(crate) mod client;
 pub(crate) mod concurrency;
 pub(crate) mod framing;
 pub(crate) mod helper;
+pub(crate) mod launcher;
 pub(crate) mod listen;
 pub(crate) mod monitor;
 pub(crate) mod policy_watcher;

@@ -105,6 +105,15 @@ name_type! {
     ServiceName, check_service("service")
 }
 
+name_type! {
+    /// The name of a tool that a machine declares itself: `[a-z][a-z0-9_]*`, unique on its machine.
+    OwnToolName, check_service("tool")
+}
+name_type! {
+    /// The name of an argument of such a tool: `[a-z][a-z0-9_]*`, unique in its tool.
+    ArgumentName, check_service("argument")
+}
+
 fn check_label(kind: &'static str, text: &str) -> Result<(), NameFault> {
     check_length(kind, text, MACHINE_NAME_MAX)?;
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
@@ -213,6 +222,73 @@ impl FromStr for ToolName {
             .into_iter()
             .find(|tool| tool.as_str() == text)
             .ok_or(UnknownTool)
+    }
+}
+
+/// The tool behind a service, as `tool:` in `infra.yml` names it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum ServiceTool {
+    /// One of anklume's tools.
+    BuiltIn(ToolName),
+    /// A tool that the machine declares itself.
+    Own(OwnToolName),
+}
+
+impl ServiceTool {
+    /// Returns which of anklume's tools it is; `None` for another one.
+    #[must_use]
+    pub const fn built_in(&self) -> Option<ToolName> {
+        match self {
+            Self::BuiltIn(tool) => Some(*tool),
+            Self::Own(_) => None,
+        }
+    }
+
+    /// Returns whether it is this tool of anklume.
+    #[must_use]
+    pub fn is(&self, tool: ToolName) -> bool {
+        self.built_in() == Some(tool)
+    }
+}
+
+impl fmt::Display for ServiceTool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BuiltIn(tool) => tool.fmt(f),
+            Self::Own(tool) => tool.fmt(f),
+        }
+    }
+}
+
+impl FromStr for ServiceTool {
+    type Err = NameFault;
+
+    fn from_str(text: &str) -> Result<Self, NameFault> {
+        match text.parse() {
+            Ok(tool) => Ok(Self::BuiltIn(tool)),
+            Err(UnknownTool) => text.parse().map(Self::Own),
+        }
+    }
+}
+
+impl TryFrom<String> for ServiceTool {
+    type Error = NameFault;
+
+    fn try_from(text: String) -> Result<Self, NameFault> {
+        text.parse()
+    }
+}
+
+impl From<ServiceTool> for String {
+    fn from(tool: ServiceTool) -> Self {
+        tool.to_string()
+    }
+}
+
+impl From<ToolName> for ServiceTool {
+    fn from(tool: ToolName) -> Self {
+        Self::BuiltIn(tool)
     }
 }
 

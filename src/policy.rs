@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::catalogue::{self, OFFER_TO, OFFERED_ONLY, SshSign};
-use crate::name::{MachineName, ServiceName, ToolName};
+use crate::name::{MachineName, ServiceName, ServiceTool, ToolName};
 use crate::services::{Service, Services};
 use crate::ssh::{self, Purpose, Refusal};
 use crate::text::{listed, shown};
@@ -63,7 +63,7 @@ pub enum Decision {
 pub struct Grant {
     caller: Caller,
     name: String,
-    tool: ToolName,
+    tool: ServiceTool,
     arguments: Arc<Map<String, Value>>,
     purpose: Option<Purpose>,
 }
@@ -83,8 +83,8 @@ impl Grant {
 
     /// Returns the tool to run.
     #[must_use]
-    pub const fn tool(&self) -> ToolName {
-        self.tool
+    pub const fn tool(&self) -> &ServiceTool {
+        &self.tool
     }
 
     /// Returns what a signature of `ssh_sign` is for; `None` for other tools, and for arguments that the tool refuses.
@@ -170,7 +170,7 @@ fn decide_operator(services: &Services, request: Request<'_>) -> Decision {
         return Decision::Allowed(Grant {
             caller: Caller::Operator,
             name: tool.as_str().to_owned(),
-            tool,
+            tool: tool.into(),
             arguments: sent(request.arguments),
             purpose: None,
         });
@@ -190,7 +190,7 @@ fn offered_to(tool: ToolName, request: Request<'_>) -> Option<&str> {
 /// Returns the machines to which something can be offered, each once.
 fn offered_consumers(services: &Services) -> Vec<MachineName> {
     let giving = services.services.iter();
-    let giving = giving.filter(|service| catalogue::gives_offers(service.tool, &service.with));
+    let giving = giving.filter(|service| catalogue::gives_offers(&service.tool, &service.with));
     let consumers: BTreeSet<&MachineName> = giving.flat_map(|service| &service.consumers).collect();
     consumers.into_iter().cloned().collect()
 }
@@ -212,14 +212,14 @@ fn decide_consumer(services: &Services, consumer: &MachineName, request: Request
 /// Decides on the arguments of a caller that may use the service.
 fn decide_service(service: &Service, request: Request<'_>) -> Decision {
     let allowed = merge(service, request).and_then(|arguments| {
-        let purpose = purpose(service.tool, &arguments).map_err(Denial::NotSigned)?;
+        let purpose = purpose(&service.tool, &arguments).map_err(Denial::NotSigned)?;
         Ok((arguments, purpose))
     });
     match allowed {
         Ok((arguments, purpose)) => Decision::Allowed(Grant {
             caller: request.caller.clone(),
             name: service.name.as_str().to_owned(),
-            tool: service.tool,
+            tool: service.tool.clone(),
             arguments,
             purpose,
         }),
@@ -228,11 +228,11 @@ fn decide_service(service: &Service, request: Request<'_>) -> Decision {
 }
 
 /// Returns what a signature of `ssh_sign` would be for; `None` for other tools, and for arguments that the tool refuses.
-fn purpose(tool: ToolName, arguments: &Map<String, Value>) -> Result<Option<Purpose>, Refusal> {
-    if tool != ToolName::SshSign {
+fn purpose(tool: &ServiceTool, arguments: &Map<String, Value>) -> Result<Option<Purpose>, Refusal> {
+    if !tool.is(ToolName::SshSign) {
         return Ok(None);
     }
-    let request = catalogue::parse(tool, arguments);
+    let request = catalogue::parse(ToolName::SshSign, arguments);
     let request = request.and_then(|arguments: SshSign| arguments.request());
     request
         .ok()
@@ -260,8 +260,8 @@ fn merge(service: &Service, request: Request<'_>) -> Result<Arc<Map<String, Valu
         caller, arguments, ..
     } = request;
     let chosen = non_null(arguments).find(|(key, value)| match service.with.get(*key) {
-        Some(fixed) => !repeats(service.tool, key, fixed, value),
-        None => !may_choose(caller, service.tool, &service.with, key),
+        Some(fixed) => !repeats(&service.tool, key, fixed, value),
+        None => !may_choose(caller, &service.tool, &service.with, key),
     });
     if let Some((argument, _)) = chosen {
         return Err(Denial::FixedArgument {
@@ -276,9 +276,11 @@ fn merge(service: &Service, request: Request<'_>) -> Result<Arc<Map<String, Valu
 }
 
 /// Returns whether a caller sent the fixed value, possibly written differently.
-fn repeats(tool: ToolName, argument: &str, fixed: &Value, sent: &Value) -> bool {
-    match (tool, argument, fixed, sent) {
-        (ToolName::GpgSign, "key_id", Value::String(fixed), Value::String(sent)) => {
+fn repeats(tool: &ServiceTool, argument: &str, fixed: &Value, sent: &Value) -> bool {
+    match (fixed, sent) {
+        (Value::String(fixed), Value::String(sent))
+            if tool.is(ToolName::GpgSign) && argument == "key_id" =>
+        {
             catalogue::repeats_key(fixed, sent)
         }
         _ => fixed == sent,
@@ -289,15 +291,17 @@ fn repeats(tool: ToolName, argument: &str, fixed: &Value, sent: &Value) -> bool 
 #[must_use]
 pub fn may_choose(
     caller: &Caller,
-    tool: ToolName,
+    tool: &ServiceTool,
     fixed: &Map<String, Value>,
     argument: &str,
 ) -> bool {
-    let alternative = catalogue::alternative(tool, argument);
+    let built_in = tool.built_in();
+    let alternative = built_in.and_then(|tool| catalogue::alternative(tool, argument));
     let is_ruled_out = alternative.is_some_and(|other| fixed.contains_key(other));
     !fixed.contains_key(argument)
         && !is_ruled_out
-        && (*caller == Caller::Operator || !operator_only(tool, argument))
+        && (*caller == Caller::Operator
+            || !built_in.is_some_and(|tool| operator_only(tool, argument)))
 }
 
 /// Returns whether only a service's `with` or the operator may set an argument: consumers choose neither the signing
@@ -318,7 +322,7 @@ pub struct ServiceOffer {
     /// The name to call.
     pub name: String,
     /// The tool to run.
-    pub tool: ToolName,
+    pub tool: ServiceTool,
     /// Arguments that the service fixes, hidden from the caller's schema.
     pub fixed: Map<String, Value>,
 }
@@ -426,7 +430,7 @@ mod tests {
     fn a_fixed_argument_rules_out_the_one_that_would_replace_it() {
         let may = |caller: &Caller, fixed: Value, argument: &str| {
             let fixed = fixed.as_object().unwrap();
-            may_choose(caller, ToolName::ClipboardSet, fixed, argument)
+            may_choose(caller, &ToolName::ClipboardSet.into(), fixed, argument)
         };
         let dev = Caller::Consumer("dev".parse().unwrap());
         for caller in [&dev, &Caller::Operator] {

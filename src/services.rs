@@ -2,16 +2,19 @@
 //!
 //! Both have the same type, so the machine enforces exactly the policy that the host checked.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::catalogue::{Definition, OwnTool};
 use crate::digest::sha256;
 use crate::infra::{Confinement, Machine};
-use crate::limits::{CONNECTIONS, IDLE, IN_FLIGHT, Limits, MEMORY, MEMORY_ALL};
-use crate::name::{MachineName, ServiceName, ToolName};
+use crate::limits::{
+    CALL_TIME, CHILDREN, CONNECTIONS, IDLE, IN_FLIGHT, Limits, MEMORY, MEMORY_ALL, OVERTIME,
+};
+use crate::name::{MachineName, OwnToolName, ServiceName, ServiceTool, ToolName};
 
 /// The services of one machine.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -30,6 +33,12 @@ pub struct Services {
     /// Minimum confinement of its server.
     #[serde(default, skip_serializing_if = "Confinement::is_default")]
     pub confinement: Confinement,
+    /// The machine's own tools, as far as services use them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tools: BTreeMap<OwnToolName, OwnTool>,
+    /// Maximum number of the machine's own programs that run at the same time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub children: Option<u32>,
 }
 
 /// One service of a machine.
@@ -39,7 +48,7 @@ pub struct Service {
     /// The name by which consumers call it.
     pub name: ServiceName,
     /// Its tool.
-    pub tool: ToolName,
+    pub tool: ServiceTool,
     /// Its consumers.
     pub consumers: Vec<MachineName>,
     /// Fixed arguments, which a caller cannot change.
@@ -82,7 +91,7 @@ impl Services {
             .iter()
             .map(|declared| Service {
                 name: declared.name.clone(),
-                tool: declared.tool,
+                tool: declared.tool.clone(),
                 consumers: declared.consumers.clone(),
                 with: declared.with.clone(),
                 limits: declared.limits,
@@ -95,7 +104,56 @@ impl Services {
             allow_unlogged: machine.mcp.allow_unlogged,
             memory: machine.mcp.memory,
             confinement: machine.mcp.confinement,
+            tools: machine.mcp.tools.clone(),
+            children: machine.mcp.children,
         }
+        .with_used_tools()
+    }
+
+    /// Drops the machine's own tools that no service uses.
+    fn with_used_tools(mut self) -> Self {
+        let used: BTreeSet<&ServiceTool> = self.services.iter().map(|one| &one.tool).collect();
+        self.tools
+            .retain(|name, _| used.contains(&ServiceTool::Own(name.clone())));
+        self
+    }
+
+    /// Returns the definition of a service's tool; `None` if it is none of the machine's tools.
+    #[must_use]
+    pub fn definition(&self, tool: &ServiceTool) -> Option<Definition<'_>> {
+        match tool {
+            ServiceTool::BuiltIn(tool) => Some(Definition::BuiltIn(*tool)),
+            ServiceTool::Own(name) => self.tools.get(name).map(Definition::Own),
+        }
+    }
+
+    /// Returns whether a service uses one of the machine's own programs.
+    #[must_use]
+    pub fn have_programs(&self) -> bool {
+        !self.tools.is_empty()
+    }
+
+    /// Returns the maximum number of the machine's own programs that run at the same time.
+    #[must_use]
+    pub fn children_max(&self) -> u32 {
+        self.children.unwrap_or(CHILDREN)
+    }
+
+    /// Returns the maximum duration of a call to a service; the default for an unknown one.
+    #[must_use]
+    pub fn call_time(&self, name: &str) -> Duration {
+        let Some(service) = self.service(name) else {
+            return CALL_TIME;
+        };
+        let own = match self.definition(&service.tool) {
+            Some(Definition::Own(tool)) => {
+                Some(Duration::from_secs(tool.timeout.into()) + OVERTIME)
+            }
+            Some(Definition::BuiltIn(_)) | None => None,
+        };
+        let set = service.limits.call_seconds;
+        let set = set.map(|seconds| Duration::from_secs(seconds.into()));
+        set.or(own).unwrap_or(CALL_TIME)
     }
 
     /// Outlines each service.
@@ -122,13 +180,6 @@ impl Services {
         self.services
             .iter()
             .find(|service| service.name.as_str() == name)
-    }
-
-    /// Returns the limits that a service sets; none for an unknown service.
-    #[must_use]
-    pub fn limits_of(&self, name: &str) -> Limits {
-        let service = self.service(name);
-        service.map_or_else(Limits::default, |service| service.limits)
     }
 
     /// Returns the server memory that a consumer may use, in bytes: the maximum over its services.
@@ -164,7 +215,7 @@ impl Services {
     #[must_use]
     pub fn in_flight_of(&self, consumer: &MachineName, tool: ToolName) -> u32 {
         let services = self.services.iter();
-        let theirs = services.filter(|service| service.serves(consumer) && service.tool == tool);
+        let theirs = services.filter(|service| service.serves(consumer) && service.tool.is(tool));
         let max = theirs
             .map(|service| service.limits.in_flight.unwrap_or(IN_FLIGHT))
             .max();
@@ -200,7 +251,10 @@ impl Services {
             allow_unlogged: self.allow_unlogged,
             memory: self.memory,
             confinement: self.confinement,
+            tools: self.tools.clone(),
+            children: self.children,
         }
+        .with_used_tools()
     }
 
     /// Returns the consumers of all services.
@@ -221,6 +275,8 @@ impl Services {
             allow_unlogged: false,
             memory: None,
             confinement: Confinement::Available,
+            tools: BTreeMap::new(),
+            children: None,
         }
     }
 
@@ -259,10 +315,15 @@ impl Services {
             });
         }
         let mut names = BTreeSet::new();
-        match file.policy.services.iter().find(|s| !names.insert(&s.name)) {
-            Some(twice) => Err(ServicesFault::Twice(twice.name.clone())),
-            None => Ok(file.policy),
+        for service in &file.policy.services {
+            if !names.insert(&service.name) {
+                return Err(ServicesFault::Twice(service.name.clone()));
+            }
+            if file.policy.definition(&service.tool).is_none() {
+                return Err(ServicesFault::UnknownTool(service.tool.clone()));
+            }
         }
+        Ok(file.policy)
     }
 }
 
@@ -293,6 +354,9 @@ pub enum ServicesFault {
     /// Two services have the same name, so either might apply.
     #[error("it has two services named `{0}`")]
     Twice(ServiceName),
+    /// A service uses a tool that the machine does not have.
+    #[error("it does not define the tool `{0}`")]
+    UnknownTool(ServiceTool),
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! Runs as root inside the machine. Follows no symbolic link and crosses no mount on the way to the files it writes.
 //! Can run again at any time, and changes only what differs.
 
-pub(crate) mod account;
+mod launcher;
 mod server;
 mod supervisor;
 mod tree;
@@ -14,6 +14,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::account::{Account, AccountError};
 use crate::digest::sha256;
 use crate::machine_state::{
     ABOVE, CallerUser, ETC, FILE_MODE, FOLDER_MODE, FOLDERS, FRESH_PREFIX, IDENTITY, Identity,
@@ -21,7 +22,6 @@ use crate::machine_state::{
     Supervisor,
 };
 use crate::text::Foreign;
-use account::{Account, AccountError};
 use tree::{MachineTree, TreeError};
 
 /// The file tools' portal.
@@ -139,11 +139,12 @@ async fn put_in_order(sent: &Sent) -> Result<Option<String>, SetupError> {
     tree.file(SERVICES, text.as_bytes(), FILE_MODE)?;
     tree.folder_of(PORTAL, FOLDER_MODE, &account)?;
     let other_user = known.is_none_or(|known| known.unfinished || known.run_as != order.run_as);
-    let restart =
-        supervisor::install(&tree, supervisor, order.run_as.as_deref()).await? || other_user;
+    let has_programs = order.has_programs();
+    let run_as = order.run_as.as_deref();
+    let changed = supervisor::install(&tree, supervisor, run_as, has_programs).await?;
     // The server has no access to another user's files.
     tree.hand_on(LOGS, &account)?;
-    supervisor::run(supervisor, &account, restart).await?;
+    supervisor::run(supervisor, &account, other_user, &changed, has_programs).await?;
     if other_user {
         // Done only now because the old server, which made files here, has ended.
         tree.hand_on(PORTAL, &account)?;

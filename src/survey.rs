@@ -25,7 +25,7 @@ use crate::incus::{EntryKind, State};
 use crate::infra::{Infra, Machine};
 use crate::machine_state::{
     ABOVE, CallerUser, FoundServices, IDENTITY, LINKS, ObservedMachine, Rights, SERVICES, Serving,
-    ours, unit_paths,
+    UNITS, ours, unit_path,
 };
 use crate::mcp::listen::folder::SocketFolder;
 use crate::name::{DomainName, MachineName};
@@ -154,7 +154,9 @@ async fn observe(
         found.services = Some(FoundServices::with(&file, services));
     }
     let supervisor = found.identity.as_ref().and_then(|one| one.supervisor);
-    for unit in supervisor.map(unit_paths).unwrap_or_default() {
+    let units = UNITS.into_iter();
+    let units = units.filter_map(|name| unit_path(supervisor?, name));
+    for unit in units {
         if let Some(text) = text(&mut files, &unit, EntryKind::File).await? {
             found.units.insert(unit, text);
         }

@@ -21,15 +21,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
-use crate::catalogue::{BadArguments, ONE_CALL_MAX, TWO_COPIES_MAX};
-use crate::name::ToolName;
+use crate::catalogue::{BadArguments, ONE_CALL_MAX, STDOUT_MAX, TWO_COPIES_MAX};
+use crate::name::{ServiceTool, ToolName};
 use crate::policy::Grant;
 use crate::text;
 
 pub(crate) use gpg::launcher as gpg_launcher;
 pub use gpg::{CardFault, GpgFault, NoAgent, UnfitKey};
 pub use resource::Resource;
-pub(crate) use resource::{has_gnupg, portal_limits};
+pub(crate) use resource::{NOTHING, has_gnupg, portal_limits};
 pub(crate) use runtime::runtime_folder;
 pub(crate) use settings::environment;
 pub use settings::{Display, GpgHome, RelativePortal, Settings, Surroundings};
@@ -188,6 +188,9 @@ pub enum ToolError {
     /// gpg did not sign.
     #[error(transparent)]
     Gpg(#[from] GpgFault),
+    /// The machine's own program failed; what it printed follows.
+    #[error("{0}")]
+    Program(String),
     /// The tool took too long.
     #[error("{0}")]
     TimedOut(String),
@@ -227,6 +230,7 @@ impl ToolError {
             Self::Busy(_) => "busy",
             Self::Unavailable(_) => "unavailable",
             Self::Gpg(_) => "gpg",
+            Self::Program(_) => "program",
             Self::TimedOut(_) => "timed-out",
             Self::System { .. } => "system",
             Self::Told(_) => "told",
@@ -247,7 +251,11 @@ impl ToolError {
 /// Returns the maximum size of a grant's answer in memory, in bytes; 0 for a tool without large answers.
 #[must_use]
 pub fn largest_answer(grant: &Grant, session: &ToolSession, copies: Copies) -> usize {
-    match grant.tool() {
+    let tool = match grant.tool() {
+        ServiceTool::BuiltIn(tool) => tool,
+        ServiceTool::Own(_) => return 2 * STDOUT_MAX,
+    };
+    match tool {
         ToolName::FileProvide => file::largest_answer(grant.arguments(), copies),
         ToolName::ClipboardGet => {
             clipboard::largest_answer(grant.arguments(), &session.settings, copies)
@@ -260,7 +268,7 @@ pub fn largest_answer(grant: &Grant, session: &ToolSession, copies: Copies) -> u
     }
 }
 
-/// Runs a grant's tool. Dropping the future ends everything that it has started.
+/// Runs a grant's tool, which must be one of anklume's. Dropping the future ends everything that it has started.
 ///
 /// # Errors
 ///
@@ -270,7 +278,10 @@ pub async fn run(
     session: &ToolSession,
     copies: Copies,
 ) -> Result<ToolOutcome, ToolError> {
-    match grant.tool() {
+    let Some(tool) = grant.tool().built_in() else {
+        return Err(ToolError::Broken);
+    };
+    match tool {
         ToolName::GpgSign => gpg::sign(grant, session).await,
         ToolName::SshSign => ssh::sign(grant, session).await,
         ToolName::ClipboardGet => clipboard::get(grant, session, copies).await,

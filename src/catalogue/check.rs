@@ -8,7 +8,7 @@ use super::{
     BODY_MAX, BadArguments, CLIPBOARD_MAX, OFFERED_ONLY, Payload, TITLE_MAX, WHOLE_PORTAL, bad_key,
     schema, time_of_change,
 };
-use crate::name::{ToolName, closest};
+use crate::name::{ServiceTool, ToolName, closest};
 use crate::ssh::{KeyUse, SshKey, is_fingerprint};
 use crate::text::shown;
 
@@ -64,8 +64,8 @@ pub fn parse_without_data<T: DeserializeOwned>(
 
 /// Returns whether a service with these fixed arguments gives only what is offered to its caller.
 #[must_use]
-pub fn gives_offers(tool: ToolName, with: &Map<String, Value>) -> bool {
-    tool == ToolName::ClipboardGet && with.get(OFFERED_ONLY) == Some(&Value::Bool(true))
+pub fn gives_offers(tool: &ServiceTool, with: &Map<String, Value>) -> bool {
+    tool.is(ToolName::ClipboardGet) && with.get(OFFERED_ONLY) == Some(&Value::Bool(true))
 }
 
 fn check_all(tool: ToolName, arguments: &Map<String, Value>) -> Result<(), BadArguments> {
@@ -90,7 +90,7 @@ fn read<T: DeserializeOwned>(arguments: &Map<String, Value>) -> Result<T, BadArg
 }
 
 /// Returns a number as an integer in the JSON Schema sense: `1.0` is an integer.
-fn integer(value: &Value) -> Option<u64> {
+pub(super) fn integer(value: &Value) -> Option<u64> {
     if let Some(number) = value.as_u64() {
         return Some(number);
     }
@@ -105,13 +105,16 @@ fn integer(value: &Value) -> Option<u64> {
 /// # Errors
 ///
 /// Returns every fault, not just the first.
-pub fn check_some(tool: ToolName, arguments: &Map<String, Value>) -> Result<(), BadArguments> {
+pub(super) fn check_some(
+    tool: ToolName,
+    arguments: &Map<String, Value>,
+) -> Result<(), BadArguments> {
     refuse(faults(tool, arguments))
 }
 
 /// Checks fixed arguments against the tool's schema and returns every fault. Any argument may be missing.
 #[must_use]
-pub fn check_fixed(tool: ToolName, with: &Map<String, Value>) -> Vec<FixedFault> {
+pub(super) fn check_fixed(tool: ToolName, with: &Map<String, Value>) -> Vec<FixedFault> {
     let faults = with.iter().filter_map(|(name, value)| {
         Some(FixedFault {
             message: fault(tool, name, value).or_else(|| fixed_fault(tool, name, value))?,
@@ -121,7 +124,7 @@ pub fn check_fixed(tool: ToolName, with: &Map<String, Value>) -> Vec<FixedFault>
     faults.collect()
 }
 
-fn refuse(faults: impl Iterator<Item = String>) -> Result<(), BadArguments> {
+pub(super) fn refuse(faults: impl Iterator<Item = String>) -> Result<(), BadArguments> {
     let faults: Vec<String> = faults.collect();
     if faults.is_empty() {
         Ok(())
@@ -166,13 +169,17 @@ fn texts(value: &Value) -> impl Iterator<Item = &str> {
         .chain(list.iter().filter_map(Value::as_str))
 }
 
-/// Refuses an unknown argument and names the closest known one, or lists them all.
 fn unknown(tool: ToolName, name: &str, known: &Map<String, Value>) -> String {
     let names: Vec<&str> = known.keys().map(String::as_str).collect();
-    let hint = match closest(name, names.iter().copied()) {
+    unknown_argument(&format!("`{tool}`"), name, &names)
+}
+
+/// Refuses an unknown argument of a tool and names the closest known one, or lists them all.
+pub(super) fn unknown_argument(tool: &str, name: &str, known: &[&str]) -> String {
+    let hint = match closest(name, known.iter().copied()) {
         Some(near) => format!("closest: `{near}`"),
-        None if names.is_empty() => format!("`{tool}` takes no arguments"),
-        None => format!("`{tool}` takes `{}`", names.join("`, `")),
+        None if known.is_empty() => format!("{tool} takes no arguments"),
+        None => format!("{tool} takes `{}`", known.join("`, `")),
     };
     format!("unknown argument `{}`; {hint}", shown(name, SHOWN_MAX))
 }
@@ -201,11 +208,11 @@ fn length_fault(name: &str, value: &Value) -> Option<String> {
     (count > max).then(|| format!("`{name}` has {count} entries; at most {max} are taken"))
 }
 
-fn is_whole(value: &Value) -> bool {
+pub(super) fn is_whole(value: &Value) -> bool {
     value.is_i64() || value.as_f64().is_some_and(|number| number.fract() == 0.0)
 }
 
-fn kind(value: &Value) -> &'static str {
+pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null; leave it out instead",
         Value::Bool(_) => "true or false",

@@ -4,6 +4,7 @@
 //! not know 2020-12), no Rust-specific `format`, nothing nullable, no keyword that a model provider refuses.
 //! [`super::check`] enforces them. A test checks the limits in the texts against the constants.
 
+use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use schemars::JsonSchema;
@@ -19,10 +20,10 @@ use crate::name::ToolName;
 /// The entry of a tool in `tools/list`.
 #[derive(Debug, Clone)]
 pub struct Description {
-    /// A short, human-readable title.
-    pub title: &'static str,
+    /// A short, human-readable title, if it has one.
+    pub title: Option<&'static str>,
     /// Its effect and its limits.
-    pub description: &'static str,
+    pub description: Cow<'static, str>,
     /// True if it changes nothing.
     pub read_only: bool,
     /// True if it may replace something.
@@ -41,9 +42,9 @@ pub struct Description {
 #[must_use]
 pub fn describe(tool: ToolName) -> Description {
     let schemas = of(tool);
-    let described = |title, description| Description {
-        title,
-        description,
+    let described = |title, description: &'static str| Description {
+        title: Some(title),
+        description: Cow::Borrowed(description),
         read_only: false,
         destructive: false,
         idempotent: false,
@@ -109,7 +110,7 @@ pub fn describe(tool: ToolName) -> Description {
 
 /// Returns the schema of a tool's arguments without the hidden ones, which the caller does not choose.
 #[must_use]
-pub fn input_without(tool: ToolName, hidden: impl Fn(&str) -> bool) -> Map<String, Value> {
+pub(super) fn input_without(tool: ToolName, hidden: impl Fn(&str) -> bool) -> Map<String, Value> {
     let mut input = of(tool).input.clone();
     if let Some(properties) = input.get_mut("properties").and_then(Value::as_object_mut) {
         properties.retain(|name, _| !hidden(name));

@@ -262,15 +262,15 @@ fn the_input_of_file_accept_is_this() {
 fn a_tool_without_arguments_has_an_empty_closed_object() {
     let wanted = json!({"type": "object", "properties": {}, "additionalProperties": false});
     // A consumer's view: arguments that it may not choose are hidden.
-    let seen = input_without(ToolName::ClipboardGet, |_| true);
+    let seen = schema::input_without(ToolName::ClipboardGet, |_| true);
     assert_eq!(Value::Object(seen), wanted);
 }
 
 #[test]
 fn hidden_arguments_leave_properties_and_required() {
     let all = describe(ToolName::FileAccept).input;
-    assert_eq!(input_without(ToolName::FileAccept, |_| false), all);
-    let less = input_without(ToolName::FileAccept, |name| {
+    assert_eq!(schema::input_without(ToolName::FileAccept, |_| false), all);
+    let less = schema::input_without(ToolName::FileAccept, |name| {
         name == "path" || name == "mode"
     });
     assert_eq!(less["required"], json!(["data"]));
@@ -281,7 +281,7 @@ fn hidden_arguments_leave_properties_and_required() {
             "data", "offset", "final", "size", "sha256", "modified", "resume", "folder"
         ]
     );
-    let none = input_without(ToolName::ClipboardSet, |_| true);
+    let none = schema::input_without(ToolName::ClipboardSet, |_| true);
     assert_eq!(
         Value::Object(none),
         json!({"type": "object", "properties": {}, "additionalProperties": false})

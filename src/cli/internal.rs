@@ -58,6 +58,20 @@ pub enum InternalCommand {
         /// The socket to listen on, in a folder that only its user can enter; an abstract one begins with `@`
         socket: PathBuf,
     },
+    /// Run the programs of this machine's services; started by the machine's supervisor
+    #[command(hide = true)]
+    ProgramLauncher {
+        /// The socket to listen on; an abstract one begins with `@`
+        address: PathBuf,
+        /// The server's services file
+        services: PathBuf,
+    },
+    /// Run a program and end everything that it starts; started by program-launcher
+    #[command(hide = true)]
+    ProgramReaper,
+    /// Give up all rights and become a program; started by program-reaper
+    #[command(hide = true)]
+    ProgramExec,
     /// Serve one consumer; started by mcp serve --listen
     #[command(hide = true)]
     McpWorker {

@@ -5,6 +5,7 @@ mod arguments;
 mod call;
 mod connect;
 mod key;
+mod launcher;
 mod serve;
 mod status;
 mod with_client;
@@ -13,6 +14,7 @@ mod worker;
 pub(super) use answer::text_out;
 pub(super) use call::client_error;
 pub(super) use key::{signing_key, ssh_key};
+pub(super) use launcher::run_launcher;
 pub(super) use with_client::{
     ServerClient, connected, interruptible, is_invalid, machine_on_host, unreachable, with_client,
 };

@@ -12,7 +12,7 @@ use super::{joined, open_infra};
 use crate::cli::{InfraArgs, PolicyCommand};
 use crate::error::Exit;
 use crate::infra::Infra;
-use crate::name::{MachineName, ServiceName, ToolName};
+use crate::name::{MachineName, ServiceName, ServiceTool, ToolName};
 use crate::services::{Service, Services};
 use check::known_machine;
 
@@ -54,7 +54,7 @@ fn list(args: &InfraArgs, output: &Output) -> anyhow::Result<()> {
 struct Row {
     provider: MachineName,
     service: ServiceName,
-    tool: ToolName,
+    tool: ServiceTool,
     consumers: Vec<MachineName>,
     #[serde(skip_serializing_if = "Map::is_empty")]
     with: Map<String, Value>,
@@ -80,7 +80,7 @@ fn rows(infra: &Infra) -> Vec<Row> {
 
 /// The tool, and what `ssh_sign` may sign.
 fn tool_text(row: &Row) -> String {
-    if row.tool != ToolName::SshSign {
+    if !row.tool.is(ToolName::SshSign) {
         return row.tool.to_string();
     }
     let texts = |key: &str| {

@@ -99,8 +99,8 @@ fn open_clipboards(infra: &Infra) -> Option<String> {
         services.map(move |service| (&machine.name, service))
     });
     let is_open = |service: &DeclaredService| {
-        service.tool == ToolName::ClipboardGet
-            && !gives_offers(service.tool, &service.with)
+        service.tool.is(ToolName::ClipboardGet)
+            && !gives_offers(&service.tool, &service.with)
             && !service.consumers.is_empty()
     };
     let mut open = services.filter(|(_, service)| is_open(service));

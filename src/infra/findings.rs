@@ -289,6 +289,7 @@ codes! {
         NoAddressLeft = "no-address-left",
         DuplicateService = "duplicate-service",
         UnknownTool = "unknown-tool",
+        InvalidCommand = "invalid-command",
         UnknownConsumer = "unknown-consumer",
         DomainAsConsumer = "domain-as-consumer",
         OwnConsumer = "own-consumer",

@@ -11,11 +11,13 @@ mod mutated;
 mod policies;
 mod sections;
 mod services;
+mod tools;
 mod volumes;
 mod yaml;
 
 use super::*;
 use crate::diagnostic::{Severity, draw};
+use crate::name::ToolName;
 
 /// The quick start from the README without its `pro` domain, which its services name.
 const QUICK_START: &str = include_str!("../../tests/fixtures/quick-start.yml");
@@ -65,7 +67,7 @@ fn the_quick_start_with_a_pro_domain_is_read() {
     let [sign, clipboard] = signer.services.as_slice() else {
         panic!("two services")
     };
-    assert_eq!(sign.tool, ToolName::GpgSign);
+    assert_eq!(sign.tool, ToolName::GpgSign.into());
     assert_eq!(sign.consumers.len(), 2);
     assert_eq!(clipboard.place.short(), "infra.yml:12");
 }

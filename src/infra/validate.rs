@@ -8,8 +8,10 @@ mod domains;
 mod endpoints;
 mod global;
 mod machines;
+mod mcp;
 mod policies;
 mod services;
+mod tools;
 mod volumes;
 
 use std::collections::{HashMap, HashSet};

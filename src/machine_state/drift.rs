@@ -154,7 +154,7 @@ fn has_services(spec: &MachineSpec, found: &ObservedMachine) -> bool {
 fn supervision(spec: &MachineSpec, found: &ObservedMachine) -> Option<String> {
     let supervisor = found.identity.as_ref().and_then(|one| one.supervisor);
     let wanted = match spec.services {
-        Some(_) => units(supervisor?, spec.run_as.as_deref()),
+        Some(_) => units(supervisor?, spec.run_as.as_deref(), spec.has_programs()),
         None => Vec::new(),
     };
     let wanted = wanted.into_iter().map(|unit| (unit.path, unit.text));
@@ -206,7 +206,7 @@ mod tests {
 
     /// Returns the systemd files of a server that runs as this user.
     fn files(run_as: Option<&str>) -> BTreeMap<String, String> {
-        let units = units(Supervisor::Systemd, run_as).into_iter();
+        let units = units(Supervisor::Systemd, run_as, false).into_iter();
         units.map(|unit| (unit.path, unit.text)).collect()
     }
 

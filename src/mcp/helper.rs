@@ -9,25 +9,25 @@ mod client;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::io;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
-use serde::de::DeserializeOwned;
+use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::ipc::{framed, receive_async};
 use crate::limits::MESSAGE_BYTES_MAX;
-use crate::mcp::monitor::{Monitor, framed};
+use crate::mcp::policy_watcher::Policy;
 use crate::name::MachineName;
 use crate::policy::{self, Caller, Decision, Grant, Request};
-use crate::tool::{self, Copies, Resource, Settings, ToolError, ToolOutcome, ToolSession};
+use crate::tool::{self, Copies, Resource, ToolError, ToolOutcome, ToolSession};
 
 pub(crate) use client::{Connection, Helpers};
 
@@ -52,6 +52,9 @@ pub(crate) fn arguments(
 const ORDER_MAX: u32 = MESSAGE_BYTES_MAX + 64 * 1024;
 /// Maximum length of a report, in bytes: two copies of the largest payload in one answer, in base64.
 const REPORT_MAX: u32 = 32 * 1024 * 1024;
+
+/// The error for a call beyond [`Work::calls_max`].
+const FULL: &str = "too many calls are running; try again later";
 
 /// A worker's order to its helper: length-prefixed JSON, like a report.
 #[derive(Serialize, Deserialize)]
@@ -90,27 +93,38 @@ struct HelperReport {
     waits: bool,
 }
 
-/// Receives a message of at most `max` bytes. Fails at the end of the stream, and on an overlong or invalid message.
-async fn receive<T: DeserializeOwned>(
-    from: &mut (impl AsyncRead + Unpin),
-    max: u32,
-) -> io::Result<T> {
-    let length = from.read_u32_le().await?;
-    if length > max {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
-    let mut bytes = Vec::new();
-    from.take(length.into()).read_to_end(&mut bytes).await?;
-    Ok(serde_json::from_slice(&bytes)?)
+/// The calls of one connection.
+pub(crate) trait CallSession: Send + Sync {
+    /// Runs a grant's tool. Dropping the future ends everything that it has started.
+    fn run(self: Arc<Self>, grant: Grant, copies: Copies) -> BoxFuture<'static, ToolResult>;
+
+    /// Returns whether no piecewise transfer is waiting for its next piece.
+    fn is_idle(&self) -> bool;
 }
 
-/// A helper's policy and settings.
+/// The result of a call, or the error for the caller.
+pub(crate) type ToolResult = Result<ToolOutcome, ToolError>;
+
+impl CallSession for ToolSession {
+    fn run(self: Arc<Self>, grant: Grant, copies: Copies) -> BoxFuture<'static, ToolResult> {
+        Box::pin(async move { tool::run(&grant, &self, copies).await })
+    }
+
+    fn is_idle(&self) -> bool {
+        self.is_idle()
+    }
+}
+
+/// The work of a process that runs tools for a worker.
 pub(crate) struct Work<'a> {
-    pub(crate) caller: MachineName,
+    pub(crate) caller: Caller,
     pub(crate) resource: Resource,
-    /// Used only for the policy.
-    pub(crate) monitor: &'a dyn Monitor,
-    pub(crate) settings: Arc<Settings>,
+    /// Returns the policy in force.
+    pub(crate) policy: &'a (dyn Fn() -> Arc<Policy> + Sync),
+    /// Begins to serve a connection.
+    pub(crate) session: &'a (dyn Fn() -> Arc<dyn CallSession> + Sync),
+    /// Maximum number of calls that run at the same time; further ones fail.
+    pub(crate) calls_max: usize,
 }
 
 /// Runs the ordered calls that the policy grants, until the socket is closed.
@@ -125,9 +139,9 @@ pub(crate) async fn serve(work: Work<'_>, socket: UnixStream) {
         }
     });
     let mut reader = BufReader::new(reader);
-    let mut sessions: HashMap<u64, Arc<ToolSession>> = HashMap::new();
+    let mut sessions: HashMap<u64, Arc<dyn CallSession>> = HashMap::new();
     let mut running: HashMap<u64, CancellationToken> = HashMap::new();
-    while let Ok(order) = receive(&mut reader, ORDER_MAX).await {
+    while let Ok(order) = receive_async(&mut reader, ORDER_MAX).await {
         running.retain(|_, call| !call.is_cancelled());
         match order {
             HelperOrder::Call {
@@ -137,20 +151,23 @@ pub(crate) async fn serve(work: Work<'_>, socket: UnixStream) {
                 arguments,
                 copies,
             } => {
-                let session = sessions
-                    .entry(connection)
-                    .or_insert_with(|| Arc::new(ToolSession::new(Arc::clone(&work.settings))));
+                let is_full = running.len() >= work.calls_max;
+                let session = sessions.entry(connection).or_insert_with(work.session);
                 let token = CancellationToken::new();
                 running.insert(id, token.clone());
                 let session = Arc::clone(session);
                 let grant = work.decide(&service, &Arc::new(arguments.into_owned()));
                 let reports = reports.clone();
                 tokio::spawn(async move {
-                    let result = tokio::select! {
-                        result = run(grant, &session, copies) => {
-                            Some(result.map_err(|error| FailureText(error.to_string())))
+                    let result = if is_full {
+                        Some(Err(FailureText(FULL.to_owned())))
+                    } else {
+                        tokio::select! {
+                            result = run(grant, &session, copies) => {
+                                Some(result.map_err(|error| FailureText(error.to_string())))
+                            }
+                            () = token.cancelled() => None,
                         }
-                        () = token.cancelled() => None,
                     };
                     token.cancel();
                     let report = HelperReport {
@@ -182,13 +199,12 @@ pub(crate) async fn serve(work: Work<'_>, socket: UnixStream) {
 impl Work<'_> {
     /// Grants a call to one of this process's tools if the policy in force allows it.
     fn decide(&self, service: &str, arguments: &Arc<Map<String, Value>>) -> Option<Grant> {
-        let caller = Caller::Consumer(self.caller.clone());
         let request = Request {
-            caller: &caller,
+            caller: &self.caller,
             name: service,
             arguments,
         };
-        match policy::decide(&self.monitor.policy().services, request) {
+        match policy::decide(&(self.policy)().services, request) {
             Decision::Allowed(grant) => {
                 Some(grant).filter(|grant| Resource::of(grant.tool()) == self.resource)
             }
@@ -198,15 +214,11 @@ impl Work<'_> {
 }
 
 /// Runs a grant's tool; a panic also fails the call.
-async fn run(
-    grant: Option<Grant>,
-    session: &ToolSession,
-    copies: Copies,
-) -> Result<ToolOutcome, ToolError> {
+async fn run(grant: Option<Grant>, session: &Arc<dyn CallSession>, copies: Copies) -> ToolResult {
     let Some(grant) = grant else {
         let text = "the policy has changed and no longer grants this call";
         return Err(ToolError::Refused(text.to_owned()));
     };
-    let running = AssertUnwindSafe(tool::run(&grant, session, copies)).catch_unwind();
+    let running = AssertUnwindSafe(Arc::clone(session).run(grant, copies)).catch_unwind();
     running.await.unwrap_or(Err(ToolError::Broken))
 }

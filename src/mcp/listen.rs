@@ -80,7 +80,9 @@ pub(crate) struct ServerState {
     pub(crate) loans: Arc<Mutex<Loans>>,
     pub(crate) confinement: InForce,
     /// The address of the server's gpg-agent launcher, if it started one.
-    pub(crate) launcher: Option<String>,
+    pub(crate) agent_launcher: Option<String>,
+    /// The address of the launcher of the machine's own programs.
+    pub(crate) program_launcher: PathBuf,
     /// True if the workers report each answer.
     pub(crate) verbose: bool,
 }

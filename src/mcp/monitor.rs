@@ -8,8 +8,6 @@ pub(crate) mod remote;
 #[cfg(test)]
 mod tests;
 
-pub(super) use protocol::framed;
-
 use std::collections::HashMap;
 use std::io::{self, BufReader};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -19,13 +17,14 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::audit::{Call, CallEnd, Outcome, Verdict, bounded, bounded_reason};
+use crate::ipc::{SpinRead, receive, send};
 use crate::mcp::concurrency::{ConcurrencyLimiter, Overloaded, RunningCall};
 use crate::mcp::policy_watcher::{Policy, PolicyWatcher};
 use crate::mcp::recorder::{BegunCall, Recorder};
 use crate::name::MachineName;
 use crate::policy::Caller;
 use crate::tool::Resource;
-use protocol::{MonitorRequest, REQUEST_MAX, Response, SpinRead, receive, send};
+use protocol::{MonitorRequest, REQUEST_MAX, Response};
 
 /// Answers a connection's requests before and after each call.
 pub(crate) trait Monitor: Send + Sync {
@@ -119,7 +118,7 @@ impl Local {
             outcome: Outcome::NotRun,
             bytes_out: 0,
             completes: None,
-            tool: service.map_or(line.tool, |service| Some(service.tool.as_str().into())),
+            tool: service.map_or(line.tool, |service| Some(service.tool.to_string().into())),
             reason: if not_consumer && line.decision == Verdict::Refused {
                 // The caller gets the same answer for a missing service as for a forbidden one; only the log differs.
                 "not a consumer".into()

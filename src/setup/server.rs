@@ -10,10 +10,10 @@ use tokio::process::Command;
 use tokio::time::sleep;
 
 use super::SetupError;
-use super::account::Account;
 use super::failed;
+use crate::account::Account;
 use crate::edge::PROVIDER_FOLDER;
-use crate::machine_state::{PATH, PROGRAM, STOP_SECONDS};
+use crate::machine_state::{LAUNCHER_SOCKET, PATH, PROGRAM, PROGRAM_LAUNCHER, STOP_SECONDS};
 use crate::mcp::listen::ServerStatus;
 use crate::mcp::listen::folder::SocketFolder;
 use crate::text::Foreign;
@@ -155,6 +155,7 @@ pub(super) fn start(account: &Account) -> Result<(), SetupError> {
         .args(["mcp", "serve", "--listen", PROVIDER_FOLDER])
         .env_clear()
         .env("PATH", PATH)
+        .env(PROGRAM_LAUNCHER, LAUNCHER_SOCKET)
         .current_dir("/")
         .process_group(0)
         .stdin(Stdio::null())

@@ -12,12 +12,13 @@ use rustix::fs::OFlags;
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
-use super::account::Account;
 use super::tree::MachineTree;
-use super::{SetupError, failed, server};
+use super::{SetupError, failed, launcher, server};
+use crate::account::Account;
 use crate::edge::PROVIDER_FOLDER;
 use crate::machine_state::{
-    AGENT_UNIT, LOGS, RUNTIME, STOP_SECONDS, Supervisor, UNIT, systemd_wanted, unit_paths, units,
+    AGENT_UNIT, LAUNCHER_UNIT, LOGS, RUNTIME, STOP_SECONDS, Supervisor, UNIT, UNITS,
+    systemd_wanted, unit_path, units,
 };
 
 /// Maximum time for a supervisor command: the time that a server may take to end, plus some to kill and start one.
@@ -38,32 +39,49 @@ pub(super) fn detect() -> Supervisor {
     }
 }
 
-/// Writes the supervisor's unit files; returns whether any changed.
+/// Writes the supervisor's unit files, and removes that of a service which is no longer needed; returns the names of the
+/// services whose files changed.
 pub(super) async fn install(
     tree: &MachineTree,
     supervisor: Supervisor,
     run_as: Option<&str>,
-) -> Result<bool, SetupError> {
+    has_programs: bool,
+) -> Result<Vec<&'static str>, SetupError> {
     if supervisor == Supervisor::Openrc {
         started().await;
     }
-    let mut changed = false;
-    for unit in units(supervisor, run_as) {
-        changed |= tree.file(&unit.path, unit.text.as_bytes(), unit.mode)?;
+    let units = units(supervisor, run_as, has_programs);
+    let mut changed = Vec::new();
+    for unit in &units {
+        if tree.file(&unit.path, unit.text.as_bytes(), unit.mode)? {
+            changed.push(unit.name);
+        }
     }
-    match supervisor {
-        Supervisor::Systemd => {
-            if changed {
-                tell("systemctl", &["daemon-reload"]).await?;
-            }
-            tell("systemctl", &["--quiet", "enable", UNIT]).await?;
+    let unneeded = UNITS.into_iter();
+    let unneeded = unneeded.filter(|name| units.iter().all(|unit| unit.name != *name));
+    for name in unneeded {
+        let Some(path) = unit_path(supervisor, name) else {
+            continue;
+        };
+        if tree.read(&path)?.is_some() {
+            stop(supervisor, name).await?;
+            tree.remove(&path)?;
+            changed.push(name);
         }
-        Supervisor::Openrc => {
-            for unit in [AGENT_UNIT, UNIT] {
-                tell("rc-update", &["--quiet", "add", unit, "default"]).await?;
+    }
+    if supervisor == Supervisor::Systemd && !changed.is_empty() {
+        tell("systemctl", &["daemon-reload"]).await?;
+    }
+    for unit in units {
+        match supervisor {
+            // The server wants it.
+            Supervisor::Systemd if unit.name == AGENT_UNIT => {}
+            Supervisor::Systemd => tell("systemctl", &["--quiet", "enable", unit.name]).await?,
+            Supervisor::Openrc => {
+                tell("rc-update", &["--quiet", "add", unit.name, "default"]).await?;
             }
+            Supervisor::Nobody => {}
         }
-        Supervisor::Nobody => {}
     }
     Ok(changed)
 }
@@ -84,57 +102,92 @@ async fn started() {
     }
 }
 
-/// Makes the server run from the current program: starts it, or restarts it if necessary.
+/// Makes the services run from the current program: starts them, or restarts them if necessary.
 pub(super) async fn run(
     supervisor: Supervisor,
     account: &Account,
     restart: bool,
+    changed: &[&str],
+    has_programs: bool,
 ) -> Result<(), SetupError> {
-    if server::is_current() && !restart {
+    let server_changed = [AGENT_UNIT, UNIT].iter().any(|unit| changed.contains(unit));
+    if restart || server_changed || !server::is_current() {
+        match supervisor {
+            Supervisor::Systemd => tell("systemctl", &["restart", AGENT_UNIT, UNIT]).await?,
+            Supervisor::Openrc => {
+                for unit in [AGENT_UNIT, UNIT] {
+                    tell("rc-service", &["--quiet", unit, "restart"]).await?;
+                }
+            }
+            Supervisor::Nobody => {
+                server::end().await?;
+                folders(account)?;
+                server::start(account)?;
+            }
+        }
+    }
+    run_launcher(
+        supervisor,
+        restart || changed.contains(&LAUNCHER_UNIT),
+        has_programs,
+    )
+    .await
+}
+
+/// Makes the launcher run from the current program for this server's user, or ends it if no service uses a program.
+async fn run_launcher(
+    supervisor: Supervisor,
+    restart: bool,
+    has_programs: bool,
+) -> Result<(), SetupError> {
+    if has_programs && launcher::is_current() && !restart {
         return Ok(());
     }
     match supervisor {
-        Supervisor::Systemd => tell("systemctl", &["restart", AGENT_UNIT, UNIT]).await,
+        Supervisor::Nobody => launcher::end().await?,
+        // Its file was removed, so it was stopped.
+        _ if !has_programs => return Ok(()),
+        Supervisor::Systemd => tell("systemctl", &["restart", LAUNCHER_UNIT]).await?,
         Supervisor::Openrc => {
-            for unit in [AGENT_UNIT, UNIT] {
-                tell("rc-service", &["--quiet", unit, "restart"]).await?;
-            }
-            Ok(())
-        }
-        Supervisor::Nobody => {
-            server::end().await?;
-            folders(account)?;
-            server::start(account)
+            tell("rc-service", &["--quiet", LAUNCHER_UNIT, "restart"]).await?;
         }
     }
+    if !has_programs {
+        return Ok(());
+    }
+    if supervisor == Supervisor::Nobody {
+        launcher::start()?;
+    }
+    launcher::answers().await
 }
 
 /// Ends the server, and removes the unit files that would start it again.
 pub(super) async fn withdraw(tree: &MachineTree) -> Result<(), SetupError> {
     let here = detect();
     for supervisor in [Supervisor::Systemd, Supervisor::Openrc] {
-        let files = unit_paths(supervisor);
         let mut any = false;
-        for (file, unit) in files.iter().zip([AGENT_UNIT, UNIT]) {
-            if tree.read(file)?.is_none() {
+        for name in UNITS {
+            let Some(file) = unit_path(supervisor, name) else {
+                continue;
+            };
+            if tree.read(&file)?.is_none() {
                 continue;
             }
             any = true;
             if here == supervisor {
-                stop(supervisor, unit).await?;
+                stop(supervisor, name).await?;
             }
+            tree.remove(&systemd_wanted(name))?;
+            tree.remove(&file)?;
         }
         if !any {
             continue;
-        }
-        tree.remove(&systemd_wanted())?;
-        for file in &files {
-            tree.remove(file)?;
         }
         if here == Supervisor::Systemd {
             tell("systemctl", &["daemon-reload"]).await?;
         }
     }
+    launcher::end().await?;
     server::end().await
 }
 

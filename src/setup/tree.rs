@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
 use tokio::time::sleep;
 
-use super::account::Account;
+use crate::account::Account;
 use crate::dir::{Dir, LOOK, NotRead, ONE_MOUNT, OTHERS_WRITE, READ, RIGHTS, open_or_make};
 use crate::machine_state::{CallerUser, PASS, Rights};
 

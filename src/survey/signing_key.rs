@@ -37,15 +37,14 @@ pub(crate) async fn notes(
             .any(|edge| edge.provider.machine == machine.name)
     });
     let services = machines.flat_map(|(domain, machine)| {
-        let signs = machine
-            .services
-            .iter()
-            .filter(|service| matches!(service.tool, ToolName::GpgSign | ToolName::SshSign));
+        let signs = machine.services.iter().filter(|service| {
+            service.tool.is(ToolName::GpgSign) || service.tool.is(ToolName::SshSign)
+        });
         signs.map(move |service| (domain.name.as_str(), machine.name.as_str(), service))
     });
     let services: Vec<(&str, &str, &DeclaredService)> = services.collect();
     let asked = each(&services, async |(project, machine, service)| {
-        if service.tool == ToolName::SshSign {
+        if service.tool.is(ToolName::SshSign) {
             let fault = ssh_fault(session, project, machine, service).await?;
             let name = &service.name;
             return Some(format!("`{machine}/{name}` cannot sign: {fault}"));

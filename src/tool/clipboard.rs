@@ -25,7 +25,7 @@ use crate::catalogue::{
     BadArguments, CLIPBOARD_MAX, Clipboard, ClipboardGet, ClipboardSet, Clipped, OFFERED_ONLY,
     ONE_CALL_MAX, PNG_START, Payload, parse,
 };
-use crate::name::MachineName;
+use crate::name::{MachineName, ToolName};
 use crate::policy::Grant;
 use crate::text;
 
@@ -54,7 +54,7 @@ pub(super) async fn get(
     let ClipboardGet {
         passwords,
         offered_only,
-    } = parse(grant.tool(), grant.arguments())?;
+    } = parse(ToolName::ClipboardGet, grant.arguments())?;
     let settings = &session.settings;
     let text = if offered_only == Some(true) {
         let (folder, caller) = (settings.runtime.clone(), grant.caller().clone());
@@ -106,7 +106,7 @@ pub(super) async fn set(grant: &Grant, session: &ToolSession) -> Result<ToolOutc
         content,
         image,
         offer_to,
-    } = parse(grant.tool(), grant.arguments())?;
+    } = parse(ToolName::ClipboardSet, grant.arguments())?;
     let settings = &session.settings;
     let content = match (content, image) {
         (Some(content), None) => content,

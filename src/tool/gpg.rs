@@ -17,6 +17,7 @@ use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::catalogue::{BadArguments, GpgSign, Payload, Signed, parse};
+use crate::name::ToolName;
 use crate::policy::Grant;
 
 use super::pieces;
@@ -55,7 +56,7 @@ pub(super) async fn ssh_socket(settings: &Settings) -> Option<PathBuf> {
 }
 
 pub(super) async fn sign(grant: &Grant, session: &ToolSession) -> Result<ToolOutcome, ToolError> {
-    let arguments: GpgSign = parse(grant.tool(), grant.arguments())?;
+    let arguments: GpgSign = parse(ToolName::GpgSign, grant.arguments())?;
     let (settings, key) = (&session.settings, arguments.key_id);
     if arguments.public_key == Some(true) {
         if arguments.data.encoded_length() > 0 || arguments.offset.is_some() {

@@ -18,6 +18,7 @@ use super::runtime::user_folders;
 use super::{ToolError, ToolOutcome, ToolSession, blocking, environment, runtime_folder};
 use crate::catalogue::{Notified, Notify, parse};
 use crate::dir::{Dir, is_own, lock_within};
+use crate::name::ToolName;
 use crate::policy::{Caller, Grant};
 use crate::text::is_invisible;
 
@@ -36,7 +37,7 @@ const LOCK_WAIT: Duration = Duration::from_secs(2);
 const FILE_MAX: u64 = 256 * 1024;
 
 pub(super) async fn notify(grant: &Grant, session: &ToolSession) -> Result<ToolOutcome, ToolError> {
-    let Notify { title, body } = parse(grant.tool(), grant.arguments())?;
+    let Notify { title, body } = parse(ToolName::Notify, grant.arguments())?;
     let caller = match grant.caller() {
         Caller::Operator => "operator".to_owned(),
         Caller::Consumer(name) => name.to_string(),

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::gpg::launcher::GPGCONF;
 use super::{Settings, file, gpg, notify, ssh};
 use crate::confinement::{AllowedCalls, PathRights, ProcessLimits, Rule};
-use crate::name::ToolName;
+use crate::name::{ServiceTool, ToolName};
 
 /// The resource that a tool uses.
 #[derive(
@@ -30,6 +30,8 @@ pub enum Resource {
     Clipboard,
     /// The session of that user, or the file of messages.
     Session,
+    /// The machine's own programs, which the launcher runs.
+    Programs,
 }
 
 /// Files that a dynamically linked program reads to find its libraries, users and language.
@@ -74,11 +76,21 @@ const LINKED: [&str; 6] = [
     "trustdb.gpg",
 ];
 const NULL: &str = "/dev/null";
+/// Limits for a process that uses neither files nor programs.
+pub(crate) const NOTHING: ProcessLimits = ProcessLimits {
+    calls: AllowedCalls::Worker { files: false },
+    files: Some(Vec::new()),
+    network: false,
+};
 
 impl Resource {
     /// Returns the resource that a tool uses.
     #[must_use]
-    pub const fn of(tool: ToolName) -> Self {
+    pub const fn of(tool: &ServiceTool) -> Self {
+        let tool = match tool {
+            ServiceTool::BuiltIn(tool) => tool,
+            ServiceTool::Own(_) => return Self::Programs,
+        };
         match tool {
             ToolName::GpgSign => Self::Keys,
             ToolName::SshSign => Self::SshKeys,
@@ -97,15 +109,16 @@ impl Resource {
             Self::SshKeys => "ssh-keys",
             Self::Clipboard => "clipboard",
             Self::Session => "session",
+            Self::Programs => "programs",
         }
     }
 
     /// Returns the limits on a process that runs only this resource's tools, and creates the folders that they need;
     /// `tools` are those that its caller may use.
-    pub(crate) async fn limits(self, settings: &Settings, tools: &[ToolName]) -> ProcessLimits {
+    pub(crate) async fn limits(self, settings: &Settings, tools: &[ServiceTool]) -> ProcessLimits {
         match self {
             Self::Portal => {
-                if tools.contains(&ToolName::FileAccept) {
+                if tools.contains(&ToolName::FileAccept.into()) {
                     // The call fails for the same reason, and reports it.
                     let _ = file::make_portal(settings);
                 }
@@ -115,6 +128,8 @@ impl Resource {
             Self::SshKeys => ssh_keys(settings),
             Self::Clipboard => clipboard(settings),
             Self::Session => session(settings),
+            // No helper runs programs.
+            Self::Programs => NOTHING,
         }
     }
 }

@@ -18,6 +18,7 @@ use super::gpg::ssh_socket;
 use super::runtime::user_folders;
 use super::{Settings, ToolError, ToolOutcome, ToolSession, blocking};
 use crate::catalogue::{Payload, SshSign, SshSigned, parse};
+use crate::name::ToolName;
 use crate::policy::Grant;
 use crate::ssh::{SignatureRequest, SshKey};
 use agent::{KeyAgent, NoAnswer, PERSON_MAX};
@@ -37,7 +38,7 @@ enum KeyLocation {
 }
 
 pub(super) async fn sign(grant: &Grant, session: &ToolSession) -> Result<ToolOutcome, ToolError> {
-    let arguments: SshSign = parse(grant.tool(), grant.arguments())?;
+    let arguments: SshSign = parse(ToolName::SshSign, grant.arguments())?;
     let request = arguments.request()?;
     // Nothing is signed without the policy's authorization.
     let purpose = grant.purpose().ok_or(ToolError::Broken)?;

@@ -158,7 +158,7 @@ impl Bench {
         let outcomes = runtime().block_on(futures_util::future::join_all(calls));
         for (grant, outcome) in grants.iter().zip(&outcomes) {
             if let Ok(outcome) = outcome {
-                fits(grant.tool(), outcome);
+                fits(grant.tool().built_in().unwrap(), outcome);
             }
         }
         outcomes.into_iter().map(text).collect()

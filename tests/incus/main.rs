@@ -21,6 +21,7 @@ mod harness;
 mod host;
 mod pages;
 mod processes;
+mod programs;
 mod project;
 mod recorder;
 mod ssh;

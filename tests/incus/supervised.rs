@@ -245,6 +245,112 @@ fn lives(init: Init, file: &str) {
     world.is_settled();
 }
 
+/// A provider with a program that prints its user and its control group, or waits.
+fn with_program(image: &str) -> String {
+    let tool = "who: {description: Who, command: [/bin/sh, -c, \"id -un; cat /proc/self/cgroup; sleep $1\", who, \"{wait}\"], \
+        arguments: {wait: {type: integer}}, env_file: /etc/who.env}";
+    let signer = format!("os_image: {image}, mcp: {{run_as: signer, tools: {{{tool}}}}}");
+    pair(&signer, "name: who, tool: who")
+}
+
+/// Calls that program from the consumer.
+fn who(world: &World, wait: u32) -> (bool, String) {
+    let call = format!(
+        "anklume mcp call -i {} who wait={wait} 2>&1",
+        world.machine(0, "signer")
+    );
+    world.exec(1, "dev", &call)
+}
+
+/// A shell command that prints the processes in the machine whose command line matches this.
+fn processes(words: &str) -> String {
+    format!(
+        "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q '{words}' && echo ${{p#/proc/}}; done"
+    )
+}
+
+/// Runs the program for long, and this command in the machine once it runs; returns whether the call succeeded, and the
+/// processes of the program that are left.
+fn interrupted(world: &World, command: &str) -> (bool, String) {
+    let sleeping = processes("^sleep 1234");
+    std::thread::scope(|scope| {
+        let answer = scope.spawn(|| who(world, 1234).0);
+        let began = Instant::now();
+        while world.exec(0, "signer", &sleeping).1.is_empty() {
+            assert!(began.elapsed() < BACK, "the program does not start");
+        }
+        assert!(world.exec(0, "signer", command).0);
+        let answer = answer.join().unwrap();
+        while !world.exec(0, "signer", &sleeping).1.is_empty() && began.elapsed() < BACK {}
+        (answer, world.exec(0, "signer", &sleeping).1)
+    })
+}
+
+/// Waits until the program runs again, without any intervention.
+#[track_caller]
+fn runs_again(world: &World) {
+    let began = Instant::now();
+    while !who(world, 0).0 {
+        assert!(began.elapsed() < BACK, "the launcher does not come back");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Tests the life of a supervised launcher; `file` is the file with which its supervisor starts it.
+fn programs_run(init: Init, file: &str) {
+    let image = debian(init);
+    let mut world = World::new(&with_program(image));
+    assert_eq!(world.apply_json().0, 1);
+    assert!(world.exec(0, "signer", init.up()).0);
+    let user = "useradd -m signer && umask 077 && echo A=1 >/etc/who.env";
+    assert!(world.exec(0, "signer", user).0);
+    world.apply();
+    let (done, said) = who(&world, 0);
+    assert!(done && said.starts_with("signer\n"), "{said}");
+    if init == Init::Systemd {
+        assert!(said.contains("/anklume-run.service"), "{said}");
+    }
+    world.is_settled();
+    let launcher = processes("^[^ ]*anklume program-launcher");
+    let (_, first) = world.exec(0, "signer", &launcher);
+    // A crash and a restart in the middle of a call end the program.
+    let kill = format!("kill -9 {}", first.trim());
+    assert_eq!(interrupted(&world, &kill), (false, String::new()));
+    runs_again(&world);
+    assert_ne!(world.exec(0, "signer", &launcher).1, first);
+    let restart = init.restart("anklume-run");
+    assert_eq!(interrupted(&world, &restart), (false, String::new()));
+    runs_again(&world);
+    let machine = world.machine(0, "signer");
+    let restarted = world.incus(0, &["restart", &machine, "--timeout=60"]);
+    assert!(restarted.status.success(), "{restarted:?}");
+    runs_again(&world);
+    world.is_settled();
+    // The launcher's file is restored, and goes with the last service that uses a program.
+    assert!(world.exec(0, "signer", &format!("rm {file}")).0);
+    let line = format!("+ supervision of the server on {machine}");
+    assert_eq!(world.plan(), [line]);
+    world.apply();
+    runs_again(&world);
+    world.declare(&declared(image, "signer"));
+    world.apply();
+    let (_, left) = world.exec(0, "signer", &format!("ls {file} 2>/dev/null; {launcher}"));
+    assert_eq!(left, "");
+    world.is_settled();
+}
+
+#[test]
+#[ignore = "long"]
+fn systemd_runs_a_machine_s_programs() {
+    programs_run(Init::Systemd, "/etc/systemd/system/anklume-run.service");
+}
+
+#[test]
+#[ignore = "long"]
+fn openrc_runs_a_machine_s_programs() {
+    programs_run(Init::OpenRc, "/etc/init.d/anklume-run");
+}
+
 #[test]
 #[ignore = "long"]
 fn systemd_keeps_the_server_running() {

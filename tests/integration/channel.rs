@@ -29,6 +29,7 @@ mod log;
 mod notify;
 mod page;
 mod peer;
+mod programs;
 mod reload;
 mod ssh;
 mod starved;

@@ -7,10 +7,11 @@ use std::fs;
 use std::path::Path;
 
 /// The first words of a command in a message.
-const PROGRAMS: [&str; 16] = [
+const PROGRAMS: [&str; 17] = [
     "anklume",
     "apt",
     "chmod",
+    "chown",
     "git",
     "gpg",
     "gpg-connect-agent",
@@ -182,6 +183,14 @@ const COMMANDS: &[(&str, By)] = &[
     ("apt install gnupg", Host),
     ("apt install incus", Host),
     ("apt install incus-client", Host),
+    (
+        "chmod 0600 {path}",
+        Test("a_program_has_an_environment_of_its_own_and_secrets_from_a_file"),
+    ),
+    (
+        "chown root:root {path}",
+        Test("a_program_has_an_environment_of_its_own_and_secrets_from_a_file"),
+    ),
     (
         "chmod 0700 {}",
         Test("folders_of_the_host_are_made_and_closed_by_the_commands_of_the_help"),

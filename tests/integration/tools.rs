@@ -102,13 +102,7 @@ fn grant(tool: &str, arguments: Value) -> Grant {
     let Value::Object(arguments) = arguments else {
         panic!("arguments are an object");
     };
-    let services = Services {
-        machine: "vault".parse().unwrap(),
-        allow_unlogged: false,
-        memory: None,
-        confinement: anklume::infra::Confinement::default(),
-        services: Vec::new(),
-    };
+    let services = Services::none("vault".parse().unwrap());
     let request = Request {
         caller: &Caller::Operator,
         name: tool,

@@ -266,7 +266,7 @@ fn key_ids_are_fingerprints_long_ids_or_addresses_and_never_options() {
 
 #[test]
 fn fixed_arguments_are_held_to_the_same_rules() {
-    let check = |tool, with: Value| check_fixed(tool, &map(with));
+    let check = |tool, with: Value| Definition::BuiltIn(tool).check_fixed(&map(with));
     assert_eq!(
         check(ToolName::GpgSign, json!({"key_id": "0123456789ABCDEF"})),
         vec![]

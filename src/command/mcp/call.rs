@@ -18,6 +18,7 @@ use super::arguments::{
 use super::with_client::{
     ServerClient, find, interruptible, is_invalid, route, timeouts, with_client,
 };
+use crate::account::Account;
 use crate::catalogue::{ONE_CALL_MAX, PIECE};
 use crate::cli::{ChannelArgs, McpCallArgs, McpListArgs};
 use crate::command::output::Output;
@@ -27,7 +28,6 @@ use crate::mcp::client::pieces::{self, Fetched, Fetching, Pieces, PiecesError};
 use crate::mcp::client::{CALL, DryRunRequest, LIST, Wish, call_params, dry_run_messages};
 use crate::mcp::{TOOL_KEY, server};
 use crate::name::{MachineName, ServiceName, ToolName, closest};
-use crate::setup::account::Account;
 use crate::text::{Foreign, first_sentence, listed};
 use crate::transport::{
     self, LOCAL_REMOTE, Route, Transport, incus_exec, shell_line, this_program,

@@ -4,18 +4,20 @@
 
 pub(super) mod shared;
 
+use std::ffi::OsString;
 use std::io::{IsTerminal as _, Read as _};
 use std::os::unix::process::CommandExt as _;
 use std::panic;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::Stdio;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::account::Account;
 use crate::audit::Event;
 use crate::cli::McpServeArgs;
 use crate::command::output::Output;
@@ -23,7 +25,9 @@ use crate::confinement::{self, AllowedCalls, InForce, ProcessLimits};
 use crate::digest::hex;
 use crate::error::{Exit, Failure};
 use crate::machine_state::{LAUNCH, SERVICES};
+use crate::mcp;
 use crate::mcp::concurrency::ConcurrencyLimiter;
+use crate::mcp::helper::Helpers;
 use crate::mcp::listen::Listening;
 use crate::mcp::listen::folder::{FolderError, SocketFolder};
 use crate::mcp::monitor::{Local, PolicySource};
@@ -35,10 +39,9 @@ use crate::name::MachineName;
 use crate::policy::Caller;
 use crate::services::Services;
 use crate::session::interrupt::StopSignals;
-use crate::setup::account::Account;
 use crate::setup::surroundings;
 use crate::text::{escaped, first_sentence};
-use crate::tool::{Display, has_gnupg};
+use crate::tool::{Display, Resource, has_gnupg};
 
 /// Threads for blocking work: twice the number of tools that one connection can run at a time.
 const THREADS: usize = 16;
@@ -59,15 +62,16 @@ pub(crate) fn run(args: &McpServeArgs, output: &Output) -> anyhow::Result<Exit> 
         become_the_server_user()?;
     }
     redact_panics(output);
-    let (in_force, launcher) = match &args.listen {
-        Some(_) => confine()?,
+    let services = shared::services_path(args);
+    let (in_force, launchers) = match &args.listen {
+        Some(_) => confine(&services)?,
         // The client on stdin is the operator, or speaks for one consumer.
-        None => (InForce::default(), None),
+        None => (InForce::default(), Launchers::default()),
     };
     let runtime = runtime(THREADS)?;
     let served = runtime.block_on(async {
         match &args.listen {
-            Some(folder) => listen(folder, args, in_force, launcher, output).await,
+            Some(folder) => listen(folder, args, in_force, launchers, output).await,
             None => serve(args, output).await,
         }
     });
@@ -85,48 +89,70 @@ pub(super) fn runtime(blocking: usize) -> anyhow::Result<tokio::runtime::Runtime
         .context("cannot start the server")
 }
 
-/// The gpg-agent launcher, which runs until this value is dropped.
+/// The launchers that the server has started itself, because no supervisor has.
+#[derive(Debug, Default)]
+struct Launchers {
+    agent: Option<OwnLauncher>,
+    programs: Option<OwnLauncher>,
+}
+
+/// A launcher that runs until this value is dropped.
 #[derive(Debug)]
-struct Launcher {
+struct OwnLauncher {
     /// The socket on which it listens.
     name: String,
     _stdin: Option<std::process::ChildStdin>,
 }
 
-/// Limits the server to what it and its child processes may need for any policy. First starts the launcher, unlimited.
-fn confine() -> anyhow::Result<(InForce, Option<Launcher>)> {
+/// Limits the server to what it and its child processes may need for any policy. First starts the launchers, unlimited.
+fn confine(services: &Path) -> anyhow::Result<(InForce, Launchers)> {
     let settings = shared::settings()?;
-    let launcher = match settings.agent_launcher {
-        None if has_gnupg() => Some(launcher()?),
-        _ => None,
-    };
+    let mut launchers = Launchers::default();
+    if settings.agent_launcher.is_none() && has_gnupg() {
+        let launcher = OwnLauncher::start("gpg-agent", |name| vec![LAUNCH.into(), name.into()]);
+        launchers.agent = Some(launcher?);
+    }
+    if shared::supervised_launcher(services).is_none() {
+        launchers.programs = Some(program_launcher(services)?);
+    }
     let limits = ProcessLimits {
         calls: AllowedCalls::Server,
         files: None,
         network: settings.display.as_ref().is_some_and(Display::is_remote),
     };
     let in_force = confinement::enter(&limits).context("cannot be confined")?;
-    Ok((in_force, launcher))
+    Ok((in_force, launchers))
 }
 
-fn launcher() -> anyhow::Result<Launcher> {
-    let mut random = [0; 16];
-    let mut file = std::fs::File::open("/dev/urandom")?;
-    file.read_exact(&mut random)?;
-    let name = format!("@anklume-gpg-agent-{}", hex(&random));
-    let mut command = tokio::process::Command::new("/proc/self/exe");
-    command
-        .arg0("anklume")
-        .args([LAUNCH, &name])
-        .process_group(0)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null());
-    let started = command.as_std_mut().spawn();
-    let mut process = started.context("cannot start the gpg-agent launcher")?;
-    Ok(Launcher {
-        _stdin: process.stdin.take(),
-        name,
+/// Starts a launcher of the programs that this services file names.
+fn program_launcher(services: &Path) -> anyhow::Result<OwnLauncher> {
+    OwnLauncher::start("programs", |name| {
+        mcp::launcher::arguments(Path::new(name), services)
     })
+}
+
+impl OwnLauncher {
+    /// Starts this program with the arguments of a launcher that listens on an abstract socket.
+    fn start(kind: &str, arguments: impl FnOnce(&str) -> Vec<OsString>) -> anyhow::Result<Self> {
+        let mut random = [0; 16];
+        let mut file = std::fs::File::open("/dev/urandom")?;
+        file.read_exact(&mut random)?;
+        let name = format!("@anklume-{kind}-{}", hex(&random));
+        let mut command = tokio::process::Command::new("/proc/self/exe");
+        command
+            .arg0("anklume")
+            .args(arguments(&name))
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null());
+        let started = command.as_std_mut().spawn();
+        let mut process =
+            started.with_context(|| format!("cannot start the launcher of {kind}"))?;
+        Ok(Self {
+            _stdin: process.stdin.take(),
+            name,
+        })
+    }
 }
 
 /// Becomes this machine's server user, with that user's environment.
@@ -198,7 +224,7 @@ async fn serve(args: &McpServeArgs, output: &Output) -> anyhow::Result<()> {
                 let message = format!("`--caller {}`: {fault}", caller.escape_debug());
                 Failure::new(Exit::Usage, message)
             })?;
-            let state = shared::state(args, InForce::default(), None, output)?;
+            let state = shared::state(args, InForce::default(), None, None, output)?;
             let policy: PolicySource = Box::new(move || state.watcher.current());
             (
                 Caller::Consumer(caller),
@@ -214,13 +240,32 @@ async fn serve(args: &McpServeArgs, output: &Output) -> anyhow::Result<()> {
         recorder: Arc::clone(&recorder),
         limiter,
     };
+    let settings = shared::settings()?;
+    let helpers = program_helpers(&caller, shared::services_path(args), settings.idle);
     let server = Server::new(
         caller,
-        shared::shared(monitor, shared::settings()?, None, output),
+        shared::shared(monitor, settings, Some(helpers), output),
     );
     counting(|| recorder.count(), server.serve(reader, writer, stop)).await;
     end_log(&recorder, last, output);
     Ok(())
+}
+
+/// Lets this process run all tools itself, except the machine's own programs: for these, it asks the machine's launcher, or
+/// starts one at the first call.
+fn program_helpers(caller: &Caller, services: PathBuf, pieces: Duration) -> Helpers {
+    let (caller, own) = (caller.clone(), OnceLock::new());
+    let connect = move |_| {
+        if let Some(address) = shared::supervised_launcher(&services) {
+            return mcp::launcher::connect(&address, &caller);
+        }
+        let started = own.get_or_init(|| program_launcher(&services));
+        let launcher = started
+            .as_ref()
+            .map_err(|why| std::io::Error::other(why.to_string()))?;
+        mcp::launcher::connect(Path::new(&launcher.name), &caller)
+    };
+    Helpers::new(|resource| resource != Resource::Programs, pieces, connect)
 }
 
 /// Serves, and writes counted lines to the log when they are due.
@@ -241,12 +286,13 @@ async fn listen(
     path: &Path,
     args: &McpServeArgs,
     in_force: InForce,
-    launcher: Option<Launcher>,
+    launchers: Launchers,
     output: &Output,
 ) -> anyhow::Result<()> {
     let folder = SocketFolder::take(path).map_err(|error| no_folder(&error))?;
-    let socket = launcher.as_ref().map(|launcher| launcher.name.clone());
-    let state = shared::state(args, in_force, socket, output)?;
+    let name = |launcher: &Option<OwnLauncher>| launcher.as_ref().map(|one| one.name.clone());
+    let (agent, programs) = (name(&launchers.agent), name(&launchers.programs));
+    let state = shared::state(args, in_force, agent, programs, output)?;
     let recorder = Arc::clone(&state.recorder);
     let listening = Listening::new(folder, state, stop_on_signal()?);
     let ready = || {
@@ -257,7 +303,7 @@ async fn listen(
     let complain = |text: &str| output.stderr(&format!("error: {}", escaped(text)));
     let ended = listening.run(ready, complain).await;
     end_log(&recorder, Some(stopped()), output);
-    drop(launcher);
+    drop(launchers);
     Ok(ended.map_err(|error| no_folder(&error))?)
 }
 

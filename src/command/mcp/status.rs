@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use serde_json::{Map, Value, json};
 
+use crate::account::Account;
 use crate::command::joined;
 use crate::command::output::{Output, done_or_failed};
 use crate::error::{Exit, Failure};
@@ -12,7 +13,6 @@ use crate::machine_state::SERVICES;
 use crate::mcp::listen::ServerStatus;
 use crate::mcp::listen::folder::SocketFolder;
 use crate::services::Services;
-use crate::setup::account::Account;
 use crate::text::Foreign;
 
 /// Maximum length of a status file's fault in a message, in characters.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use rmcp::model::{ErrorCode, ErrorData};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::account::Account;
 use crate::cli::ChannelArgs;
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
@@ -16,7 +17,6 @@ use crate::mcp::client::{Client, ClientError, Timeouts};
 use crate::mcp::server::OVERLOADED;
 use crate::session::block_on;
 use crate::session::interrupt::StopSignals;
-use crate::setup::account::Account;
 use crate::text::Foreign;
 use crate::transport::{
     self, Route, RouteContext, Transport, TransportEnd, Unreachable, WantedMachine, Watch,

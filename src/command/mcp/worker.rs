@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::serve::{CLEANUP_TIMEOUT, redact_panics, runtime, shared};
 use crate::command::output::Output;
-use crate::confinement::{self, AllowedCalls, ProcessLimits, fence};
+use crate::confinement::{self, ProcessLimits, fence};
 use crate::error::Exit;
 use crate::infra::Confinement;
 use crate::mcp::helper::{Helpers, Work, serve};
@@ -28,17 +28,12 @@ use crate::mcp::policy_watcher::Policy;
 use crate::mcp::server::Shutdown;
 use crate::mcp::throttle::ReadThrottle;
 use crate::mcp::worker::{ABORT, Acceptor, DRAIN, STOP_ACCEPTING};
-use crate::name::{MachineName, ToolName};
-use crate::tool::{Resource, portal_limits};
+use crate::name::{MachineName, ServiceTool, ToolName};
+use crate::policy::Caller;
+use crate::tool::{NOTHING, Resource, ToolSession, portal_limits};
 
 /// Threads for blocking work: as many as the tools that one connection can run at a time.
 const THREADS: usize = 8;
-/// Limits for a worker that uses neither files nor programs.
-const NO_FILES: ProcessLimits = ProcessLimits {
-    calls: AllowedCalls::Worker { files: false },
-    files: Some(Vec::new()),
-    network: false,
-};
 
 /// Runs `anklume mcp-worker`.
 pub(crate) fn run_worker(
@@ -62,19 +57,23 @@ pub(crate) fn run_worker(
     settings.idle = policy.services.idle_of(caller);
     let mut granted = policy.services.services.iter();
     // A portal that does not exist yet stays out of reach; calls to it go to a process that is started later.
-    let has_portal = granted.any(|service| Resource::of(service.tool) == Resource::Portal)
+    let has_portal = granted.any(|service| Resource::of(&service.tool) == Resource::Portal)
         && settings.portal.is_dir();
     let (own, limits) = if has_portal {
         (Some(Resource::Portal), portal_limits(&settings))
     } else {
-        (None, NO_FILES)
+        (None, NOTHING)
     };
     let memory = policy.services.memory_of(caller);
     confine(memory, &limits, &policy)?;
     #[cfg(debug_assertions)]
     probe::run("worker", output);
     let runtime = runtime(THREADS)?;
-    let helpers = Helpers::new(own, settings.idle, monitor.starts_helpers());
+    let helpers = Helpers::new(
+        move |resource| own == Some(resource),
+        settings.idle,
+        monitor.starts_helpers(),
+    );
     let lender = Box::new(monitor.lender());
     let throttle = Arc::new(ReadThrottle::with_memory(memory, lender));
     let shared = shared::shared(monitor, settings, Some(helpers), output);
@@ -111,19 +110,22 @@ pub(crate) fn run_helper(
     let policy = monitor.policy();
     settings.idle = policy.services.idle_of(caller);
     settings.limit_signatures(policy.services.in_flight_of(caller, ToolName::GpgSign));
-    let tools = policy.services.services.iter().map(|one| one.tool);
-    let tools: Vec<ToolName> = tools.collect();
+    let tools = policy.services.services.iter().map(|one| one.tool.clone());
+    let tools: Vec<ServiceTool> = tools.collect();
     // Uses a separate runtime, so that none of its threads are left when the process is confined.
     let limits = runtime(THREADS)?.block_on(resource.limits(&settings, &tools));
     confine(policy.services.memory_of(caller), &limits, &policy)?;
     #[cfg(debug_assertions)]
     probe::run(resource.as_str(), output);
     let runtime = runtime(THREADS)?;
+    let settings = Arc::new(settings);
     let work = Work {
-        caller: caller.clone(),
+        caller: Caller::Consumer(caller.clone()),
         resource,
-        monitor: &monitor,
-        settings: settings.into(),
+        policy: &|| monitor.policy(),
+        session: &|| Arc::new(ToolSession::new(Arc::clone(&settings))),
+        // The worker limits them.
+        calls_max: usize::MAX,
     };
     let socket = UnixStream::from(consumer);
     socket.set_nonblocking(true)?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::catalogue::{BadArguments, SshSign, check_some, parse};
+use crate::catalogue::{BadArguments, SshSign, parse};
 use crate::cli::PolicyCheckArgs;
 use crate::command::output::{Output, Tone, done_or_failed, paint};
 use crate::command::{joined, open_infra, or_closest};
@@ -56,10 +56,14 @@ fn check_arguments(question: &Question<'_>) -> Result<(), Failure> {
             continue;
         };
         let sent = policy::sent(&question.arguments);
-        check_some(service.tool, &sent)
+        let Some(definition) = services.definition(&service.tool) else {
+            continue;
+        };
+        definition
+            .check_some(&sent)
             .and_then(|()| check_ssh(service, &sent))
             .map_err(|wrong| {
-            let (machine, tool) = (&provider.name, service.tool);
+            let (machine, tool) = (&provider.name, &service.tool);
             let message = format!("`--args` is not valid for `{}` on `{machine}`: {wrong}", service.name);
             Failure::new(Exit::Failed, message).help(format!(
                 "`{}` runs `{tool}`; `anklume mcp serve --list-tools --format json` shows its arguments",
@@ -72,12 +76,12 @@ fn check_arguments(question: &Question<'_>) -> Result<(), Failure> {
 
 /// Checks what only the whole request of `ssh_sign` shows, if its data is sent.
 fn check_ssh(service: &Service, sent: &Map<String, Value>) -> Result<(), BadArguments> {
-    if service.tool != ToolName::SshSign || !sent.contains_key("data") {
+    if !service.tool.is(ToolName::SshSign) || !sent.contains_key("data") {
         return Ok(());
     }
     let mut arguments = sent.clone();
     arguments.extend(service.with.clone());
-    let arguments: SshSign = parse(service.tool, &arguments)?;
+    let arguments: SshSign = parse(ToolName::SshSign, &arguments)?;
     arguments.request().map(drop)
 }
 
@@ -223,7 +227,7 @@ fn change(
     }
     let is_caller = |consumer: &MachineName| Caller::Consumer(consumer.clone()) == *caller;
     if service.consumers.iter().any(is_caller) {
-        if service.tool == ToolName::SshSign && !verdict.is_fixed {
+        if service.tool.is(ToolName::SshSign) && !verdict.is_fixed {
             return format!(
                 "add what it is for to `allow`, and a login's host to `hosts`, of `{name}` ({at})"
             );

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use super::devices;
 use super::global::image;
-use super::{MachineContext, MachineDraft, check_reserved, name, services, value_of, volumes};
+use super::{MachineContext, MachineDraft, check_reserved, mcp, name, services, value_of, volumes};
 use crate::diagnostic::quote;
 use crate::infra::field::{self, Fields, Text};
 use crate::infra::findings::{At, Code, Findings};
@@ -86,7 +86,7 @@ fn machine(
     devices::add_own(fields, &mut placed, findings);
     // Belongs to `resource_policy`, which is not applied.
     fields.integer("weight", 1..=i64::MAX, findings);
-    let mcp = services::users(fields, findings);
+    let mcp = mcp::read(fields, findings);
     let place_of = |key: &str, findings: &Findings| {
         let own = fields.entry(key)?;
         findings.place(own.value.at).map(Box::new)
@@ -114,7 +114,7 @@ fn machine(
         boot_priority: fields.integer("boot_priority", 0..=100, findings),
         snapshots_schedule: shaped(fields, "snapshots_schedule", SCHEDULE, findings),
         snapshots_expiry: shaped(fields, "snapshots_expiry", EXPIRY, findings),
-        services: services::read(entry, fields, context.names, mcp.memory, findings),
+        services: services::read(entry, fields, context.names, &mcp, findings),
         mcp,
         written_empty: fields.empty(&["config", "devices", "profiles", "services"]),
         name: name?,

@@ -1,35 +1,21 @@
-//! Checks `services` and `mcp`: a machine's services, their consumers, and its users. Unknown keys are faults.
+//! Checks `services`: a machine's services and their consumers. Unknown keys are faults.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
 use super::{Names, name};
-use crate::catalogue::{self, OFFERED_ONLY};
+use crate::catalogue::{Definition, OFFERED_ONLY, OwnTool};
 use crate::diagnostic::quote;
 use crate::infra::field::{self, Fields, Text};
 use crate::infra::findings::{At, Code, Findings};
 use crate::infra::raw::{Entry, Node, NodeKind, Reading};
-use crate::infra::{Confinement, DeclaredService, McpUsers};
-use crate::limits::{
-    Limits, MEMORY_ALL, MEMORY_MAX, MEMORY_MIN, MESSAGE_BYTES_MAX, MESSAGES_SHOWN_PER_MINUTE,
-};
-use crate::name::{MACHINE_NAME_MAX, MachineName, ServiceName, ToolName};
+use crate::infra::{DeclaredService, McpUsers};
+use crate::limits::{Limits, MEMORY_ALL, MEMORY_MIN, MESSAGE_BYTES_MAX, MESSAGES_SHOWN_PER_MINUTE};
+use crate::name::{MACHINE_NAME_MAX, MachineName, OwnToolName, ServiceName, ServiceTool, ToolName};
 
 const KEYS: [&str; 6] = ["name", "tool", "consumers", OFFERED_ONLY, "with", "limits"];
-const MCP_KEYS: [&str; 6] = [
-    "run_as",
-    "uid",
-    "gid",
-    "allow_unlogged",
-    "memory",
-    "confinement",
-];
 
-/// Maximum user or group id; the next one means "no id" to the kernel.
-const ID_MAX: u32 = 0xffff_fffe;
-/// Maximum length of a user name, in bytes, as in useradd.
-const USER_MAX: usize = 32;
 /// Example of a service's name.
 const NAME: &str = "such as `file_sign`";
 /// The likely cause of a missing key in a service.
@@ -37,37 +23,49 @@ const ONE_DASH: &str = "; only a service's first key has a `-`";
 /// Maximum edit distance between a mistyped consumer and the machine that was meant.
 const TYPO_EDITS: usize = 2;
 
-/// Reads a machine's `mcp` section.
-pub(super) fn users(fields: Fields<'_, '_>, findings: &mut Findings) -> McpUsers {
-    let Some(fields) = fields.strict().map("mcp", findings) else {
-        return McpUsers::default();
-    };
-    fields.known("`mcp`", &MCP_KEYS, findings);
-    McpUsers {
-        uid: fields.integer("uid", 0..=ID_MAX, findings).unwrap_or(0),
-        gid: fields.integer("gid", 0..=ID_MAX, findings).unwrap_or(0),
-        run_as: run_as(fields, findings),
-        allow_unlogged: fields.flag("allow_unlogged", findings).unwrap_or_default(),
-        memory: fields.size("memory", MEMORY_MIN..=MEMORY_MAX, findings),
-        confinement: match fields.choice("confinement", &["available", "required"], findings) {
-            Some("required") => Confinement::Required,
-            _ => Confinement::Available,
-        },
+/// The tools that a machine's services may use.
+#[derive(Clone, Copy)]
+struct MachineTools<'t> {
+    own: &'t BTreeMap<OwnToolName, OwnTool>,
+    /// The names in `mcp.tools`, including those of tools with a fault.
+    declared: &'t [&'t str],
+}
+
+impl<'t> MachineTools<'t> {
+    fn names(self) -> impl Iterator<Item = &'t str> {
+        let built_in: [&'static str; _] = ToolName::ALL.map(ToolName::as_str);
+        built_in.into_iter().chain(self.declared.iter().copied())
+    }
+
+    fn listed(self) -> String {
+        self.names().collect::<Vec<_>>().join(", ")
+    }
+
+    /// Returns the definition of a tool; `None` if it has a fault.
+    fn definition(self, tool: &ServiceTool) -> Option<Definition<'t>> {
+        match tool {
+            ServiceTool::BuiltIn(tool) => Some(Definition::BuiltIn(*tool)),
+            ServiceTool::Own(name) => self.own.get(name).map(Definition::Own),
+        }
     }
 }
 
-fn run_as(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<String> {
-    const USER: &str = "name the user: a lower-case letter or `_`, then lower-case letters, digits, `_` and `-`, \
-                        at most 32 characters";
-    let Text { text, at } = fields.text_like("run_as", || USER.to_owned(), findings)?;
-    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
-    let begins = |c: char| c.is_ascii_lowercase() || c == '_';
-    if text.len() > USER_MAX || !text.starts_with(begins) || !text.chars().all(inner) {
-        let message = format!("{} is not a valid user name", quote(text));
-        findings.error(Code::InvalidName, at, message).help(USER);
-        return None;
+/// Returns the names in `mcp.tools`.
+fn declared_tools<'t>(machine: Fields<'t, '_>) -> Vec<&'t str> {
+    let map = |node: &'t Node<'_>, key: &str| match &node.kind {
+        NodeKind::Map(entries) => entries
+            .iter()
+            .find(|entry| entry.key.text == key)
+            .map(|entry| &entry.value),
+        _ => None,
+    };
+    let tools = machine
+        .entry("mcp")
+        .and_then(|mcp| map(&mcp.value, "tools"));
+    match tools.map(|tools| &tools.kind) {
+        Some(NodeKind::Map(tools)) => tools.iter().map(|tool| tool.key.text.as_ref()).collect(),
+        _ => Vec::new(),
     }
-    Some(text.to_owned())
 }
 
 /// Reads a machine's `services`.
@@ -75,17 +73,22 @@ pub(super) fn read(
     machine: &Entry<'_>,
     fields: Fields<'_, '_>,
     names: &Names<'_>,
-    memory: Option<u64>,
+    mcp: &McpUsers,
     findings: &mut Findings,
 ) -> Vec<DeclaredService> {
     let machine = machine.key.text.as_ref();
-    let memory = memory.unwrap_or(MEMORY_ALL);
+    let memory = mcp.memory.unwrap_or(MEMORY_ALL);
+    let declared = declared_tools(fields);
+    let tools = MachineTools {
+        own: &mcp.tools,
+        declared: &declared,
+    };
     let mut seen = HashMap::new();
     let items = fields.strict().list("services", findings);
     items
         .unwrap_or_default()
         .iter()
-        .filter_map(|item| service(machine, item, names, memory, &mut seen, findings))
+        .filter_map(|item| service(machine, item, names, tools, memory, &mut seen, findings))
         .collect()
 }
 
@@ -93,6 +96,7 @@ fn service<'t>(
     machine: &str,
     item: &'t Node<'_>,
     names: &Names<'_>,
+    tools: MachineTools<'_>,
     memory: u64,
     seen: &mut HashMap<&'t str, At>,
     findings: &mut Findings,
@@ -100,15 +104,17 @@ fn service<'t>(
     let fields = Fields::of_item(item, "a service", findings)?.strict();
     fields.known("a service", &KEYS, findings);
     let name = service_name(fields, seen, findings);
-    let tool = tool(fields, findings);
+    let tool = tool(fields, tools, findings);
+    let is = |name| tool.as_ref().is_some_and(|tool| tool.is(name));
     let consumers = consumers(machine, fields, names, findings);
-    let mut with = fixed(fields, tool, findings);
-    offered_only(fields, tool, &mut with, findings);
-    if tool == Some(ToolName::SshSign) {
+    let definition = tool.as_ref().and_then(|tool| tools.definition(tool));
+    let mut with = fixed(fields, definition, findings);
+    offered_only(fields, tool.as_ref(), &mut with, findings);
+    if is(ToolName::SshSign) {
         ssh_sign(fields, &with, findings);
     }
     let mut limits = limits(fields, memory, findings);
-    if tool == Some(ToolName::Notify) {
+    if is(ToolName::Notify) {
         limits
             .calls_per_minute
             .get_or_insert(MESSAGES_SHOWN_PER_MINUTE);
@@ -128,7 +134,7 @@ fn service<'t>(
 /// Reads `offered_only`, which fixes the tool's argument of that name.
 fn offered_only(
     fields: Fields<'_, '_>,
-    tool: Option<ToolName>,
+    tool: Option<&ServiceTool>,
     with: &mut Map<String, Value>,
     findings: &mut Findings,
 ) {
@@ -138,7 +144,7 @@ fn offered_only(
     let at = fields
         .entry(OFFERED_ONLY)
         .map_or(fields.at, |entry| entry.at);
-    if tool.is_some_and(|tool| tool != ToolName::ClipboardGet) {
+    if tool.is_some_and(|tool| !tool.is(ToolName::ClipboardGet)) {
         let message = "`offered_only` belongs to `tool: clipboard_get`";
         findings
             .error(Code::InvalidArgument, at, message)
@@ -245,27 +251,27 @@ fn service_name<'t>(
     Some((name(text, at, NAME, findings)?, at))
 }
 
-fn tool(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<ToolName> {
+fn tool(
+    fields: Fields<'_, '_>,
+    tools: MachineTools<'_>,
+    findings: &mut Findings,
+) -> Option<ServiceTool> {
     if fields.entry("tool").is_none() {
-        let help = format!("add `tool:` with one of: {}{ONE_DASH}", tools());
+        let help = format!("add `tool:` with one of: {}{ONE_DASH}", tools.listed());
         findings.missing(fields.at, "the service", "tool", help);
     }
-    let help = || format!("the tools are: {}", tools());
+    let help = || format!("the tools are: {}", tools.listed());
     let Text { text, at } = fields.text_like("tool", help, findings)?;
-    let tool = text.parse();
-    if tool.is_err() {
-        let near = findings.closest(text, ToolName::ALL.map(ToolName::as_str));
+    if !tools.names().any(|name| name == text) {
+        let near = findings.closest(text, tools.names());
         let near = near.map_or(String::new(), |near| format!("did you mean `{near}`? "));
         let message = format!("{} is not a tool", quote(text));
         findings
             .error(Code::UnknownTool, at, message)
-            .help(format!("{near}the tools are: {}", tools()));
+            .help(format!("{near}the tools are: {}", tools.listed()));
+        return None;
     }
-    tool.ok()
-}
-
-fn tools() -> String {
-    ToolName::ALL.map(ToolName::as_str).join(", ")
+    text.parse().ok()
 }
 
 fn consumers(
@@ -363,22 +369,20 @@ fn typo<'t>(text: &str, names: &Names<'t>, findings: &mut Findings) -> Option<&'
 /// Reads the fixed arguments and checks them against the tool's schema.
 fn fixed(
     fields: Fields<'_, '_>,
-    tool: Option<ToolName>,
+    tool: Option<Definition<'_>>,
     findings: &mut Findings,
 ) -> Map<String, Value> {
     let Some(with) = fields.map("with", findings) else {
         return Map::new();
     };
     let arguments = field::json_map(with.entries());
-    let faults = tool.map(|tool| catalogue::check_fixed(tool, &arguments));
+    let faults = tool.map(|tool| tool.check_fixed(&arguments));
     for fault in faults.unwrap_or_default() {
         let entry = with.entry(&fault.argument);
         let at = entry.map_or(with.at, |entry| entry.at);
         let quoted = entry.and_then(unquoted).filter(|text| {
             let argument = (fault.argument.clone(), Value::from(text.as_str()));
-            tool.is_some_and(|tool| {
-                catalogue::check_fixed(tool, &Map::from_iter([argument])).is_empty()
-            })
+            tool.is_some_and(|tool| tool.check_fixed(&Map::from_iter([argument])).is_empty())
         });
         let help = match quoted {
             Some(text) => format!(

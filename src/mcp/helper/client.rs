@@ -15,9 +15,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::{HelperOrder, HelperReport, REPORT_MAX, receive};
-use crate::mcp::monitor::framed;
-use crate::name::ToolName;
+use super::{HelperOrder, HelperReport, REPORT_MAX};
+use crate::ipc::{framed, receive_async};
+use crate::name::ServiceTool;
 use crate::policy::Grant;
 use crate::tool::{Copies, Resource, ToolError, ToolOutcome};
 
@@ -28,8 +28,8 @@ const IDLE: Duration = Duration::from_secs(3);
 pub(crate) struct Helpers {
     /// Asks the server to start a helper and returns the socket to it.
     start: Box<dyn Fn(Resource) -> io::Result<UnixStream> + Send + Sync>,
-    /// The resource that this process may use itself.
-    own: Option<Resource>,
+    /// Returns whether this process may use a resource itself.
+    own: Box<dyn Fn(Resource) -> bool + Send + Sync>,
     /// Idle timeout of piecewise transfers.
     pieces: Duration,
     running: Mutex<HashMap<Resource, Arc<Helper>>>,
@@ -68,13 +68,13 @@ pub(crate) struct Connection {
 impl Helpers {
     /// Creates the set of helpers without starting any.
     pub(crate) fn new(
-        own: Option<Resource>,
+        own: impl Fn(Resource) -> bool + Send + Sync + 'static,
         pieces: Duration,
         start: impl Fn(Resource) -> io::Result<UnixStream> + Send + Sync + 'static,
     ) -> Self {
         Self {
             start: Box::new(start),
-            own,
+            own: Box::new(own),
             pieces,
             running: Mutex::default(),
             numbers: AtomicU64::default(),
@@ -125,8 +125,8 @@ impl Connection {
     }
 
     /// Returns whether a helper, not this process, runs this tool.
-    pub(crate) fn runs(&self, tool: ToolName) -> bool {
-        self.helpers.own != Some(Resource::of(tool))
+    pub(crate) fn runs(&self, tool: &ServiceTool) -> bool {
+        !(self.helpers.own)(Resource::of(tool))
     }
 
     /// Runs a grant's tool in a helper.
@@ -236,7 +236,7 @@ impl Helper {
     /// Passes on the helper's reports until the helper ends or has been idle for a while.
     async fn read(self: Arc<Self>, reader: OwnedReadHalf) {
         let mut reader = BufReader::new(reader);
-        let mut report = Box::pin(receive(&mut reader, REPORT_MAX));
+        let mut report = Box::pin(receive_async(&mut reader, REPORT_MAX));
         loop {
             let idle = self.state().idle_until();
             let soon = Instant::now() + IDLE;
@@ -246,7 +246,7 @@ impl Helper {
                     drop(report);
                     let Ok(read) = read else { break };
                     self.take(read);
-                    report = Box::pin(receive(&mut reader, REPORT_MAX));
+                    report = Box::pin(receive_async(&mut reader, REPORT_MAX));
                 }
                 () = sleep_until(next_check) => {
                     let state = self.state();

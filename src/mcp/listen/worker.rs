@@ -27,7 +27,7 @@ use crate::limits::MEMORY_RESERVED;
 use crate::machine_state::AGENT_LAUNCHER;
 use crate::mcp::monitor::{House, Local, attend, attend_helper};
 use crate::mcp::server::Shutdown;
-use crate::mcp::{helper, worker};
+use crate::mcp::{helper, launcher, worker};
 use crate::name::MachineName;
 use crate::policy::Caller;
 use crate::tool::{Resource, environment};
@@ -335,9 +335,14 @@ impl House for WorkerResources {
         let policy = self.state.watcher.current();
         let mut services = policy.services.services.iter();
         let is_granted =
-            services.any(|one| one.serves(&self.caller) && Resource::of(one.tool) == resource);
+            services.any(|one| one.serves(&self.caller) && Resource::of(&one.tool) == resource);
         if !is_granted {
             return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        if resource == Resource::Programs {
+            let caller = Caller::Consumer(self.caller.clone());
+            let socket = launcher::connect(&self.state.program_launcher, &caller);
+            return socket.map(OwnedFd::from);
         }
         // An idle helper may be about to end.
         if !self.helpers.wait(|all| !all.contains_key(&resource)) {
@@ -345,7 +350,7 @@ impl House for WorkerResources {
         }
         let (socket, at_helper) = UnixStream::pair()?;
         let arguments = helper::arguments(&self.caller, resource, &self.state.services);
-        let launcher = self.state.launcher.as_deref();
+        let launcher = self.state.agent_launcher.as_deref();
         let launcher = launcher.map(|address| (AGENT_LAUNCHER, address));
         let (ours, child) = OwnedChild::start(arguments, at_helper.into(), launcher)?;
         let process = Arc::new(ProcessHandle::of(&child)?);
@@ -409,7 +414,8 @@ mod tests {
             limiter: Arc::new(ConcurrencyLimiter::default()),
             loans: Arc::default(),
             confinement: crate::confinement::InForce::default(),
-            launcher: None,
+            agent_launcher: None,
+            program_launcher: "/nowhere".into(),
             verbose: false,
         }
     }

@@ -6,9 +6,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::protocol::{MonitorRequest, RESPONSE_MAX, Response, SpinRead, receive, send};
+use super::protocol::{MonitorRequest, RESPONSE_MAX, Response};
 use super::{AdmitError, Admitted, LogError, Monitor};
 use crate::audit::{Call, CallEnd};
+use crate::ipc::{SpinRead, receive, send};
 use crate::mcp::policy_watcher::{Loaded, Policy, PolicyError, PolicyWatcher};
 use crate::mcp::throttle::Lender;
 use crate::tool::Resource;

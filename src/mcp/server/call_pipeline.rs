@@ -18,7 +18,6 @@ use super::call::{CallProgress, OwnCall, OwnCalls, failed, fault, refused, succe
 use super::in_flight::InFlightRequests;
 use super::transfer_ids::TransferIds;
 use crate::audit::{self, CallEnd, Outcome, Verdict, bounded, digest_of};
-use crate::catalogue::check_some;
 use crate::limits::CALL_TIME;
 use crate::mcp::concurrency::{Overloaded, too_many_connections};
 use crate::mcp::helper::Connection;
@@ -26,7 +25,7 @@ use crate::mcp::monitor::AdmitError;
 use crate::mcp::policy_watcher::Policy;
 use crate::mcp::throttle::{MemoryPermit, SHORT};
 use crate::mcp::{ONE_COPY_KEY, shown};
-use crate::name::ToolName;
+use crate::name::{ServiceTool, ToolName};
 use crate::policy::{self, Caller, Decision, Denial, Grant, Request};
 use crate::tool::{self, Copies, ToolError, ToolOutcome, ToolSession};
 
@@ -134,7 +133,8 @@ impl<'a> CallPipeline<'a> {
             .map_err(|denial| self.refuse(&policy, &denial))?;
         let mut memory = None;
         // A call whose arguments the tool will refuse does not wait, so that its arguments are kept only briefly.
-        if check_some(grant.tool(), grant.arguments()).is_ok() {
+        let definition = policy.services.definition(grant.tool());
+        if definition.is_some_and(|tool| tool.check_some(grant.arguments()).is_ok()) {
             let reserved = self.reserve(&grant).await;
             memory = reserved.map_err(|cancelled| self.never_ran(&policy, &grant, cancelled))?;
         }
@@ -224,7 +224,7 @@ impl<'a> CallPipeline<'a> {
 
     fn max_time(&self, policy: &Policy) -> Duration {
         let server = &self.connection.server;
-        let max_time = policy.services.limits_of(self.progress.name).call_time();
+        let max_time = policy.services.call_time(self.progress.name);
         match server.caller {
             // The operator may set a longer time for gpg.
             Caller::Operator => max_time.max(CALL_TIME).max(server.shared.settings.gpg_wait),
@@ -313,7 +313,7 @@ impl<'a> CallPipeline<'a> {
 
     fn granted_line(&self, policy: &Policy, grant: &Grant) -> audit::Call {
         audit::Call {
-            tool: Some(grant.tool().as_str().into()),
+            tool: Some(grant.tool().to_string().into()),
             purpose: grant.purpose().map(|purpose| purpose.unescaped().into()),
             ..self.line(policy, Verdict::Allowed, "granted".to_owned())
         }
@@ -337,14 +337,17 @@ impl<'a> CallPipeline<'a> {
 }
 
 /// Returns the number of slots that a running tool takes: more for large answers, which wait in memory to be written.
-const fn slots_of(tool: ToolName) -> u32 {
+const fn slots_of(tool: &ServiceTool) -> u32 {
     match tool {
-        ToolName::FileProvide | ToolName::ClipboardGet => 4,
-        ToolName::GpgSign
-        | ToolName::SshSign
-        | ToolName::ClipboardSet
-        | ToolName::FileAccept
-        | ToolName::Notify => 1,
+        ServiceTool::BuiltIn(ToolName::FileProvide | ToolName::ClipboardGet) => 4,
+        ServiceTool::BuiltIn(
+            ToolName::GpgSign
+            | ToolName::SshSign
+            | ToolName::ClipboardSet
+            | ToolName::FileAccept
+            | ToolName::Notify,
+        )
+        | ServiceTool::Own(_) => 1,
     }
 }
 

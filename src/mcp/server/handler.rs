@@ -22,7 +22,7 @@ use super::call::fault;
 use super::call_pipeline::{CallPipeline, ConnectionState};
 use super::in_flight::InFlightRequests;
 use super::message::{is_modern, unknown_method};
-use crate::catalogue;
+use crate::catalogue::Definition;
 use crate::mcp::concurrency::too_many_connections;
 use crate::mcp::{BASE64_KEY, PUBLIC_KEY_KEY, SERVICES_KEY, TOOL_KEY};
 use crate::name::ToolName;
@@ -196,7 +196,7 @@ impl Service<RoleServer> for PanicGuard {
 pub(crate) fn list(services: &Services, caller: &Caller) -> Vec<Tool> {
     policy::offers(services, caller)
         .into_iter()
-        .map(|offer| describe(offer, caller))
+        .filter_map(|offer| describe(services, offer, caller))
         .collect()
 }
 
@@ -204,16 +204,21 @@ pub(crate) fn list(services: &Services, caller: &Caller) -> Vec<Tool> {
 pub(crate) fn of_operator(tool: ToolName) -> Tool {
     let offer = ServiceOffer {
         name: tool.as_str().to_owned(),
-        tool,
+        tool: tool.into(),
         fixed: Map::new(),
     };
-    describe(offer, &Caller::Operator)
+    describe_as(Definition::BuiltIn(tool), offer, &Caller::Operator)
 }
 
-fn describe(offer: ServiceOffer, caller: &Caller) -> Tool {
-    let docs = catalogue::describe(offer.tool);
-    let hidden = |argument: &str| !policy::may_choose(caller, offer.tool, &offer.fixed, argument);
-    let input = catalogue::input_without(offer.tool, hidden);
+/// Describes what a caller may use; `None` if the machine has no such tool, which a valid services file rules out.
+fn describe(services: &Services, offer: ServiceOffer, caller: &Caller) -> Option<Tool> {
+    let definition = services.definition(&offer.tool)?;
+    Some(describe_as(definition, offer, caller))
+}
+
+fn describe_as(definition: Definition<'_>, offer: ServiceOffer, caller: &Caller) -> Tool {
+    let hidden = |argument: &str| !policy::may_choose(caller, &offer.tool, &offer.fixed, argument);
+    let docs = definition.describe(hidden);
     let base64: Vec<&str> = docs
         .base64
         .iter()
@@ -222,24 +227,25 @@ fn describe(offer: ServiceOffer, caller: &Caller) -> Tool {
         .collect();
     let mut meta = MetaObject::new();
     meta.0
-        .insert(TOOL_KEY.to_owned(), offer.tool.as_str().into());
+        .insert(TOOL_KEY.to_owned(), offer.tool.to_string().into());
     if let Some(key) = offer.fixed.get("key")
-        && offer.tool == ToolName::SshSign
+        && offer.tool.is(ToolName::SshSign)
     {
         meta.0.insert(PUBLIC_KEY_KEY.to_owned(), key.clone());
     }
     if !base64.is_empty() {
         meta.0.insert(BASE64_KEY.to_owned(), base64.into());
     }
-    Tool::new(offer.name, docs.description, Arc::new(input))
-        .with_title(docs.title)
-        .with_raw_output_schema(Arc::new(docs.output))
+    let mut tool = Tool::new(offer.name, docs.description, Arc::new(docs.input));
+    tool.title = docs.title.map(str::to_owned);
+    tool.with_raw_output_schema(Arc::new(docs.output))
         .with_annotations(
             ToolAnnotations::new()
                 .read_only(docs.read_only)
                 .destructive(docs.destructive)
                 .idempotent(docs.idempotent)
-                .open_world(false),
+                // Nothing is known about a machine's own tool.
+                .open_world(offer.tool.built_in().is_none()),
         )
         .with_meta(meta)
 }

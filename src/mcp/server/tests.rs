@@ -149,7 +149,7 @@ fn error(id: impl Into<Value>, code: i32, message: &str) -> Value {
 
 #[tokio::test]
 async fn a_tool_that_panics_is_answered_and_the_connection_lives() {
-    let mut peer = Peer::of(server(|grant, _| match grant.tool() {
+    let mut peer = Peer::of(server(|grant, _| match grant.tool().built_in().unwrap() {
         ToolName::GpgSign => Box::pin(async { panic!("secret contents") }),
         ToolName::FileAccept => panic!("before it is even a future"),
         _ => Box::pin(async { Ok(outcome("alive")) }),
@@ -235,7 +235,7 @@ async fn a_cancelled_call_is_dropped_has_no_answer_and_its_id_is_free() {
     let counted = Arc::clone(&dropped);
     let mut peer = Peer::of(server(move |grant, _| {
         let counted = Dropped(Arc::clone(&counted));
-        let tool = grant.tool();
+        let tool = grant.tool().built_in().unwrap();
         Box::pin(async move {
             let _counted = counted;
             if tool == ToolName::GpgSign {
@@ -413,7 +413,7 @@ async fn a_line_over_the_limit_is_answered_with_its_id_and_the_connection_lives(
 async fn a_consumer_sees_and_calls_what_the_services_grant_at_that_moment() {
     let service = |consumers: &[&str]| Service {
         name: "release_sign".parse().unwrap(),
-        tool: ToolName::GpgSign,
+        tool: ToolName::GpgSign.into(),
         consumers: consumers.iter().map(|name| name.parse().unwrap()).collect(),
         with: Map::from_iter([("key_id".to_owned(), json!("ABCD"))]),
         limits: crate::limits::Limits::default(),
@@ -421,11 +421,8 @@ async fn a_consumer_sees_and_calls_what_the_services_grant_at_that_moment() {
     };
     let services = |consumers: &[&str]| {
         Policy::new(Services {
-            machine: "vault".parse().unwrap(),
             services: vec![service(consumers)],
-            allow_unlogged: false,
-            memory: None,
-            confinement: crate::infra::Confinement::default(),
+            ..Services::none("vault".parse().unwrap())
         })
     };
     let (sender, receiver) = watch::channel(services(&["work-dev"]));

@@ -17,7 +17,7 @@ use crate::catalogue::{
     Accepted, BadArguments, FileAccept, Payload, PortalPath, parse_without_data, time_of_change,
 };
 use crate::digest::hex;
-use crate::name::MachineName;
+use crate::name::{MachineName, ToolName};
 use crate::policy::{Caller, Grant};
 use crate::tool::BlockingStop;
 use crate::tool::pieces::{self, TransferTurn, contradicts};
@@ -64,7 +64,7 @@ pub(in crate::tool) async fn accept(
     grant: &Grant,
     session: &ToolSession,
 ) -> Result<ToolOutcome, ToolError> {
-    let arguments: FileAccept = parse_without_data(grant.tool(), grant.arguments())?;
+    let arguments: FileAccept = parse_without_data(ToolName::FileAccept, grant.arguments())?;
     // Large, so it is neither copied nor decoded here, on the serving thread.
     let sent = grant.shared_arguments();
     let caller = grant.caller().clone();

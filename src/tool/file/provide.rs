@@ -20,6 +20,7 @@ use crate::catalogue::{
     parse,
 };
 use crate::digest::{hex, sha256};
+use crate::name::ToolName;
 use crate::policy::{Caller, Grant};
 use crate::text;
 use crate::tool::{BlockingStop, Copies, Settings, ToolError, ToolOutcome, ToolSession, blocking};
@@ -59,7 +60,7 @@ pub(in crate::tool) async fn provide(
     session: &ToolSession,
     copies: Copies,
 ) -> Result<ToolOutcome, ToolError> {
-    let arguments: FileProvide = parse(grant.tool(), grant.arguments())?;
+    let arguments: FileProvide = parse(ToolName::FileProvide, grant.arguments())?;
     let caller = grant.caller().clone();
     let settings = Arc::clone(&session.settings);
     if arguments.entries == Some(true) {

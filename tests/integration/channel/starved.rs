@@ -123,8 +123,8 @@ fn without_a_process_for_a_new_consumer_it_serves_the_others_on() {
         return;
     }
     let world = World::new(&[BOTH]);
-    // Its own thread, the gpg-agent launcher and, for alice, a thread, her worker, and a thread in the worker.
-    let server = world.listen_by(with_threads(&world, 5));
+    // Its own thread, the two launchers and, for alice, a thread, her worker, and a thread in the worker.
+    let server = world.listen_by(with_threads(&world, 6));
     bob_waits(
         &world,
         &server,

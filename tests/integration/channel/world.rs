@@ -38,7 +38,7 @@ pub(super) fn until(what: &str, mut holds: impl FnMut() -> bool) {
 pub(super) struct World {
     folder: tempfile::TempDir,
     env: BTreeMap<String, String>,
-    mcp: &'static str,
+    mcp: String,
 }
 
 /// The result of a run.
@@ -70,19 +70,32 @@ impl World {
     }
 
     /// The same, with this `mcp:` map in `infra.yml`.
-    pub(super) fn with_mcp(services: &[&str], mcp: &'static str) -> Self {
+    pub(super) fn with_mcp(services: &[&str], mcp: &str) -> Self {
+        let mut world = Self::empty();
+        mcp.clone_into(&mut world.mcp);
+        world.policy(services);
+        world
+    }
+
+    /// A folder for a provider without services.
+    pub(super) fn empty() -> Self {
         let world = Self {
             folder: tempfile::tempdir().unwrap(),
             env: BTreeMap::new(),
-            mcp,
+            mcp: "{}".to_owned(),
         };
         for name in ["log", "run", "portal", "bin"] {
             fs::create_dir(world.path(name)).unwrap();
             let private = fs::Permissions::from_mode(0o700);
             fs::set_permissions(world.path(name), private).unwrap();
         }
-        world.policy(services);
         world
+    }
+
+    /// Puts these services in force, with this `mcp:` map in `infra.yml`.
+    pub(super) fn declare(&mut self, mcp: impl Into<String>, services: &[&str]) {
+        self.mcp = mcp.into();
+        self.policy(services);
     }
 
     /// Sets an environment variable for everything that runs here from now on.
@@ -166,7 +179,7 @@ impl World {
         } else {
             format!("        services:\n{}", listed.concat())
         };
-        let mcp = self.mcp;
+        let mcp = &self.mcp;
         let infra = format!(
             "domains:\n  d:\n    subnet_id: 0\n    machines:\n      vault:\n        mcp: {mcp}\n{services}{}",
             others.concat()

@@ -1,6 +1,6 @@
 //! Builds the state that a server's connections share: its policy, its log, its tools.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::command::output::Output;
 use crate::confinement::InForce;
 use crate::error::{Exit, Failure};
 use crate::infra::Confinement;
-use crate::machine_state::SERVICES;
+use crate::machine_state::{LAUNCHER_SOCKET, PROGRAM_LAUNCHER, SERVICES};
 use crate::mcp::concurrency::ConcurrencyLimiter;
 use crate::mcp::helper::Helpers;
 use crate::mcp::listen::ServerState;
@@ -28,12 +28,13 @@ const COMPLAIN_INTERVAL: Duration = Duration::from_secs(10);
 pub(super) fn state(
     args: &McpServeArgs,
     confinement: InForce,
-    launcher: Option<String>,
+    agent_launcher: Option<String>,
+    program_launcher: Option<String>,
     output: &Output,
 ) -> anyhow::Result<ServerState> {
     // Fails early on settings that the consumers' processes would reject.
     settings()?;
-    let path = args.services.clone().unwrap_or_else(|| SERVICES.into());
+    let path = services_path(args);
     let policy = PolicyWatcher::read(&path).map_err(|error| broken_policy(&error))?;
     if let Some(why) = confinement.missing()
         && policy.confinement == Confinement::Required
@@ -62,6 +63,8 @@ pub(super) fn state(
     recorder
         .append(started, policy.services.allow_unlogged)
         .map_err(|error| no_log(&error))?;
+    let program_launcher = program_launcher.map(PathBuf::from);
+    let program_launcher = program_launcher.or_else(|| supervised_launcher(&path));
     Ok(ServerState {
         services: path,
         watcher,
@@ -69,9 +72,25 @@ pub(super) fn state(
         limiter: Arc::new(ConcurrencyLimiter::default()),
         loans: Arc::default(),
         confinement,
-        launcher,
+        agent_launcher,
+        program_launcher: program_launcher.unwrap_or_else(|| LAUNCHER_SOCKET.into()),
         verbose: output.verbose,
     })
+}
+
+/// Returns the path of the services file.
+pub(super) fn services_path(args: &McpServeArgs) -> PathBuf {
+    args.services.clone().unwrap_or_else(|| SERVICES.into())
+}
+
+/// Returns the address of the launcher that the machine's supervisor runs for this services file, if there is one.
+pub(super) fn supervised_launcher(services: &Path) -> Option<PathBuf> {
+    if let Some(address) = std::env::var_os(PROGRAM_LAUNCHER) {
+        return Some(address.into());
+    }
+    // The operator's calls do not have the variable.
+    let is_there = services == Path::new(SERVICES) && Path::new(LAUNCHER_SOCKET).exists();
+    is_there.then(|| LAUNCHER_SOCKET.into())
 }
 
 /// Builds the state that a caller's connections share.

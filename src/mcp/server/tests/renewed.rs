@@ -9,18 +9,15 @@ use crate::services::Service;
 
 fn services(limits: Limits) -> Arc<Policy> {
     Policy::new(Services {
-        machine: "vault".parse().unwrap(),
         services: vec![Service {
             name: "sign".parse().unwrap(),
-            tool: ToolName::GpgSign,
+            tool: ToolName::GpgSign.into(),
             consumers: vec!["work-dev".parse().unwrap()],
             with: Map::new(),
             limits,
             declared_at: None,
         }],
-        allow_unlogged: false,
-        memory: None,
-        confinement: crate::infra::Confinement::default(),
+        ..Services::none("vault".parse().unwrap())
     })
 }
 

@@ -1,4 +1,4 @@
-//! Looks up the server's user in the machine's `/etc/passwd`.
+//! Looks up users in the machine's `/etc/passwd` and `/etc/group`.
 
 use std::fs;
 
@@ -10,6 +10,8 @@ use crate::tool::Surroundings;
 
 /// The user database.
 const PASSWD: &str = "/etc/passwd";
+/// The group database.
+const GROUP: &str = "/etc/group";
 /// Maximum size of a file read here, in bytes.
 const FILE_MAX: u64 = 16 * 1024 * 1024;
 
@@ -23,7 +25,7 @@ pub(crate) struct Account {
     /// Group ID.
     pub(crate) gid: u32,
     /// Home folder.
-    home: String,
+    pub(crate) home: String,
 }
 
 /// The reason why a user is not available.
@@ -69,6 +71,14 @@ impl Account {
             gid: 0,
             home: listed.map_or_else(|| "/root".to_owned(), |root| root.home),
         }
+    }
+
+    /// Returns the supplementary groups that list the user.
+    pub(crate) fn groups(&self) -> std::io::Result<Vec<u32>> {
+        let text = read(GROUP)?;
+        let text = String::from_utf8_lossy(&text);
+        let groups = text.lines().filter_map(|line| group(line, &self.name));
+        Ok(groups.collect())
     }
 
     /// Returns the default locations of the user's portal, clipboard and keys.
@@ -138,9 +148,32 @@ fn account(line: &str, name: &str) -> Option<Account> {
     })
 }
 
+/// Parses a line of group; returns the number of a group that lists this user.
+fn group(line: &str, name: &str) -> Option<u32> {
+    let fields: Vec<&str> = line.split(':').collect();
+    let [_, _, gid, members] = fields.as_slice() else {
+        return None;
+    };
+    members.split(',').find(|member| *member == name)?;
+    gid.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_group_lists_its_members_by_their_whole_names() {
+        assert_eq!(group("docker:x:998:gh,signer", "signer"), Some(998));
+        for line in [
+            "docker:x:998:",
+            "docker:x:998:signers",
+            "signer:x:1:",
+            "a:x:b:signer",
+        ] {
+            assert_eq!(group(line, "signer"), None);
+        }
+    }
 
     #[test]
     fn a_line_of_passwd_is_taken_apart() {

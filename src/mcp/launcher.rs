@@ -1,0 +1,250 @@
+//! The launcher: the process that runs the machine's own programs for a server's callers.
+//!
+//! A worker may neither start programs nor become another user, and a program must not inherit its confinement. So the
+//! launcher is a service of its own. A server connects each worker to it and says for which caller; the launcher decides
+//! again whether a call is granted, so that a worker gets nothing from it that its caller may not have anyway.
+//!
+//! A supervisor's launcher listens on a socket file. An unsupervised server starts its own before it is confined; that
+//! launcher listens on an abstract socket (`unix(7)`), written with a leading `@`, and ends with the server.
+
+mod command;
+mod slots;
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io::{self, Write as _};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener as StdListener, UnixStream as StdStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::{sleep, timeout};
+
+use crate::child::ChildUser;
+use crate::ipc::{framed, receive_async};
+use crate::machine_state::LAUNCHER;
+use crate::mcp::helper::{CallSession, ToolResult, Work, serve};
+use crate::mcp::policy_watcher::PolicyWatcher;
+use crate::name::{MachineName, ServiceTool};
+use crate::policy::{Caller, Grant};
+use crate::tool::{Copies, Resource, ToolError};
+use slots::ProgramSlots;
+
+/// Maximum time for which a server tries to reach the launcher, which may be restarting.
+const CONNECT_MAX: Duration = Duration::from_secs(2);
+/// Interval between attempts, and pause after a failed accept.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+/// Maximum time for the first message on a connection.
+const HELLO_MAX: Duration = Duration::from_secs(5);
+/// Maximum length of that message, in bytes.
+const HELLO_BYTES: u32 = 1024;
+/// Maximum number of connections for one caller: one, and those of earlier workers that are about to end.
+const CONNECTIONS_MAX: usize = 8;
+/// Maximum number of calls that one connection runs or lets wait at the same time.
+const CALLS_MAX: usize = 32;
+
+/// The first message on a connection.
+#[derive(Debug, Serialize, Deserialize)]
+struct LauncherHello {
+    /// The consumer that the connection is for; `None`: the operator.
+    consumer: Option<MachineName>,
+}
+
+/// Returns the kernel's form of a socket's address.
+fn socket_address(address: &Path) -> io::Result<SocketAddr> {
+    match address.as_os_str().as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(address),
+    }
+}
+
+/// Connects to the launcher at this address on behalf of a caller.
+///
+/// # Errors
+///
+/// Nothing listens there.
+pub(crate) fn connect(address: &Path, caller: &Caller) -> io::Result<StdStream> {
+    let began = Instant::now();
+    let socket = socket_address(address)?;
+    let mut stream = loop {
+        match StdStream::connect_addr(&socket) {
+            Err(_) if began.elapsed() < CONNECT_MAX => std::thread::sleep(RETRY_INTERVAL),
+            connected => break connected?,
+        }
+    };
+    let consumer = match caller {
+        Caller::Operator => None,
+        Caller::Consumer(name) => Some(name.clone()),
+    };
+    stream.write_all(&framed(&LauncherHello { consumer })?)?;
+    Ok(stream)
+}
+
+/// Listens at this address.
+///
+/// # Errors
+///
+/// The socket cannot be created: its folder is missing, or something else is in its place.
+pub(crate) fn listen(address: &Path) -> io::Result<UnixListener> {
+    let is_file = !address.as_os_str().as_bytes().starts_with(b"@");
+    if is_file {
+        match std::fs::remove_file(address) {
+            Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),
+            _ => {}
+        }
+    }
+    let listener = StdListener::bind_addr(&socket_address(address)?)?;
+    if is_file {
+        // The launcher, which is root, cannot give the socket to the server's user. It checks who connects.
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(address, std::fs::Permissions::from_mode(0o666))?;
+    }
+    listener.set_nonblocking(true)?;
+    listener.try_into()
+}
+
+/// Returns the arguments of the launcher at this address for the services file `services`.
+pub(crate) fn arguments(address: &Path, services: &Path) -> Vec<OsString> {
+    vec![LAUNCHER.into(), address.into(), services.into()]
+}
+
+/// Reports to the machine's log why a program cannot run as declared.
+pub(crate) type ReportFault = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// The state of a launcher.
+pub(crate) struct Launcher {
+    pub(crate) policy: Arc<PolicyWatcher>,
+    /// The user of programs without one of their own.
+    pub(crate) user: ChildUser,
+    /// The user of the server, who alone may connect, besides root.
+    pub(crate) server: u32,
+    pub(crate) report: ReportFault,
+}
+
+impl Launcher {
+    /// Serves the connections of servers.
+    pub(crate) async fn serve(self, listener: UnixListener) {
+        let programs = Arc::new(Programs {
+            policy: self.policy,
+            user: self.user,
+            report: self.report,
+            slots: ProgramSlots::default(),
+        });
+        let connections = Arc::new(Connections::default());
+        loop {
+            let Ok((stream, _)) = listener.accept().await else {
+                // For instance, no file descriptors are left; the server is accepted later.
+                sleep(RETRY_INTERVAL).await;
+                continue;
+            };
+            let peer = stream.peer_cred().map(|peer| peer.uid());
+            if peer.is_ok_and(|uid| uid == 0 || uid == self.server) {
+                let (programs, connections) = (Arc::clone(&programs), Arc::clone(&connections));
+                tokio::spawn(attend(stream, programs, connections));
+            }
+        }
+    }
+}
+
+/// Serves one connection.
+async fn attend(mut stream: UnixStream, programs: Arc<Programs>, connections: Arc<Connections>) {
+    let hello = timeout(HELLO_MAX, receive_async(&mut stream, HELLO_BYTES)).await;
+    let Ok(Ok(LauncherHello { consumer })) = hello else {
+        return;
+    };
+    let Some(_place) = connections.enter(consumer.as_ref()) else {
+        return;
+    };
+    let caller = consumer.map_or(Caller::Operator, Caller::Consumer);
+    let session: Arc<dyn CallSession> = Arc::new(ProgramSession(Arc::clone(&programs)));
+    let work = Work {
+        caller,
+        resource: Resource::Programs,
+        policy: &|| programs.policy.current(),
+        session: &|| Arc::clone(&session),
+        calls_max: CALLS_MAX,
+    };
+    serve(work, stream).await;
+}
+
+/// The number of connections for each caller.
+#[derive(Default)]
+struct Connections(Mutex<HashMap<Option<MachineName>, usize>>);
+
+/// A connection's place, which is free again when this is dropped.
+struct ConnectionPlace {
+    connections: Arc<Connections>,
+    consumer: Option<MachineName>,
+}
+
+impl Connections {
+    fn enter(self: &Arc<Self>, consumer: Option<&MachineName>) -> Option<ConnectionPlace> {
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(consumer.cloned()).or_default();
+        if *count == CONNECTIONS_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(ConnectionPlace {
+            connections: Arc::clone(self),
+            consumer: consumer.cloned(),
+        })
+    }
+}
+
+impl Drop for ConnectionPlace {
+    fn drop(&mut self) {
+        let mut open = self
+            .connections
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.consumer) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.consumer);
+            }
+        }
+    }
+}
+
+/// The machine's own programs.
+struct Programs {
+    policy: Arc<PolicyWatcher>,
+    user: ChildUser,
+    report: ReportFault,
+    slots: ProgramSlots,
+}
+
+/// The calls of one connection to the machine's own programs.
+struct ProgramSession(Arc<Programs>);
+
+impl CallSession for ProgramSession {
+    fn run(self: Arc<Self>, grant: Grant, _copies: Copies) -> BoxFuture<'static, ToolResult> {
+        Box::pin(async move { self.0.run(&grant).await })
+    }
+
+    fn is_idle(&self) -> bool {
+        true
+    }
+}
+
+impl Programs {
+    async fn run(&self, grant: &Grant) -> ToolResult {
+        let policy = self.policy.current();
+        let own = match grant.tool() {
+            ServiceTool::Own(name) => policy.services.tools.get(name),
+            ServiceTool::BuiltIn(_) => None,
+        };
+        let Some(tool) = own else {
+            return Err(ToolError::Broken);
+        };
+        let _slot = self.slots.enter(|| self.policy.current()).await?;
+        command::run(grant, tool, self).await
+    }
+}

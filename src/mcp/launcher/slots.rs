@@ -1,0 +1,68 @@
+//! Limits the number of programs that run at the same time.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use crate::mcp::policy_watcher::Policy;
+use crate::tool::ToolError;
+
+/// Maximum time for which a call waits for another program to end.
+const WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// The number of running programs.
+#[derive(Debug, Default)]
+pub(super) struct ProgramSlots {
+    running: Mutex<u32>,
+    freed: Notify,
+}
+
+/// A running program's slot, which is free again when this is dropped.
+#[derive(Debug)]
+pub(super) struct ProgramSlot<'a>(&'a ProgramSlots);
+
+impl ProgramSlots {
+    /// Waits until fewer programs run than the policy in force allows. Fails if that takes too long.
+    pub(super) async fn enter(
+        &self,
+        policy: impl Fn() -> Arc<Policy>,
+    ) -> Result<ProgramSlot<'_>, ToolError> {
+        let end = Instant::now() + WAIT_MAX;
+        loop {
+            let freed = self.freed.notified();
+            let max = policy().services.children_max();
+            if let Some(slot) = self.try_enter(max) {
+                return Ok(slot);
+            }
+            if timeout_at(end, freed).await.is_err() {
+                let text = format!(
+                    "{max} programs are running on this machine, as many as it allows; try again later"
+                );
+                return Err(ToolError::Busy(text));
+            }
+        }
+    }
+
+    fn try_enter(&self, max: u32) -> Option<ProgramSlot<'_>> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        (*running < max).then(|| {
+            *running += 1;
+            ProgramSlot(self)
+        })
+    }
+}
+
+impl Drop for ProgramSlot<'_> {
+    fn drop(&mut self) {
+        let mut running = self
+            .0
+            .running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *running -= 1;
+        drop(running);
+        self.0.freed.notify_one();
+    }
+}

@@ -1,0 +1,255 @@
+//! What a call starts ends with it, whatever it does.
+
+use std::fs;
+
+use rustix::process::geteuid;
+use serde_json::{Value, json};
+
+use super::{failure, one, provider, run, running, with_mcp};
+use crate::channel::peer::call;
+use crate::channel::text;
+use crate::channel::world::{World, signal, until};
+use crate::harness::{have, python};
+
+/// Ways of leaving a process behind: in another session, as an orphan, deaf to SIGTERM, with the pipes open, stopped.
+const LEAVE: &str = "#!/bin/sh
+stay=$(dirname \"$0\")/stay
+setsid \"$stay\" one &
+(setsid sh -c \"'$stay' two & '$stay' three\" &)
+(trap '' TERM HUP INT; \"$stay\" four &)
+\"$stay\" five <&- >&- 2>&- &
+\"$stay\" six & kill -STOP $!
+while [ \"$(cat \"$stay\".* 2>/dev/null | wc -l)\" -lt 5 ]; do sleep 0.05; done
+echo started
+";
+/// Stays for long, but not for ever: a failed test leaves nothing behind either.
+const STAY: &str = "#!/bin/sh\ntrap '' TERM\necho >\"$0.$1\"\nsleep 120\nsleep 120\n";
+
+/// A provider whose service `run` leaves processes behind and then does this.
+fn leaving(then: &str, rest: &str) -> World {
+    let script = format!("{LEAVE}\n{then}");
+    let tools = format!("{{run: {{description: Runs, command: [BIN/run]{rest}}}}}");
+    provider(
+        &[("run", &script), ("stay", STAY)],
+        &tools,
+        &["{name: run, tool: run, consumers: [alice]}"],
+    )
+}
+
+/// Waits until the program has left its processes behind.
+#[track_caller]
+fn has_left(world: &World) {
+    until("processes are left behind", || {
+        let stay = running(world);
+        ["one", "two", "three", "four", "five"].iter().all(|name| {
+            stay.iter()
+                .any(|words| words.contains(&format!("stay {name}")))
+        })
+    });
+}
+
+#[test]
+fn a_program_that_ends_takes_all_its_processes_with_it() {
+    let world = leaving("", "");
+    let server = world.listen();
+    assert_eq!(text(&run(&server, &json!({}))), "started\n");
+    assert_eq!(running(&world), [""; 0]);
+}
+
+#[test]
+fn a_program_that_takes_too_long_is_stopped() {
+    let world = leaving("trap '' TERM\nsleep 120\nsleep 120", ", timeout: 1");
+    let server = world.listen();
+    let answer = run(&server, &json!({}));
+    assert_eq!(
+        failure(&answer),
+        "it was stopped after 1 s, its maximum duration"
+    );
+    assert_eq!(running(&world), [""; 0]);
+    server.end();
+    // The log says what the answer says: the tool failed.
+    assert_eq!(world.logged("call")[0]["outcome"], "failed");
+}
+
+#[test]
+fn a_cancelled_call_ends_its_processes() {
+    let world = leaving("sleep 120", "");
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    alice.send(call(7, "run", &json!({})));
+    has_left(&world);
+    let cancel =
+        json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 7}});
+    alice.send(cancel.to_string());
+    until("they end", || running(&world).is_empty());
+    // The connection goes on.
+    assert!(alice.list()["result"]["tools"].is_array());
+}
+
+#[test]
+fn a_call_of_a_consumer_that_hangs_up_ends_its_processes() {
+    let world = leaving("sleep 120", "");
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    alice.send(call(7, "run", &json!({})));
+    has_left(&world);
+    drop(alice);
+    until("they end", || running(&world).is_empty());
+}
+
+#[test]
+fn a_server_that_is_killed_takes_the_programs_with_it() {
+    let world = leaving("sleep 120", "");
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    alice.send(call(7, "run", &json!({})));
+    has_left(&world);
+    server.signal("KILL");
+    until("they end", || running(&world).is_empty());
+}
+
+/// The processes with this subcommand that serve this world.
+fn processes(world: &World, subcommand: &str) -> Vec<u32> {
+    let folder = world.path("").canonicalize().unwrap();
+    let all = fs::read_dir("/proc").unwrap();
+    let pids = all.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| {
+        let process = format!("/proc/{pid}");
+        let words = fs::read(format!("{process}/cmdline")).unwrap_or_default();
+        let is_it = words.split(|byte| *byte == 0).nth(1) == Some(subcommand.as_bytes());
+        is_it && fs::read_link(format!("{process}/cwd")).is_ok_and(|cwd| cwd == folder)
+    })
+    .collect()
+}
+
+#[test]
+fn a_launcher_that_is_killed_takes_the_programs_with_it() {
+    let world = leaving("sleep 120", "");
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    alice.send(call(7, "run", &json!({})));
+    has_left(&world);
+    let [launcher] = processes(&world, "program-launcher")[..] else {
+        panic!("one launcher");
+    };
+    signal(launcher, "KILL");
+    let answer = alice.receive();
+    assert_eq!(
+        failure(&answer),
+        "the process that runs this tool has ended; try again"
+    );
+    until("they end", || running(&world).is_empty());
+}
+
+#[test]
+fn a_reaper_that_is_killed_leaves_nothing_either() {
+    let world = leaving("sleep 120", "");
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    alice.send(call(7, "run", &json!({})));
+    has_left(&world);
+    let [reaper] = processes(&world, "program-reaper")[..] else {
+        panic!("one reaper");
+    };
+    signal(reaper, "KILL");
+    assert_eq!(failure(&alice.receive()), "it was ended from outside");
+    until("they end", || running(&world).is_empty());
+    // The launcher goes on.
+    alice.send(call(8, "run", &json!({})));
+    has_left(&world);
+}
+
+#[test]
+fn a_flood_is_stopped_and_what_follows_its_beginning_is_dropped() {
+    let world = one("#!/bin/sh\nyes", "");
+    let server = world.listen();
+    let answer = run(&server, &json!({}));
+    assert_eq!(
+        failure(&answer),
+        "it was stopped: it printed more than 1048576 bytes"
+    );
+    assert_eq!(running(&world), [""; 0]);
+    let world = one(
+        "#!/bin/sh\nyes | head -c 1048576; yes 123456789 | head -c 100000 >&2",
+        "",
+    );
+    let server = world.listen();
+    let answer = run(&server, &json!({}));
+    assert_eq!(text(&answer).len(), 1_048_576);
+    let stderr = answer["result"]["structuredContent"]["stderr"]
+        .as_str()
+        .unwrap();
+    assert!(stderr.starts_with("123456789\n"));
+    assert!(
+        stderr.ends_with("\n(67232 more bytes)\n"),
+        "{}",
+        stderr.len()
+    );
+}
+
+#[test]
+fn a_program_may_close_its_output_and_leave_its_input_unread() {
+    let world = one(
+        "#!/bin/sh\nexec <&- >&- 2>&-\nsleep 0.1\nexit 0",
+        ", arguments: {much: {type: string, stdin: true, max_length: 1000000}}",
+    );
+    let server = world.listen();
+    let answer = run(&server, &json!({"much": "x".repeat(1_000_000)}));
+    assert_eq!(text(&answer), "");
+}
+
+/// A provider whose service runs this Python program; `None` without Python.
+fn in_python(program: &str, rest: &str) -> Option<World> {
+    let python = python("python3")?;
+    let script = format!("#!{}\n{program}", python.display());
+    Some(one(&script, rest))
+}
+
+#[test]
+fn a_program_that_fills_its_memory_fails() {
+    let one_process = "x = bytearray(400_000_000)\nprint(len(x))";
+    let Some(world) = in_python(one_process, "") else {
+        return;
+    };
+    let server = world.listen();
+    let answer = run(&server, &json!({}));
+    let failed = failure(&answer);
+    assert!(
+        failed.starts_with("it exited with status 1") && failed.ends_with("MemoryError"),
+        "{failed}"
+    );
+    // With more memory, it succeeds.
+    let world = in_python(one_process, ", memory: 1GiB").unwrap();
+    let server = world.listen();
+    assert_eq!(text(&run(&server, &json!({}))), "400000000\n");
+    // Several processes count together.
+    let many = "import os, time\nfor _ in range(4):\n  if not os.fork():\n    x = bytearray(100_000_000)\n    time.sleep(60)\ntime.sleep(60)";
+    let world = in_python(many, "").unwrap();
+    let server = world.listen();
+    let answer = run(&server, &json!({}));
+    assert_eq!(
+        failure(&answer),
+        "it was stopped: it used more memory than it may"
+    );
+    assert_eq!(running(&world), [""; 0]);
+}
+
+#[test]
+fn a_program_that_only_multiplies_is_ended_whole() {
+    // The limit on a user's tasks does not apply to root, except in a container.
+    if !have("root", geteuid().is_root()) {
+        return;
+    }
+    let bomb = "exec 2>/dev/null; b() {{ b & b & }}; (b); setsid sh -c 'b() {{ b & b & }}; (b); sleep 60' $0 & sleep 60";
+    let tool = format!(
+        "tools: {{run: {{description: Runs, command: [/bin/sh, -c, \"{bomb}\", BIN/bomb], run_as: games, timeout: 2}}}}"
+    );
+    let world = with_mcp(&[], &tool, &["{name: run, tool: run, consumers: [alice]}"]);
+    let server = world.listen();
+    let answer: Value = run(&server, &json!({}));
+    assert_eq!(
+        failure(&answer),
+        "it was stopped after 2 s, its maximum duration"
+    );
+    until("they end", || running(&world).is_empty());
+}
