@@ -50,9 +50,11 @@ fn infra(machines: usize, consumers: impl Fn(usize) -> Vec<String>) -> String {
         for machine in (domain..machines).step_by(2) {
             let _ = writeln!(
                 text,
-                "      {}:\n        services: [{{name: paste, tool: clipboard_get, consumers: [{}]}}]",
+                "      {}:\n        services: [{{name: paste, tool: clipboard_get, consumers: [{consumers}]}}, \
+                 {{name: inbox, tool: file_accept, consumers: [{consumers}]}}, \
+                 {{name: outbox, tool: file_provide, consumers: [{consumers}]}}]",
                 name(machine),
-                consumers(machine).join(", ")
+                consumers = consumers(machine).join(", ")
             );
         }
     }

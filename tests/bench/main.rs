@@ -147,6 +147,14 @@ fn machines(table: &mut Table, folder: &Path, wanted: &impl Fn(&str) -> bool) {
                     expected: "",
                     peer: ("", None),
                 });
+                let floor = "the bytes over two bare proxies, synced";
+                transfers(
+                    table,
+                    " over an edge",
+                    edge::SIZE,
+                    &edge::measure_files(),
+                    floor,
+                );
             },
         );
     }
@@ -308,13 +316,30 @@ fn calls(table: &mut Table, folder: &Path, python: Option<&Python>) {
 
 /// Measures a file that is sent over a channel, and fetched.
 fn files(table: &mut Table, folder: &Path) {
-    let transfer::Times { push, pull, floor } = transfer::times(|| anklume(folder), folder);
-    for (what, ours) in [("file push", push), ("file pull", pull)] {
-        let rate = f64::from(transfer::SIZE) / ours.as_secs_f64() / 1e6;
+    let times = transfer::times(|| anklume(folder), folder);
+    transfers(
+        table,
+        "",
+        transfer::SIZE,
+        &times,
+        "the bytes through a socket, synced",
+    );
+}
+
+fn transfers(
+    table: &mut Table,
+    place: &str,
+    size: u32,
+    times: &transfer::Times,
+    floor: &'static str,
+) {
+    let mebibytes = size / 1024 / 1024;
+    for (what, ours) in [("file push", times.push), ("file pull", times.pull)] {
+        let rate = f64::from(size) / ours.as_secs_f64() / 1e6;
         table.push(Row {
-            what: format!("{what}, 512 MiB ({rate:.0} MB/s)"),
+            what: format!("{what}{place}, {mebibytes} MiB ({rate:.0} MB/s)"),
             ours,
-            floor: ("the bytes through a socket, synced", floor),
+            floor: (floor, times.floor),
             expected: "≤ 1.5 × floor",
             peer: ("", None),
         });
