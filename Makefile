@@ -29,7 +29,7 @@ override sources := $(wildcard Cargo.toml Cargo.lock .cargo/config.toml src/*.rs
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long test-host check build install bench fuzz fuzz-seeds setup sync apply doctor policy-check policy-list mcp-list mcp-call
+.PHONY: help demo test test-long test-upstream test-host check build install bench fuzz fuzz-seeds setup sync apply doctor policy-check policy-list mcp-list mcp-call
 
 help: ## list the targets
 	@echo 'usage: make TARGET [NAME=value …]'
@@ -51,6 +51,9 @@ test: ## install or list the test dependencies, and run all tests
 
 test-long: ## run all tests, including the long ones, with larger numbers (takes hours)
 	@ANKLUME_TEST_LONG=1 sh tests/run.sh --run-ignored all
+
+test-upstream: ## test with MCP servers that others wrote, in locked versions; part of `make test`
+	@sh tests/run.sh -E 'test(upstreams)'
 
 test-host: $(anklume) ## test on real hosts in qemu, with Incus 6.0 and 7; as root on Debian (takes 20 minutes)
 	@bash tests/host/run.sh $(anklume)

@@ -3,7 +3,7 @@
 mod channel_test;
 mod executor;
 pub(crate) mod outcome;
-mod provision;
+pub(crate) mod provision;
 
 use std::slice::from_ref;
 

@@ -7,6 +7,7 @@ mod definition;
 mod own_tool;
 mod path;
 mod schema;
+mod upstream;
 
 use base64::engine::general_purpose::STANDARD;
 use base64::{DecodeError, Engine as _};
@@ -24,7 +25,8 @@ pub use own_tool::{
     OwnTool, ProcessSettings, STDERR_KEPT, STDIN_MAX, STDOUT_MAX,
 };
 pub use path::PortalPath;
-pub use schema::{Description, describe};
+pub use schema::{Description, describe, describe_without};
+pub use upstream::{DefinitionFault, UPSTREAM_IDLE, UpstreamServer, UpstreamTool};
 
 /// Maximum size of a payload in one call, in bytes before base64; a larger one is sent in pieces.
 pub const ONE_CALL_MAX: u64 = 8 * 1024 * 1024;

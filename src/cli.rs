@@ -13,8 +13,8 @@ pub use internal::{ClipboardAction, InternalCommand};
 pub use mcp::{
     AuditCommand, AuditShowArgs, AuditVerifyArgs, ChannelArgs, ClipboardArgs, ClipboardCommand,
     ClipboardOfferArgs, FileCommand, FileListArgs, FilePullArgs, FilePushArgs, LogArgs,
-    McpCallArgs, McpCommand, McpConnectArgs, McpListArgs, McpServeArgs, ServiceArgs, SignArgs,
-    SshAgentArgs,
+    McpCallArgs, McpCommand, McpConnectArgs, McpListArgs, McpPinArgs, McpServeArgs, ServiceArgs,
+    SignArgs, SshAgentArgs,
 };
 
 /// Lets machines offer a few services to each other, and to nobody else.

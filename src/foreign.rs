@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use crate::audit::LOG;
 use crate::audit::verify::Verifier;
 use crate::confinement::{self, AllowedCalls, InForce, ProcessLimits};
-use crate::machine_state::{Identity, Offered, SetupReport};
+use crate::machine_state::{DefinitionReport, Identity, Offered, SetupReport};
 use crate::services::{ServiceOutline, Services};
 use crate::text::Foreign;
 
@@ -53,6 +53,8 @@ enum TextKind {
     SigningKey,
     /// Whether an SSH key can be used.
     SshKey,
+    /// The definitions of upstreams' tools.
+    Definitions,
     /// A services file, to be outlined.
     Services,
     /// Without text: starts verifying a log that must contain the line with this hash.
@@ -260,6 +262,14 @@ impl Reader {
         self.read(TextKind::SshKey, text).await
     }
 
+    /// Reads the definitions of upstreams' tools.
+    pub(crate) async fn definitions(
+        &self,
+        text: &[u8],
+    ) -> Result<Option<DefinitionReport>, ForeignError> {
+        self.read(TextKind::Definitions, text).await
+    }
+
     /// Outlines the services in a services file.
     pub(crate) async fn services(
         &self,
@@ -409,6 +419,9 @@ fn read(kind: TextKind, text: &[u8], log: &mut LogWalk) -> Option<Vec<u8>> {
             serde_json::to_vec(&serde_json::from_slice::<SigningKey>(text).ok()?)
         }
         TextKind::SshKey => serde_json::to_vec(&serde_json::from_slice::<SshKeyState>(text).ok()?),
+        TextKind::Definitions => {
+            serde_json::to_vec(&serde_json::from_slice::<DefinitionReport>(text).ok()?)
+        }
         TextKind::Services => serde_json::to_vec(&Services::from_file(text).ok()?.outline()),
         TextKind::Log(head) => {
             *log = LogWalk::new(head);
@@ -441,6 +454,7 @@ pub fn fuzz_texts(bytes: &[u8]) {
         TextKind::Offered,
         TextKind::SigningKey,
         TextKind::SshKey,
+        TextKind::Definitions,
     ] {
         if let Some(answer) = read(kind.clone(), bytes, &mut log) {
             let again = read(kind, &answer, &mut log);

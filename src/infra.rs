@@ -6,6 +6,7 @@ mod field;
 mod findings;
 mod network;
 mod open;
+mod pins;
 pub(crate) mod policy;
 mod raw;
 mod validate;
@@ -20,11 +21,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::catalogue::OwnTool;
+use crate::catalogue::{OwnTool, UpstreamServer};
 use crate::diagnostic::{Diagnostic, Faults, Place};
 use crate::limits::Limits;
-use crate::name::{DomainName, MachineName, OwnToolName, ServiceName, ServiceTool};
+use crate::name::{DomainName, MachineName, OwnToolName, ServerName, ServiceName, ServiceTool};
 pub(crate) use open::project_name;
+pub use pins::{LOCK, Pins};
 
 /// Image for machines if neither they nor `global` name one.
 pub const DEFAULT_IMAGE: &str = "images:debian/13";
@@ -56,10 +58,32 @@ const TOP: [&str; 5] = [
 ///
 /// # Errors
 ///
-/// Returns every fault, in file order; also fails if neither a file nor a folder exists, or if both do.
+/// Returns every fault, in file order; also fails if neither a file nor a folder exists, or if both do, and if a service's
+/// tool is not pinned.
 pub fn open(path: Option<&Path>) -> Result<ReadInfra, Faults> {
+    let (read, _) = open_for_pinning(path)?;
+    match pins::faults(&read.infra) {
+        faults if faults.is_empty() => Ok(read),
+        faults => Err(Faults(faults)),
+    }
+}
+
+/// Reads and checks an infrastructure as [`open()`] does, but without the requirement that tools are pinned; also returns
+/// what is pinned.
+///
+/// # Errors
+///
+/// Returns every fault, in file order; also fails if the lock file is not valid.
+pub fn open_for_pinning(path: Option<&Path>) -> Result<(ReadInfra, Pins), Faults> {
     let (files, folder) = open::open(path)?;
-    check(&files, folder)
+    let mut read = check(&files, folder)?;
+    let pins = match open::open_beside(&read.folder, LOCK)? {
+        None => Pins::default(),
+        Some(file) => Pins::parse(&file.source.text)
+            .map_err(|why| Faults(vec![pins::invalid(&file.source.path, &why)]))?,
+    };
+    pins::fill(&mut read.infra, &pins);
+    Ok((read, pins))
 }
 
 /// Reads and checks the text of one file; `path` appears in messages, and its folder names the project.
@@ -399,6 +423,8 @@ pub struct McpUsers {
     pub confinement: Confinement,
     /// The machine's own tools.
     pub tools: BTreeMap<OwnToolName, OwnTool>,
+    /// The MCP servers that the machine runs; their tools are those that are pinned.
+    pub servers: BTreeMap<ServerName, UpstreamServer>,
     /// Maximum number of its own programs that run at the same time.
     pub children: Option<u32>,
 }

@@ -11,10 +11,13 @@ pub use unit::{
     units,
 };
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::{Deserialize, Serialize};
 
+use crate::catalogue::{UpstreamServer, UpstreamTool};
 use crate::edge::CONSUMER_FOLDER;
-use crate::name::MachineName;
+use crate::name::{MachineName, ServerName, UpstreamToolName};
 use crate::services::{Services, ServicesFault};
 use crate::text::Foreign;
 
@@ -34,6 +37,8 @@ pub const ASK: &str = "machine-ask";
 pub const SIGNING_KEY: &str = "machine-key";
 /// The hidden subcommand that checks whether the server's user can sign with an SSH key.
 pub const SSH_KEY: &str = "machine-ssh-key";
+/// The hidden subcommand that asks the machine's MCP servers for the definitions of their tools.
+pub const DEFINITIONS: &str = "machine-definitions";
 /// Links to the program in the shell's search path; under the second name, it is git's gpg.
 pub const LINKS: [&str; 2] = ["/usr/local/bin/anklume", "/usr/local/bin/anklume-gpg"];
 /// The program's configuration folder.
@@ -266,6 +271,34 @@ pub struct Offered {
     pub failed: Option<Foreign>,
     /// True if the provider answered that it is overloaded.
     pub overloaded: bool,
+}
+
+/// A request for the definitions of tools.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DefinitionRequest {
+    /// The user that the machine's server runs as; `None`: root.
+    pub run_as: Option<String>,
+    /// The servers, and the tools that services use.
+    pub servers: BTreeMap<ServerName, (UpstreamServer, BTreeSet<UpstreamToolName>)>,
+}
+
+/// The program's answer to it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DefinitionReport {
+    /// The answer of each server.
+    pub servers: BTreeMap<ServerName, ServerDefinitions>,
+}
+
+/// The definitions of one server.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerDefinitions {
+    /// Of the requested tools, as far as the server has them.
+    pub tools: BTreeMap<UpstreamToolName, UpstreamTool>,
+    /// The reason why the server did not list its tools.
+    pub failed: Option<Foreign>,
 }
 
 /// The program's answer after a setup.

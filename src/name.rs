@@ -13,6 +13,9 @@ pub const MACHINE_NAME_MAX: usize = 63;
 /// Maximum length of a service name, in bytes.
 pub const SERVICE_NAME_MAX: usize = 64;
 
+/// Maximum length of the name of an upstream's tool, in bytes.
+pub const UPSTREAM_TOOL_NAME_MAX: usize = 128;
+
 /// The reason why a string is not a valid name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameFault {
@@ -110,6 +113,14 @@ name_type! {
     OwnToolName, check_service("tool")
 }
 name_type! {
+    /// The name of an MCP server that a machine runs: `[a-z][a-z0-9_]*`, unique on its machine.
+    ServerName, check_service("server")
+}
+name_type! {
+    /// The name of a tool as its MCP server has it: letters, digits, `_`, `-`, `.` and `/`.
+    UpstreamToolName, check_upstream("tool")
+}
+name_type! {
     /// The name of an argument of such a tool: `[a-z][a-z0-9_]*`, unique in its tool.
     ArgumentName, check_service("argument")
 }
@@ -136,6 +147,22 @@ fn check_service(kind: &'static str, text: &str) -> Result<(), NameFault> {
         Err(NameFault::Shape {
             kind,
             rule: "a lower-case letter, then lower-case letters, digits and `_`",
+        })
+    }
+}
+
+/// The rule of the specification for tool names (MCP 2025-11-25, server/tools), with `/`, which older servers use.
+fn check_upstream(kind: &'static str, text: &str) -> Result<(), NameFault> {
+    check_length(kind, text, UPSTREAM_TOOL_NAME_MAX)?;
+    if text
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"_-./".contains(&byte))
+    {
+        Ok(())
+    } else {
+        Err(NameFault::Shape {
+            kind,
+            rule: "letters, digits, `_`, `-`, `.` and `/`",
         })
     }
 }
@@ -233,6 +260,8 @@ pub enum ServiceTool {
     BuiltIn(ToolName),
     /// A tool that the machine declares itself.
     Own(OwnToolName),
+    /// A tool of an MCP server that the machine runs.
+    Upstream(ServerName, UpstreamToolName),
 }
 
 impl ServiceTool {
@@ -241,7 +270,7 @@ impl ServiceTool {
     pub const fn built_in(&self) -> Option<ToolName> {
         match self {
             Self::BuiltIn(tool) => Some(*tool),
-            Self::Own(_) => None,
+            Self::Own(_) | Self::Upstream(..) => None,
         }
     }
 
@@ -257,6 +286,7 @@ impl fmt::Display for ServiceTool {
         match self {
             Self::BuiltIn(tool) => tool.fmt(f),
             Self::Own(tool) => tool.fmt(f),
+            Self::Upstream(server, tool) => write!(f, "{server}/{tool}"),
         }
     }
 }
@@ -265,6 +295,9 @@ impl FromStr for ServiceTool {
     type Err = NameFault;
 
     fn from_str(text: &str) -> Result<Self, NameFault> {
+        if let Some((server, tool)) = text.split_once('/') {
+            return Ok(Self::Upstream(server.parse()?, tool.parse()?));
+        }
         match text.parse() {
             Ok(tool) => Ok(Self::BuiltIn(tool)),
             Err(UnknownTool) => text.parse().map(Self::Own),

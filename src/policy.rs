@@ -18,7 +18,7 @@ use crate::text::{listed, shown};
 const NAME_SHOWN: usize = 80;
 
 /// The caller, known from the channel and never from a message.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Caller {
     /// The person who runs anklume on the host or locally; already root, and allowed to use all tools by name, and
     /// the machine's services.

@@ -8,13 +8,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::catalogue::{Definition, OwnTool};
+use crate::catalogue::{Definition, OwnTool, UpstreamServer};
 use crate::digest::sha256;
 use crate::infra::{Confinement, Machine};
 use crate::limits::{
     CALL_TIME, CHILDREN, CONNECTIONS, IDLE, IN_FLIGHT, Limits, MEMORY, MEMORY_ALL, OVERTIME,
 };
-use crate::name::{MachineName, OwnToolName, ServiceName, ServiceTool, ToolName};
+use crate::name::{MachineName, OwnToolName, ServerName, ServiceName, ServiceTool, ToolName};
 
 /// The services of one machine.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -36,6 +36,9 @@ pub struct Services {
     /// The machine's own tools, as far as services use them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tools: BTreeMap<OwnToolName, OwnTool>,
+    /// The MCP servers that the machine runs, as far as services use them, with the pinned definitions of these tools.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub servers: BTreeMap<ServerName, UpstreamServer>,
     /// Maximum number of the machine's own programs that run at the same time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub children: Option<u32>,
@@ -105,16 +108,24 @@ impl Services {
             memory: machine.mcp.memory,
             confinement: machine.mcp.confinement,
             tools: machine.mcp.tools.clone(),
+            servers: machine.mcp.servers.clone(),
             children: machine.mcp.children,
         }
         .with_used_tools()
     }
 
-    /// Drops the machine's own tools that no service uses.
+    /// Drops the machine's own tools and servers that no service uses, and the other tools of the servers.
     fn with_used_tools(mut self) -> Self {
         let used: BTreeSet<&ServiceTool> = self.services.iter().map(|one| &one.tool).collect();
         self.tools
             .retain(|name, _| used.contains(&ServiceTool::Own(name.clone())));
+        self.servers.retain(|name, server| {
+            server.tools.retain(|tool, _| {
+                used.contains(&ServiceTool::Upstream(name.clone(), tool.clone()))
+            });
+            used.iter()
+                .any(|tool| matches!(tool, ServiceTool::Upstream(server, _) if server == name))
+        });
         self
     }
 
@@ -124,13 +135,19 @@ impl Services {
         match tool {
             ServiceTool::BuiltIn(tool) => Some(Definition::BuiltIn(*tool)),
             ServiceTool::Own(name) => self.tools.get(name).map(Definition::Own),
+            ServiceTool::Upstream(server, tool) => {
+                let tools = self.servers.get(server).map(|server| &server.tools);
+                tools
+                    .and_then(|tools| tools.get(tool))
+                    .map(Definition::Upstream)
+            }
         }
     }
 
     /// Returns whether a service uses one of the machine's own programs.
     #[must_use]
     pub fn have_programs(&self) -> bool {
-        !self.tools.is_empty()
+        !self.tools.is_empty() || !self.servers.is_empty()
     }
 
     /// Returns the maximum number of the machine's own programs that run at the same time.
@@ -149,7 +166,7 @@ impl Services {
             Some(Definition::Own(tool)) => {
                 Some(Duration::from_secs(tool.timeout.into()) + OVERTIME)
             }
-            Some(Definition::BuiltIn(_)) | None => None,
+            Some(Definition::BuiltIn(_) | Definition::Upstream(_)) | None => None,
         };
         let set = service.limits.call_seconds;
         let set = set.map(|seconds| Duration::from_secs(seconds.into()));
@@ -252,6 +269,7 @@ impl Services {
             memory: self.memory,
             confinement: self.confinement,
             tools: self.tools.clone(),
+            servers: self.servers.clone(),
             children: self.children,
         }
         .with_used_tools()
@@ -276,6 +294,7 @@ impl Services {
             memory: None,
             confinement: Confinement::Available,
             tools: BTreeMap::new(),
+            servers: BTreeMap::new(),
             children: None,
         }
     }

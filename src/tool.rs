@@ -254,6 +254,8 @@ pub fn largest_answer(grant: &Grant, session: &ToolSession, copies: Copies) -> u
     let tool = match grant.tool() {
         ServiceTool::BuiltIn(tool) => tool,
         ServiceTool::Own(_) => return 2 * STDOUT_MAX,
+        // Counted when it is there: most are small.
+        ServiceTool::Upstream(..) => return 0,
     };
     match tool {
         ToolName::FileProvide => file::largest_answer(grant.arguments(), copies),

@@ -15,7 +15,7 @@ const WORDS_MAX: usize = 300;
 
 /// The reason an action failed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum StepError {
+pub(crate) enum StepError {
     /// A request to Incus failed.
     #[error("{}", incus_failure(.0).message)]
     Incus(#[from] IncusError),

@@ -72,6 +72,24 @@ pub(crate) async fn install(
     Ok(())
 }
 
+/// Pushes this program into a machine, under a name of its own, and returns its path.
+pub(crate) async fn push_program(
+    session: &Session,
+    incus: &mut Incus,
+    machine: &Object,
+) -> Result<String, IncusError> {
+    prepare(session, incus, machine, true).await
+}
+
+/// Removes a program that [`push_program`] has pushed.
+pub(crate) async fn remove_program(
+    incus: &mut Incus,
+    machine: &Object,
+    path: &str,
+) -> Result<(), IncusError> {
+    incus.delete_file(machine, path).await
+}
+
 /// Checks that no mount lies on the path to our files, and pushes the program if asked; returns the path to run.
 async fn prepare(
     session: &Session,

@@ -1,10 +1,9 @@
-//! Answers questions about any tool of a service: one of anklume's, or one that the machine declares itself.
-
-use std::borrow::Cow;
+//! Answers questions about any tool of a service: one of anklume's, one that the machine declares itself, or one of an
+//! upstream.
 
 use serde_json::{Map, Value};
 
-use super::{BadArguments, Description, FixedFault, OwnTool, check, schema};
+use super::{BadArguments, FixedFault, OwnTool, UpstreamTool, check};
 use crate::name::ToolName;
 
 /// The definition of a service's tool.
@@ -14,6 +13,8 @@ pub enum Definition<'a> {
     BuiltIn(ToolName),
     /// A tool that the machine declares itself.
     Own(&'a OwnTool),
+    /// A tool of an MCP server that the machine runs, as it is pinned.
+    Upstream(&'a UpstreamTool),
 }
 
 impl Definition<'_> {
@@ -26,6 +27,8 @@ impl Definition<'_> {
         match self {
             Self::BuiltIn(tool) => check::check_some(tool, arguments),
             Self::Own(tool) => tool.check_some(arguments),
+            // The server checks them itself.
+            Self::Upstream(_) => Ok(()),
         }
     }
 
@@ -35,28 +38,18 @@ impl Definition<'_> {
         match self {
             Self::BuiltIn(tool) => check::check_fixed(tool, with),
             Self::Own(tool) => tool.check_fixed(with),
+            Self::Upstream(tool) => unknown(tool, with),
         }
     }
+}
 
-    /// Describes the tool without the hidden arguments, which the caller does not choose.
-    #[must_use]
-    pub fn describe(self, hidden: impl Fn(&str) -> bool) -> Description {
-        match self {
-            Self::BuiltIn(tool) => Description {
-                input: schema::input_without(tool, hidden),
-                ..schema::describe(tool)
-            },
-            Self::Own(tool) => Description {
-                title: None,
-                description: Cow::Owned(tool.description.clone()),
-                read_only: false,
-                // Unknown, so a client must expect the worst.
-                destructive: true,
-                idempotent: false,
-                input: tool.input_without(hidden),
-                base64: &[],
-                output: tool.output_schema(),
-            },
-        }
-    }
+/// Finds fixed arguments that an upstream's tool does not name.
+fn unknown(tool: &UpstreamTool, with: &Map<String, Value>) -> Vec<FixedFault> {
+    let known: Vec<&str> = tool.arguments().collect();
+    let unknown = with.keys().filter(|name| !known.contains(&name.as_str()));
+    let fault = |name: &String| FixedFault {
+        argument: name.clone(),
+        message: check::unknown_argument(&format!("`{}`", tool.name()), name, &known),
+    };
+    unknown.map(fault).collect()
 }

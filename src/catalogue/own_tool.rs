@@ -3,12 +3,13 @@
 //! No shell is involved: an argument becomes one element of the program's arguments, the end of one, or the program's
 //! input, and cannot become an option.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{BadArguments, FixedFault, check};
+use super::{BadArguments, Description, FixedFault, check};
 use crate::name::ArgumentName;
 use crate::text::shown;
 
@@ -349,9 +350,24 @@ impl OwnTool {
         })
     }
 
-    /// Returns the JSON Schema of the arguments, without the hidden ones, which the caller does not choose.
+    /// Describes the tool without the hidden arguments, which the caller does not choose.
     #[must_use]
-    pub fn input_without(&self, hidden: impl Fn(&str) -> bool) -> Map<String, Value> {
+    pub fn describe(&self, hidden: impl Fn(&str) -> bool) -> Description {
+        Description {
+            title: None,
+            description: Cow::Owned(self.description.clone()),
+            read_only: false,
+            // Unknown, so a client must expect the worst.
+            destructive: true,
+            idempotent: false,
+            input: self.input_without(hidden),
+            base64: &[],
+            output: self.output_schema(),
+        }
+    }
+
+    /// Returns the JSON Schema of the arguments, without the hidden ones, which the caller does not choose.
+    fn input_without(&self, hidden: impl Fn(&str) -> bool) -> Map<String, Value> {
         let chosen = || {
             self.arguments
                 .iter()
@@ -375,8 +391,7 @@ impl OwnTool {
     }
 
     /// Returns the JSON Schema of the structured result.
-    #[must_use]
-    pub fn output_schema(&self) -> Map<String, Value> {
+    fn output_schema(&self) -> Map<String, Value> {
         let text = |description: &str| json!({"type": "string", "description": description});
         let mut properties = Map::new();
         match self.output {

@@ -108,10 +108,25 @@ pub fn describe(tool: ToolName) -> Description {
     }
 }
 
+/// Describes a tool without the hidden arguments, which the caller does not choose.
+#[must_use]
+pub fn describe_without(tool: ToolName, hidden: impl Fn(&str) -> bool) -> Description {
+    Description {
+        input: input_without(tool, hidden),
+        ..describe(tool)
+    }
+}
+
 /// Returns the schema of a tool's arguments without the hidden ones, which the caller does not choose.
 #[must_use]
 pub(super) fn input_without(tool: ToolName, hidden: impl Fn(&str) -> bool) -> Map<String, Value> {
     let mut input = of(tool).input.clone();
+    hide(&mut input, hidden);
+    input
+}
+
+/// Removes arguments from a schema.
+pub(super) fn hide(input: &mut Map<String, Value>, hidden: impl Fn(&str) -> bool) {
     if let Some(properties) = input.get_mut("properties").and_then(Value::as_object_mut) {
         properties.retain(|name, _| !hidden(name));
     }
@@ -121,7 +136,6 @@ pub(super) fn input_without(tool: ToolName, hidden: impl Fn(&str) -> bool) -> Ma
             input.shift_remove("required");
         }
     }
-    input
 }
 
 /// A tool's schemas: one for its arguments and one for its structured result.

@@ -34,6 +34,10 @@ pub enum InternalCommand {
         /// The public key in one line
         key: String,
     },
+    /// Ask the MCP servers of this machine for the definitions of their tools, as requested on stdin; started by mcp pin,
+    /// inside a machine
+    #[command(hide = true)]
+    MachineDefinitions,
     /// Read a machine's files through its first process; started by apply and doctor, on the host
     #[command(hide = true)]
     MachineRoot {

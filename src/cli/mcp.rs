@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::builder::PossibleValue;
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 
+use super::infra::InfraArgs;
 use crate::audit::Verdict;
 
 /// `anklume mcp …`
@@ -19,6 +20,8 @@ pub enum McpCommand {
     Call(McpCallArgs),
     /// Connect stdin and stdout to a provider, for any MCP client
     Connect(McpConnectArgs),
+    /// Show and accept the definitions of MCP servers' tools that services offer
+    Pin(McpPinArgs),
     /// Show the services of this machine's server and their consumers
     Status {
         /// The server's socket folder
@@ -29,6 +32,26 @@ pub enum McpCommand {
         )]
         folder: PathBuf,
     },
+}
+
+/// `anklume mcp pin`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  anklume mcp pin             # shows what is new, and asks\n  anklume mcp pin --check     # exit 6 if a definition differs"
+)]
+pub struct McpPinArgs {
+    /// The path of `infra.yml`.
+    #[command(flatten)]
+    pub infra: InfraArgs,
+    /// Ask only the servers of this machine
+    #[arg(short, long, visible_alias = "machine", value_name = "MACHINE")]
+    pub instance: Option<String>,
+    /// Accept all definitions without asking
+    #[arg(long, conflicts_with = "check")]
+    pub yes: bool,
+    /// Write nothing; exit 6 if a definition differs from the pinned one
+    #[arg(long)]
+    pub check: bool,
 }
 
 /// `anklume mcp serve`

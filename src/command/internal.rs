@@ -52,6 +52,11 @@ pub(crate) fn run(command: &InternalCommand, output: &Output) -> anyhow::Result<
             answer(output, &mcp::signing_key(key.as_deref())?)?;
         }
         InternalCommand::MachineSshKey { key } => answer(output, &mcp::ssh_key(key)?)?,
+        InternalCommand::MachineDefinitions => {
+            // Locked only meanwhile: the answer waits for the end of stdin.
+            let report = mcp::definitions(&mut io::stdin().lock())?;
+            answer(output, &report)?;
+        }
         InternalCommand::MachineRoot { first, cgroup } => {
             machine_root::serve(*first, cgroup, io::stdin().lock(), io::stdout().lock())?;
         }

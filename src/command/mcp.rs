@@ -6,6 +6,7 @@ mod call;
 mod connect;
 mod key;
 mod launcher;
+mod pin;
 mod serve;
 mod status;
 mod with_client;
@@ -15,6 +16,7 @@ pub(super) use answer::text_out;
 pub(super) use call::client_error;
 pub(super) use key::{signing_key, ssh_key};
 pub(super) use launcher::run_launcher;
+pub(super) use pin::definitions;
 pub(super) use with_client::{
     ServerClient, connected, interruptible, is_invalid, machine_on_host, unreachable, with_client,
 };
@@ -32,6 +34,7 @@ pub(crate) fn run(command: &McpCommand, output: &Output) -> anyhow::Result<Exit>
         McpCommand::List(args) => call::list(args, output),
         McpCommand::Call(args) => call::call(args, output),
         McpCommand::Connect(args) => connect::run(args, output),
+        McpCommand::Pin(args) => pin::run(args, output),
         McpCommand::Status { folder } => status::run(folder, output),
     }
 }

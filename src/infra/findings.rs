@@ -290,6 +290,8 @@ codes! {
         DuplicateService = "duplicate-service",
         UnknownTool = "unknown-tool",
         InvalidCommand = "invalid-command",
+        UnpinnedTool = "unpinned-tool",
+        InvalidLock = "invalid-lock",
         UnknownConsumer = "unknown-consumer",
         DomainAsConsumer = "domain-as-consumer",
         OwnConsumer = "own-consumer",

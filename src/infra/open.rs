@@ -336,6 +336,18 @@ fn unreadable(path: &Path, why: &io::Error) -> Diagnostic {
     fault(Code::Unreadable, message, "check its permissions")
 }
 
+/// Reads a file in the folder of an infrastructure, if it exists.
+pub(super) fn open_beside(folder: &Path, name: &str) -> Result<Option<InfraFile>, Faults> {
+    let path = folder.join(name);
+    match fs::symlink_metadata(&path) {
+        Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(why) => Err(one(unreadable(&path, &why))),
+        Ok(_) => read(&path, FileRole::Base, OFlags::NOFOLLOW)
+            .map(Some)
+            .map_err(one),
+    }
+}
+
 fn fault(code: Code, message: impl Into<String>, help: impl Into<String>) -> Diagnostic {
     let mut fault = Diagnostic::new(Severity::Error, code.as_str(), message);
     fault.help(help);

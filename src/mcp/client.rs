@@ -24,7 +24,7 @@ use super::{ANSWER_VALUES_MAX, DECISION_KEY, LINE_MAX, REFUSED};
 use crate::text::Foreign;
 use exchange::{Exchange, INITIALIZED, malformed, request};
 
-pub(crate) use exchange::Wish;
+pub(crate) use exchange::{Incoming, UpstreamAnswer, Wish, incoming};
 
 /// Default timeout for a server's first answer.
 const FIRST_ANSWER: Duration = Duration::from_secs(5);
@@ -277,6 +277,12 @@ fn introduction() -> InitializeRequestParams {
     let this = Implementation::new("anklume", env!("CARGO_PKG_VERSION"));
     InitializeRequestParams::new(ClientCapabilities::default(), this)
         .with_protocol_version(ProtocolVersion::LATEST_WITH_INITIALIZE)
+}
+
+/// Returns the parameters of `initialize` for an upstream: without capabilities, on which definitions may depend.
+pub(crate) fn initialize_params() -> Value {
+    // Serialization of this type cannot fail.
+    serde_json::to_value(introduction()).unwrap_or_default()
 }
 
 pub(crate) fn call_params(tool: &str, arguments: Map<String, Value>) -> CallToolRequestParams {

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use tokio::io::{AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ipc::{framed, receive_async};
 use crate::limits::MESSAGE_BYTES_MAX;
+use crate::mcp::client::UpstreamAnswer;
 use crate::mcp::policy_watcher::Policy;
 use crate::name::MachineName;
 use crate::policy::{self, Caller, Decision, Grant, Request};
@@ -70,6 +72,8 @@ enum HelperOrder<'a> {
         arguments: Cow<'a, Map<String, Value>>,
         /// Number of copies of a large payload in the answer.
         copies: Copies,
+        /// True if the caller wants to know of progress.
+        progress: bool,
     },
     /// Cancel this call, which is no longer wanted.
     Cancel { id: u64 },
@@ -82,32 +86,65 @@ enum HelperOrder<'a> {
 #[serde(transparent)]
 struct FailureText(String);
 
-/// The end of a call.
+/// A helper's message about a call.
 #[derive(Serialize, Deserialize)]
-struct HelperReport {
-    id: u64,
-    connection: u64,
-    /// The call's result or error; `None` if it was cancelled.
-    result: Option<Result<ToolOutcome, FailureText>>,
-    /// True if the connection has an unfinished piecewise transfer.
-    waits: bool,
+enum HelperReport {
+    /// The end of the call.
+    Ended {
+        id: u64,
+        connection: u64,
+        /// The call's result or error; `None` if it was cancelled.
+        result: Option<Result<CallOutcome, FailureText>>,
+        /// True if the connection has an unfinished piecewise transfer.
+        waits: bool,
+    },
+    /// Progress of the call, as an upstream reports it.
+    Progress { id: u64, params: Box<RawValue> },
 }
+
+/// The outcome of a call that a tool has answered.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum CallOutcome {
+    /// The result of one of the machine's tools.
+    Tool(ToolOutcome),
+    /// The answer of an upstream.
+    Upstream(UpstreamAnswer),
+}
+
+/// Receives the progress of a call: the parameters of `notifications/progress`.
+pub(crate) type ProgressSink = mpsc::Sender<Box<RawValue>>;
+
+/// Maximum number of reports of progress that wait to be passed on; further ones are dropped.
+pub(crate) const PROGRESS_MAX: usize = 16;
 
 /// The calls of one connection.
 pub(crate) trait CallSession: Send + Sync {
     /// Runs a grant's tool. Dropping the future ends everything that it has started.
-    fn run(self: Arc<Self>, grant: Grant, copies: Copies) -> BoxFuture<'static, ToolResult>;
+    fn run(
+        self: Arc<Self>,
+        grant: Grant,
+        copies: Copies,
+        progress: Option<ProgressSink>,
+    ) -> BoxFuture<'static, ToolResult>;
 
     /// Returns whether no piecewise transfer is waiting for its next piece.
     fn is_idle(&self) -> bool;
 }
 
 /// The result of a call, or the error for the caller.
-pub(crate) type ToolResult = Result<ToolOutcome, ToolError>;
+pub(crate) type ToolResult = Result<CallOutcome, ToolError>;
 
 impl CallSession for ToolSession {
-    fn run(self: Arc<Self>, grant: Grant, copies: Copies) -> BoxFuture<'static, ToolResult> {
-        Box::pin(async move { tool::run(&grant, &self, copies).await })
+    fn run(
+        self: Arc<Self>,
+        grant: Grant,
+        copies: Copies,
+        _progress: Option<ProgressSink>,
+    ) -> BoxFuture<'static, ToolResult> {
+        Box::pin(async move {
+            let outcome = tool::run(&grant, &self, copies).await;
+            outcome.map(CallOutcome::Tool)
+        })
     }
 
     fn is_idle(&self) -> bool {
@@ -150,6 +187,7 @@ pub(crate) async fn serve(work: Work<'_>, socket: UnixStream) {
                 service,
                 arguments,
                 copies,
+                progress,
             } => {
                 let is_full = running.len() >= work.calls_max;
                 let session = sessions.entry(connection).or_insert_with(work.session);
@@ -158,19 +196,20 @@ pub(crate) async fn serve(work: Work<'_>, socket: UnixStream) {
                 let session = Arc::clone(session);
                 let grant = work.decide(&service, &Arc::new(arguments.into_owned()));
                 let reports = reports.clone();
+                let sink = progress.then(|| pass_on_progress(id, reports.clone()));
                 tokio::spawn(async move {
                     let result = if is_full {
                         Some(Err(FailureText(FULL.to_owned())))
                     } else {
                         tokio::select! {
-                            result = run(grant, &session, copies) => {
+                            result = run(grant, &session, copies, sink) => {
                                 Some(result.map_err(|error| FailureText(error.to_string())))
                             }
                             () = token.cancelled() => None,
                         }
                     };
                     token.cancel();
-                    let report = HelperReport {
+                    let report = HelperReport::Ended {
                         id,
                         connection,
                         result,
@@ -196,6 +235,20 @@ pub(crate) async fn serve(work: Work<'_>, socket: UnixStream) {
     writing.abort();
 }
 
+/// Passes on the progress of a call until its sink is dropped.
+fn pass_on_progress(id: u64, reports: mpsc::UnboundedSender<Vec<u8>>) -> ProgressSink {
+    let (sink, mut progress) = mpsc::channel(PROGRESS_MAX);
+    tokio::spawn(async move {
+        while let Some(params) = progress.recv().await {
+            if let Ok(report) = framed(&HelperReport::Progress { id, params }) {
+                // If it cannot be sent, the worker has ended.
+                let _ = reports.send(report);
+            }
+        }
+    });
+    sink
+}
+
 impl Work<'_> {
     /// Grants a call to one of this process's tools if the policy in force allows it.
     fn decide(&self, service: &str, arguments: &Arc<Map<String, Value>>) -> Option<Grant> {
@@ -214,11 +267,16 @@ impl Work<'_> {
 }
 
 /// Runs a grant's tool; a panic also fails the call.
-async fn run(grant: Option<Grant>, session: &Arc<dyn CallSession>, copies: Copies) -> ToolResult {
+async fn run(
+    grant: Option<Grant>,
+    session: &Arc<dyn CallSession>,
+    copies: Copies,
+    progress: Option<ProgressSink>,
+) -> ToolResult {
     let Some(grant) = grant else {
         let text = "the policy has changed and no longer grants this call";
         return Err(ToolError::Refused(text.to_owned()));
     };
-    let running = AssertUnwindSafe(Arc::clone(session).run(grant, copies)).catch_unwind();
+    let running = AssertUnwindSafe(Arc::clone(session).run(grant, copies, progress)).catch_unwind();
     running.await.unwrap_or(Err(ToolError::Broken))
 }

@@ -8,7 +8,9 @@
 //! launcher listens on an abstract socket (`unix(7)`), written with a leading `@`, and ends with the server.
 
 mod command;
+mod definitions;
 mod slots;
+mod upstream;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -25,15 +27,18 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{sleep, timeout};
 
+use crate::catalogue::Definition;
 use crate::child::ChildUser;
 use crate::ipc::{framed, receive_async};
 use crate::machine_state::LAUNCHER;
-use crate::mcp::helper::{CallSession, ToolResult, Work, serve};
+use crate::mcp::helper::{CallOutcome, CallSession, ProgressSink, ToolResult, Work, serve};
 use crate::mcp::policy_watcher::PolicyWatcher;
 use crate::name::{MachineName, ServiceTool};
 use crate::policy::{Caller, Grant};
 use crate::tool::{Copies, Resource, ToolError};
+pub(crate) use definitions::definitions;
 use slots::ProgramSlots;
+use upstream::{UpstreamCall, Upstreams};
 
 /// Maximum time for which a server tries to reach the launcher, which may be restarting.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
@@ -133,7 +138,8 @@ impl Launcher {
             policy: self.policy,
             user: self.user,
             report: self.report,
-            slots: ProgramSlots::default(),
+            slots: Arc::default(),
+            upstreams: Upstreams::default(),
         });
         let connections = Arc::new(Connections::default());
         loop {
@@ -218,15 +224,26 @@ struct Programs {
     policy: Arc<PolicyWatcher>,
     user: ChildUser,
     report: ReportFault,
-    slots: ProgramSlots,
+    slots: Arc<ProgramSlots>,
+    upstreams: Upstreams,
 }
+
+/// The answer to a caller if a program cannot run as declared; the machine's own log has the reason, which may name
+/// paths.
+const NOT_SET_UP: &str =
+    "this tool cannot run on its machine as declared; the log of `anklume-run` there says why";
 
 /// The calls of one connection to the machine's own programs.
 struct ProgramSession(Arc<Programs>);
 
 impl CallSession for ProgramSession {
-    fn run(self: Arc<Self>, grant: Grant, _copies: Copies) -> BoxFuture<'static, ToolResult> {
-        Box::pin(async move { self.0.run(&grant).await })
+    fn run(
+        self: Arc<Self>,
+        grant: Grant,
+        _copies: Copies,
+        progress: Option<ProgressSink>,
+    ) -> BoxFuture<'static, ToolResult> {
+        Box::pin(async move { Arc::clone(&self.0).run(&grant, progress).await })
     }
 
     fn is_idle(&self) -> bool {
@@ -235,16 +252,30 @@ impl CallSession for ProgramSession {
 }
 
 impl Programs {
-    async fn run(&self, grant: &Grant) -> ToolResult {
+    async fn run(self: Arc<Self>, grant: &Grant, progress: Option<ProgressSink>) -> ToolResult {
         let policy = self.policy.current();
-        let own = match grant.tool() {
-            ServiceTool::Own(name) => policy.services.tools.get(name),
-            ServiceTool::BuiltIn(_) => None,
-        };
-        let Some(tool) = own else {
-            return Err(ToolError::Broken);
-        };
-        let _slot = self.slots.enter(|| self.policy.current()).await?;
-        command::run(grant, tool, self).await
+        match (grant.tool(), policy.services.definition(grant.tool())) {
+            (ServiceTool::Own(_), Some(Definition::Own(tool))) => {
+                let _slot = self.slots.enter(|| self.policy.current()).await?;
+                let outcome = command::run(grant, tool, &self).await;
+                outcome.map(CallOutcome::Tool)
+            }
+            (ServiceTool::Upstream(name, _), Some(Definition::Upstream(tool))) => {
+                let Some(server) = policy.services.servers.get(name) else {
+                    return Err(ToolError::Broken);
+                };
+                let call = UpstreamCall {
+                    caller: grant.caller(),
+                    name,
+                    server,
+                    tool,
+                    arguments: grant.arguments(),
+                    progress,
+                };
+                let answer = self.upstreams.call(&self, call).await;
+                answer.map(CallOutcome::Upstream)
+            }
+            _ => Err(ToolError::Broken),
+        }
     }
 }

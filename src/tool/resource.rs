@@ -89,7 +89,7 @@ impl Resource {
     pub const fn of(tool: &ServiceTool) -> Self {
         let tool = match tool {
             ServiceTool::BuiltIn(tool) => tool,
-            ServiceTool::Own(_) => return Self::Programs,
+            ServiceTool::Own(_) | ServiceTool::Upstream(..) => return Self::Programs,
         };
         match tool {
             ToolName::GpgSign => Self::Keys,

@@ -20,6 +20,7 @@ mod doctor;
 mod harness;
 mod host;
 mod pages;
+mod pin;
 mod processes;
 mod programs;
 mod project;

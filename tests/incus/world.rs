@@ -20,6 +20,8 @@ pub(crate) struct World {
     pub(crate) folder: tempfile::TempDir,
     /// Its `infra.yml`.
     text: String,
+    /// Its `anklume.lock`.
+    pub(crate) lock: Option<String>,
 }
 
 impl World {
@@ -35,6 +37,7 @@ impl World {
             base: format!("10.{}", 130 + count),
             folder: tempfile::tempdir().unwrap(),
             text: String::new(),
+            lock: None,
         };
         world.declare(text);
         world
@@ -66,7 +69,11 @@ impl World {
 
     /// A run of `anklume` in the file's folder.
     pub(crate) fn anklume(&self, args: &[&str]) -> Anklume {
-        Anklume::new().infra(&self.text).args(args.iter().copied())
+        let mut run = Anklume::new().infra(&self.text);
+        if let Some(lock) = &self.lock {
+            run = run.file("anklume.lock", lock);
+        }
+        run.args(args.iter().copied())
     }
 
     /// Runs `anklume …` to completion.

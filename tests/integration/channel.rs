@@ -38,6 +38,7 @@ mod tamper;
 mod transfer;
 mod unlogged;
 mod unseen;
+mod upstreams;
 mod worker;
 mod world;
 

@@ -184,6 +184,14 @@ const COMMANDS: &[(&str, By)] = &[
     ("apt install incus", Host),
     ("apt install incus-client", Host),
     (
+        "anklume mcp pin",
+        Test("a_definition_is_accepted_on_the_host_before_a_consumer_may_call_the_tool"),
+    ),
+    (
+        "anklume mcp pin --yes",
+        Test("a_definition_is_accepted_on_the_host_before_a_consumer_may_call_the_tool"),
+    ),
+    (
         "chmod 0600 {path}",
         Test("a_program_has_an_environment_of_its_own_and_secrets_from_a_file"),
     ),

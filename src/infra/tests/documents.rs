@@ -34,6 +34,7 @@ fn every_code_is_provoked_by_a_test() {
         include_str!("sections.rs"),
         include_str!("services.rs"),
         include_str!("tools.rs"),
+        include_str!("../pins.rs"),
         include_str!("volumes.rs"),
         include_str!("yaml.rs"),
     ];

@@ -59,6 +59,11 @@ const WITHOUT_ROW: &[(Code, &str)] = &[
         Code::DuplicateDomain,
         "two files in a folder; in one file, it is `duplicate-key`",
     ),
+    (
+        Code::UnpinnedTool,
+        "a lock file on disk: `a_tool_that_nobody_has_accepted_is_a_fault`",
+    ),
+    (Code::InvalidLock, "a lock file on disk"),
     (Code::TooManyValues, "two million values"),
     (Code::TooManyFindings, "ten thousand findings"),
     (
@@ -661,7 +666,7 @@ global: {addressing: {}}
     (Top, Code::MissingKey, "shared_volumes: {docs: {}}", "add domains or machines, such as `consumers: {work: rw, web: ro}`", "shared_volumes: {docs: {consumers: {work: rw, web: ro}}}"),
     (Top, Code::MissingKey, "network_policies: [{from: work}]", "add `to:` with the name of a domain or a machine, or `host`", "network_policies: [{from: work, to: host}]"),
     (Machine, Code::UnknownKey, "snapshot_expiry: 30d", "did you mean `snapshots_expiry`?", "snapshots_expiry: 30d"),
-    (Machine, Code::UnknownKey, "mcp: {q9: 1}", "the keys are: run_as, uid, gid, allow_unlogged, memory, confinement, tools, children", "mcp: {uid: 1}"),
+    (Machine, Code::UnknownKey, "mcp: {q9: 1}", "the keys are: run_as, uid, gid, allow_unlogged, memory, confinement, tools, servers, children", "mcp: {uid: 1}"),
     (File, Code::UnknownKey, "domains: {}
 work: {subnet_id: 0}
 ", "indent it below a line `domains:`: it looks like one of them", "domains:
@@ -780,6 +785,12 @@ domains: {anklume: {subnet_id: 0, machines: {db: {ip: 10.100.0.5}}}}
     (Machine, Code::InvalidValue, "mcp: {tools: {deploy: {description: x, command: [/bin/x, \"{a}\"], arguments: {a: {type: boolean, enum: [\"true\"]}}}}}", "write true or false, without quotes", "mcp: {tools: {deploy: {description: x, command: [/bin/x, \"{a}\"], arguments: {a: {type: boolean, enum: [true]}}}}}"),
     (Machine, Code::DuplicateItem, "mcp: {tools: {deploy: {description: x, command: [/bin/x, \"{a}\"], arguments: {a: {type: integer, enum: [5, 5]}}}}}", "list it once", "mcp: {tools: {deploy: {description: x, command: [/bin/x, \"{a}\"], arguments: {a: {type: integer, enum: [5]}}}}}"),
     (Machine, Code::InvalidValue, "mcp: {tools: {deploy: {description: x, command: [/bin/x, \"{a}\"], arguments: {a: {type: integer, enum: []}}}}}", "list the allowed values, or remove it", "mcp: {tools: {deploy: {description: x, command: [/bin/x, \"{a}\"], arguments: {a: {type: integer}}}}}"),
+    (Machine, Code::InvalidName, "mcp: {servers: {GitHub: {command: [/bin/x]}}}", "write `github`, or choose another name", "mcp: {servers: {github: {command: [/bin/x]}}}"),
+    (Machine, Code::MissingKey, "mcp: {servers: {github: {}}}", "write the program's absolute path and its arguments: `command: [/opt/github-mcp-server, stdio]`", "mcp: {servers: {github: {command: [/opt/github-mcp-server, stdio]}}}"),
+    (Machine, Code::InvalidCommand, "mcp: {servers: {github: {command: [github-mcp-server]}}}", "write the program's absolute path and its arguments: `command: [/opt/github-mcp-server, stdio]`", "mcp: {servers: {github: {command: [/opt/github-mcp-server, stdio]}}}"),
+    (Machine, Code::UnknownTool, "mcp: {servers: {github: {command: [/bin/x]}}}, services: [{name: s, tool: gihtub/list}]", "did you mean `github/list`?", "mcp: {servers: {github: {command: [/bin/x]}}}, services: [{name: s, tool: github/list}]"),
+    (Machine, Code::UnknownTool, "services: [{name: s, tool: github/list}]", "declare it: `mcp: {servers: {github: {command: [/path/to/server]}}}`", "mcp: {servers: {github: {command: [/path/to/server]}}}, services: [{name: s, tool: github/list}]"),
+    (Machine, Code::InvalidName, "mcp: {servers: {github: {command: [/bin/x]}}}, services: [{name: s, tool: \"github/list issues\"}]", "write `list-issues`, or choose another name", "mcp: {servers: {github: {command: [/bin/x]}}}, services: [{name: s, tool: github/list-issues}]"),
     (Machine, Code::UnknownTool, "mcp: {tools: {deploy: {description: x, command: [/bin/x]}}}, services: [{name: s, tool: deplyo}]", "did you mean `deploy`? the tools are: gpg_sign, ssh_sign, clipboard_get, clipboard_set, file_accept, file_provide, notify, deploy", "mcp: {tools: {deploy: {description: x, command: [/bin/x]}}}, services: [{name: s, tool: deploy}]"),
     (Machine, Code::UnknownTool, "services: [{name: s, tool: gpg-sign}]", "did you mean `gpg_sign`? the tools are: gpg_sign, ssh_sign, clipboard_get, clipboard_set, file_accept, file_provide, notify", "services: [{name: s, tool: gpg_sign}]"),
     (Machine, Code::UnknownTool, "services: [{name: s, tool: sign}]", "the tools are: gpg_sign, ssh_sign, clipboard_get, clipboard_set, file_accept, file_provide, notify", "services: [{name: s, tool: gpg_sign}]"),

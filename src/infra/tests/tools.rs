@@ -132,6 +132,46 @@ const CASES: &[Case] = &[
     ),
 ];
 
+const SERVERS: &[Case] = &[(
+    r#"domains:
+  a:
+    subnet_id: 0
+    machines:
+      m:
+        mcp:
+          servers:
+            a: {command: [/bin/a, "b c"], idle_seconds: 0, tools: []}
+            b: {command: []}
+            c: {command: [c]}
+            d: {command: /bin/d}
+            E: {command: [/bin/e]}
+            f: {}
+        services:
+          - {name: s, tool: a/x.y-Z/z, with: {any: 1}}
+          - {name: t, tool: a/}
+          - {name: u, tool: z/x}
+          - {name: v, tool: "a/x y"}
+          - {name: w, tool: a}"#,
+    &[
+        "out-of-range 8:57 0",
+        "unknown-key 8:60 tools",
+        "invalid-command 9:26 [",
+        "invalid-command 10:27 c",
+        "wrong-type 11:26 /bin/d",
+        "invalid-name 12:13 E",
+        "missing-key 13:16 {",
+        "invalid-name 16:29 a/",
+        "unknown-tool 17:29 z/x",
+        "invalid-name 18:29 \"a/x y\"",
+        "unknown-tool 19:29 a",
+    ],
+)];
+
+#[test]
+fn each_fault_of_a_server_is_found_where_it_is() {
+    check(SERVERS);
+}
+
 #[test]
 fn each_fault_of_a_tool_is_found_where_it_is() {
     check(CASES);

@@ -6,7 +6,7 @@ use crate::infra::findings::Findings;
 use crate::infra::{Confinement, McpUsers};
 use crate::limits::{CHILDREN_MAX, MEMORY_MAX, MEMORY_MIN};
 
-const KEYS: [&str; 8] = [
+const KEYS: [&str; 9] = [
     "run_as",
     "uid",
     "gid",
@@ -14,6 +14,7 @@ const KEYS: [&str; 8] = [
     "memory",
     "confinement",
     "tools",
+    "servers",
     "children",
 ];
 
@@ -37,6 +38,7 @@ pub(super) fn read(fields: Fields<'_, '_>, findings: &mut Findings) -> McpUsers 
             _ => Confinement::Available,
         },
         tools: tools::read(fields, findings),
+        servers: tools::read_servers(fields, findings),
         children: fields.integer("children", 1..=CHILDREN_MAX, findings),
     }
 }

@@ -29,6 +29,8 @@ struct MachineTools<'t> {
     own: &'t BTreeMap<OwnToolName, OwnTool>,
     /// The names in `mcp.tools`, including those of tools with a fault.
     declared: &'t [&'t str],
+    /// The names in `mcp.servers`.
+    servers: &'t [&'t str],
 }
 
 impl<'t> MachineTools<'t> {
@@ -46,12 +48,14 @@ impl<'t> MachineTools<'t> {
         match tool {
             ServiceTool::BuiltIn(tool) => Some(Definition::BuiltIn(*tool)),
             ServiceTool::Own(name) => self.own.get(name).map(Definition::Own),
+            // Its definition is not in this file.
+            ServiceTool::Upstream(..) => None,
         }
     }
 }
 
-/// Returns the names in `mcp.tools`.
-fn declared_tools<'t>(machine: Fields<'t, '_>) -> Vec<&'t str> {
+/// Returns the names in a section of `mcp`.
+fn declared_in<'t>(machine: Fields<'t, '_>, section: &str) -> Vec<&'t str> {
     let map = |node: &'t Node<'_>, key: &str| match &node.kind {
         NodeKind::Map(entries) => entries
             .iter()
@@ -61,7 +65,7 @@ fn declared_tools<'t>(machine: Fields<'t, '_>) -> Vec<&'t str> {
     };
     let tools = machine
         .entry("mcp")
-        .and_then(|mcp| map(&mcp.value, "tools"));
+        .and_then(|mcp| map(&mcp.value, section));
     match tools.map(|tools| &tools.kind) {
         Some(NodeKind::Map(tools)) => tools.iter().map(|tool| tool.key.text.as_ref()).collect(),
         _ => Vec::new(),
@@ -78,10 +82,12 @@ pub(super) fn read(
 ) -> Vec<DeclaredService> {
     let machine = machine.key.text.as_ref();
     let memory = mcp.memory.unwrap_or(MEMORY_ALL);
-    let declared = declared_tools(fields);
+    let declared = declared_in(fields, "tools");
+    let servers = declared_in(fields, "servers");
     let tools = MachineTools {
         own: &mcp.tools,
         declared: &declared,
+        servers: &servers,
     };
     let mut seen = HashMap::new();
     let items = fields.strict().list("services", findings);
@@ -208,6 +214,30 @@ fn written(fields: Fields<'_, '_>) -> Option<Box<Map<String, Value>>> {
     Some(Box::new(values.collect()))
 }
 
+/// Reads the tool of an MCP server of the machine.
+fn upstream_tool(
+    server: &str,
+    tool: &str,
+    at: At,
+    tools: MachineTools<'_>,
+    findings: &mut Findings,
+) -> Option<ServiceTool> {
+    if !tools.servers.contains(&server) {
+        let near = findings.closest(server, tools.servers.iter().copied());
+        let help = match near {
+            Some(near) => format!("did you mean `{near}/{tool}`?"),
+            None => format!(
+                "declare it: `mcp: {{servers: {{{server}: {{command: [/path/to/server]}}}}}}`"
+            ),
+        };
+        let message = format!("{} is not a server of this machine", quote(server));
+        findings.error(Code::UnknownTool, at, message).help(help);
+        return None;
+    }
+    let tool = name(tool, at, "such as `github/list_issues`", findings)?;
+    Some(ServiceTool::Upstream(server.parse().ok()?, tool))
+}
+
 /// Reads a service's `limits`: numbers of at least 1, and memory of at most `memory_max` bytes.
 fn limits(fields: Fields<'_, '_>, memory_max: u64, findings: &mut Findings) -> Limits {
     let Some(fields) = fields.map("limits", findings) else {
@@ -262,6 +292,9 @@ fn tool(
     }
     let help = || format!("the tools are: {}", tools.listed());
     let Text { text, at } = fields.text_like("tool", help, findings)?;
+    if let Some((server, tool)) = text.split_once('/') {
+        return upstream_tool(server, tool, at, tools, findings);
+    }
     if !tools.names().any(|name| name == text) {
         let near = findings.closest(text, tools.names());
         let near = near.map_or(String::new(), |near| format!("did you mean `{near}`? "));

@@ -1,4 +1,4 @@
-//! Checks `mcp.tools`: the tools that a machine declares itself. Unknown keys are faults.
+//! Checks `mcp.tools` and `mcp.servers`: the programs that a machine's services use. Unknown keys are faults.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::name;
 use crate::catalogue::{
     ArgumentType, CommandElement, ELEMENT_MAX, OwnArgument, OwnOutput, OwnTool, ProcessSettings,
-    STDIN_MAX,
+    STDIN_MAX, UPSTREAM_IDLE, UpstreamServer,
 };
 use crate::diagnostic::quote;
 use crate::infra::field::{self, Fields, Text};
@@ -16,7 +16,7 @@ use crate::infra::raw::{Entry, Node, NodeKind};
 use crate::limits::{
     MEMORY_MAX, PROGRAM_MEMORY, PROGRAM_MEMORY_MIN, TOOL_SECONDS, TOOL_SECONDS_MAX,
 };
-use crate::name::{ArgumentName, OwnToolName, ToolName};
+use crate::name::{ArgumentName, OwnToolName, ServerName, ToolName};
 
 const KEYS: [&str; 8] = [
     "description",
@@ -42,6 +42,8 @@ const ARGUMENT_KEYS: [&str; 8] = [
 const USER_MAX: usize = 32;
 /// Maximum length of a description, in bytes: models read it with every list.
 const DESCRIPTION_MAX: usize = 2000;
+/// Largest time without a call after which a server is stopped, in seconds.
+const UPSTREAM_IDLE_MAX: u32 = 24 * 60 * 60;
 /// Largest integer that every JSON reader represents exactly (2^53 - 1).
 const EXACT_MAX: i64 = 9_007_199_254_740_991;
 
@@ -92,6 +94,71 @@ fn tool(entry: &Entry<'_>, findings: &mut Findings) -> Option<OwnTool> {
             .integer("timeout", 1..=TOOL_SECONDS_MAX, findings)
             .unwrap_or(TOOL_SECONDS),
         process: process(fields, findings),
+    })
+}
+
+const SERVER_KEYS: [&str; 5] = ["command", "run_as", "env_file", "memory", "idle_seconds"];
+
+/// Reads the MCP servers that a machine runs.
+pub(super) fn read_servers(
+    mcp: Fields<'_, '_>,
+    findings: &mut Findings,
+) -> BTreeMap<ServerName, UpstreamServer> {
+    let Some(servers) = mcp.map("servers", findings) else {
+        return BTreeMap::new();
+    };
+    let read = |entry| {
+        let text = field::text_key(entry, "the name of a server", findings)?;
+        let name = name(text, entry.at, "such as `github`", findings);
+        Some((name?, server(entry, findings)?))
+    };
+    servers.entries().iter().filter_map(read).collect()
+}
+
+fn server(entry: &Entry<'_>, findings: &mut Findings) -> Option<UpstreamServer> {
+    const HELP: &str = "write the program's absolute path and its arguments: `command: [/opt/github-mcp-server, stdio]`";
+    let fields = Fields::of_named(entry, "a server", &SERVER_KEYS, findings)?.strict();
+    fields.known("a server", &SERVER_KEYS, findings);
+    if fields.entry("command").is_none() {
+        findings.missing(fields.at, "the server", "command", HELP);
+    }
+    let items = fields.list("command", findings)?;
+    let mut command = Vec::new();
+    for item in items {
+        command.push(field::text_item(
+            item,
+            "an element of the command",
+            findings,
+        )?);
+    }
+    let list = fields
+        .entry("command")
+        .map_or(fields.at, |entry| entry.value.at);
+    let fault = match command.first() {
+        None => Some((list, "the command is empty".to_owned())),
+        Some(program) if !program.text.starts_with('/') => {
+            let message = format!("{} is not an absolute path", quote(program.text));
+            Some((program.at, message))
+        }
+        Some(_) => command
+            .iter()
+            .find(|element| element.text.contains('\0'))
+            .map(|element| (element.at, "an element contains a NUL character".to_owned())),
+    };
+    if let Some((at, message)) = fault {
+        findings.error(Code::InvalidCommand, at, message).help(HELP);
+        return None;
+    }
+    Some(UpstreamServer {
+        command: command
+            .into_iter()
+            .map(|element| element.text.to_owned())
+            .collect(),
+        idle_seconds: fields
+            .integer("idle_seconds", 1..=UPSTREAM_IDLE_MAX, findings)
+            .unwrap_or(UPSTREAM_IDLE),
+        process: process(fields, findings),
+        tools: BTreeMap::new(),
     })
 }
 

@@ -395,6 +395,85 @@ pub(super) fn request(
     })
 }
 
+/// The meaning of a server's message for a client with several requests in flight.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    /// The answer to a request.
+    Answer { id: i64, answer: UpstreamAnswer },
+    /// Progress of the request with this token.
+    Progress { token: i64, params: Box<RawValue> },
+    /// The reply to a request from the server.
+    Asked(String),
+    /// The server says that its tools have changed.
+    ToolsChanged,
+    /// Nothing that concerns a request.
+    Other,
+}
+
+/// The answer of a server, as it was received.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum UpstreamAnswer {
+    /// The result of a request.
+    Result(Box<RawValue>),
+    /// A JSON-RPC error.
+    Error(Box<RawValue>),
+}
+
+/// Interprets a line of a server.
+pub(crate) fn incoming(line: &[u8]) -> Incoming {
+    let Ok(message) = read(line) else {
+        return Incoming::Other;
+    };
+    if let Some(method) = message.method {
+        return match (message.id, method.get()) {
+            (Some(asked), _) => Incoming::Asked(reply(method, asked)),
+            (None, r#""notifications/tools/list_changed""#) => Incoming::ToolsChanged,
+            (None, r#""notifications/progress""#) => progress(message.params),
+            (None, _) => Incoming::Other,
+        };
+    }
+    let Some(id) = message.answered() else {
+        return Incoming::Other;
+    };
+    match message.meaning(id) {
+        Meaning::Result(result) => Incoming::Answer {
+            id,
+            answer: UpstreamAnswer::Result(result),
+        },
+        Meaning::Error(error) => Incoming::Answer {
+            id,
+            answer: UpstreamAnswer::Error(error),
+        },
+        Meaning::Malformed(_) => Incoming::Answer {
+            id,
+            answer: UpstreamAnswer::Error(malformed_answer()),
+        },
+        Meaning::Progress | Meaning::Asked(_) | Meaning::Foreign => Incoming::Other,
+    }
+}
+
+/// The error in place of an answer that has neither a result nor an error.
+fn malformed_answer() -> Box<RawValue> {
+    let error =
+        ErrorData::internal_error("the server's answer is neither a result nor an error", None);
+    // Serialization of this type cannot fail.
+    serde_json::value::to_raw_value(&error).unwrap_or_default()
+}
+
+fn progress(params: Option<&RawValue>) -> Incoming {
+    let token = params
+        .filter(|params| params.get().starts_with('{'))
+        .and_then(|params| serde_json::from_str::<ProgressParams<'_>>(params.get()).ok())
+        .and_then(|progress| progress.progress_token.get().parse().ok());
+    match (token, params) {
+        (Some(token), Some(params)) => Incoming::Progress {
+            token,
+            params: params.to_owned(),
+        },
+        _ => Incoming::Other,
+    }
+}
+
 /// The reason why a line is not a message.
 #[derive(Debug)]
 enum NoMessage {

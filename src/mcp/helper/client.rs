@@ -15,11 +15,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::{HelperOrder, HelperReport, REPORT_MAX};
+use super::{HelperOrder, HelperReport, ProgressSink, REPORT_MAX, ToolResult};
 use crate::ipc::{framed, receive_async};
 use crate::name::ServiceTool;
 use crate::policy::Grant;
-use crate::tool::{Copies, Resource, ToolError, ToolOutcome};
+use crate::tool::{Copies, Resource, ToolError};
 
 /// Time for which an idle helper keeps running.
 const IDLE: Duration = Duration::from_secs(3);
@@ -50,13 +50,19 @@ struct Helper {
 }
 
 struct HelperState {
-    waiting: HashMap<u64, oneshot::Sender<Result<ToolOutcome, ToolError>>>,
+    waiting: HashMap<u64, CallReceiver>,
     /// The connections with an unfinished piecewise transfer.
     busy: HashSet<u64>,
     /// Idle timeout of such a transfer.
     pieces: Duration,
     /// The time at which the last call ended.
     since: Instant,
+}
+
+/// Receives what a helper reports about a call.
+struct CallReceiver {
+    result: oneshot::Sender<ToolResult>,
+    progress: Option<ProgressSink>,
 }
 
 /// One connection's access to the helpers; its piecewise transfers end with it.
@@ -134,7 +140,8 @@ impl Connection {
         &self,
         grant: &Grant,
         copies: Copies,
-    ) -> Result<ToolOutcome, ToolError> {
+        progress: Option<ProgressSink>,
+    ) -> ToolResult {
         let id = self.helpers.number();
         let order = HelperOrder::Call {
             id,
@@ -142,6 +149,7 @@ impl Connection {
             service: grant.name().into(),
             arguments: Cow::Borrowed(grant.arguments()),
             copies,
+            progress: progress.is_some(),
         };
         let order = framed(&order).map_err(|_| ToolError::Broken)?;
         let helper = self.helpers.of(Resource::of(grant.tool()));
@@ -150,7 +158,11 @@ impl Connection {
             cause,
         })?;
         let (sender, result) = oneshot::channel();
-        helper.state().waiting.insert(id, sender);
+        let receiver = CallReceiver {
+            result: sender,
+            progress,
+        };
+        helper.state().waiting.insert(id, receiver);
         let _waiting = WaitingCall {
             helper: &helper,
             id,
@@ -268,16 +280,34 @@ impl Helper {
     fn take(&self, report: HelperReport) {
         let mut state = self.state();
         state.since = Instant::now();
-        let waiting = state.waiting.remove(&report.id);
+        let (id, connection, result, waits) = match report {
+            HelperReport::Ended {
+                id,
+                connection,
+                result,
+                waits,
+            } => (id, connection, result, waits),
+            HelperReport::Progress { id, params } => {
+                let waiting = state.waiting.get(&id);
+                if let Some(progress) = waiting.and_then(|waiting| waiting.progress.as_ref()) {
+                    // A caller that is slow misses some.
+                    let _ = progress.try_send(params);
+                }
+                return;
+            }
+        };
+        let waiting = state.waiting.remove(&id);
         // A connection that has ended is not waiting, so it is not busy.
-        if report.waits && waiting.is_some() {
-            state.busy.insert(report.connection);
-        } else if !report.waits {
-            state.busy.remove(&report.connection);
+        if waits && waiting.is_some() {
+            state.busy.insert(connection);
+        } else if !waits {
+            state.busy.remove(&connection);
         }
-        if let (Some(waiting), Some(result)) = (waiting, report.result) {
+        if let (Some(waiting), Some(result)) = (waiting, result) {
             // The call may have been cancelled.
-            let _ = waiting.send(result.map_err(|text| ToolError::Told(text.0)));
+            let _ = waiting
+                .result
+                .send(result.map_err(|text| ToolError::Told(text.0)));
         }
     }
 }

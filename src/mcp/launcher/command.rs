@@ -9,18 +9,12 @@ use tokio::net::unix::pipe;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::Programs;
+use super::{NOT_SET_UP, Programs};
 use crate::catalogue::{OwnOutput, OwnTool, STDERR_KEPT, STDOUT_MAX};
 use crate::child::{ProgramEnd, RunningProgram, spec, start};
 use crate::mcp::framing::json;
-use crate::mcp::helper::ToolResult;
 use crate::policy::Grant;
 use crate::tool::{ToolError, ToolOutcome};
-
-/// The answer to a caller if a program cannot run as declared; the machine's own log has the reason, which may name
-/// paths.
-const NOT_SET_UP: &str =
-    "this tool cannot run on its machine as declared; the log of `anklume-run` there says why";
 
 /// Everything that a program printed.
 struct Printed {
@@ -31,7 +25,11 @@ struct Printed {
 }
 
 /// Runs a tool with the arguments of a grant.
-pub(super) async fn run(grant: &Grant, tool: &OwnTool, programs: &Programs) -> ToolResult {
+pub(super) async fn run(
+    grant: &Grant,
+    tool: &OwnTool,
+    programs: &Programs,
+) -> Result<ToolOutcome, ToolError> {
     let line = tool.command_line(grant.arguments())?;
     let name = grant.tool();
     let not_set_up = |why: String| {
@@ -150,7 +148,11 @@ impl Printed {
     }
 }
 
-fn outcome(output: OwnOutput, end: ProgramEnd, printed: &Printed) -> ToolResult {
+fn outcome(
+    output: OwnOutput,
+    end: ProgramEnd,
+    printed: &Printed,
+) -> Result<ToolOutcome, ToolError> {
     let how = match end {
         ProgramEnd::Exited(0) => return succeeded(output, printed),
         ProgramEnd::Exited(status) => format!("it exited with status {status}"),
@@ -165,7 +167,7 @@ fn outcome(output: OwnOutput, end: ProgramEnd, printed: &Printed) -> ToolResult 
     Err(ToolError::Program(how + &streams.collect::<String>()))
 }
 
-fn succeeded(output: OwnOutput, printed: &Printed) -> ToolResult {
+fn succeeded(output: OwnOutput, printed: &Printed) -> Result<ToolOutcome, ToolError> {
     let text = printed.stdout();
     let mut structured = Map::new();
     match output {

@@ -21,14 +21,14 @@ pub(super) struct ProgramSlots {
 
 /// A running program's slot, which is free again when this is dropped.
 #[derive(Debug)]
-pub(super) struct ProgramSlot<'a>(&'a ProgramSlots);
+pub(super) struct ProgramSlot(Arc<ProgramSlots>);
 
 impl ProgramSlots {
     /// Waits until fewer programs run than the policy in force allows. Fails if that takes too long.
     pub(super) async fn enter(
-        &self,
+        self: &Arc<Self>,
         policy: impl Fn() -> Arc<Policy>,
-    ) -> Result<ProgramSlot<'_>, ToolError> {
+    ) -> Result<ProgramSlot, ToolError> {
         let end = Instant::now() + WAIT_MAX;
         loop {
             let freed = self.freed.notified();
@@ -45,16 +45,16 @@ impl ProgramSlots {
         }
     }
 
-    fn try_enter(&self, max: u32) -> Option<ProgramSlot<'_>> {
+    fn try_enter(self: &Arc<Self>, max: u32) -> Option<ProgramSlot> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         (*running < max).then(|| {
             *running += 1;
-            ProgramSlot(self)
+            ProgramSlot(Arc::clone(self))
         })
     }
 }
 
-impl Drop for ProgramSlot<'_> {
+impl Drop for ProgramSlot {
     fn drop(&mut self) {
         let mut running = self
             .0

@@ -5,17 +5,21 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::{BoxFuture, OptionFuture};
 use rmcp::model::{
-    CallToolResult, ContentBlock, ErrorData, MetaObject, ProgressNotificationParam, ProgressToken,
+    CallToolResult, ContentBlock, CustomResult, ErrorData, MetaObject, ProgressNotificationParam,
+    ProgressToken, ServerResult,
 };
 use rmcp::service::{RequestContext, RoleServer};
 use serde_json::Value;
-use tokio::sync::Notify;
+use serde_json::value::RawValue;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Duration, Instant, MissedTickBehavior, interval_at, timeout};
 
 use crate::catalogue::PNG;
+use crate::mcp::client::UpstreamAnswer;
 use crate::mcp::concurrency::LimitKind;
+use crate::mcp::framing::json;
 use crate::mcp::monitor::{AdmitError, Admitted};
-use crate::mcp::{DECISION_KEY, REFUSED};
+use crate::mcp::{ANSWER_VALUES_MAX, DECISION_KEY, REFUSED};
 use crate::tool::ToolOutcome;
 
 /// Maximum time that an answer waits for a progress report being written, so that the report does not follow it.
@@ -39,8 +43,38 @@ impl CallProgress<'_> {
         &self,
         future: impl Future<Output = T>,
     ) -> Result<T, ErrorData> {
+        self.wait(future, self.token()).await
+    }
+
+    /// Returns the token under which the caller wants reports, if it does.
+    pub(super) fn token(&self) -> Option<ProgressToken> {
+        self.context.meta.get_progress_token()
+    }
+
+    /// Passes the progress that an upstream reports on to the caller, until no more can come. Never ends before that.
+    pub(super) async fn pass_on(
+        &self,
+        token: ProgressToken,
+        mut progress: mpsc::Receiver<Box<RawValue>>,
+    ) {
+        while let Some(params) = progress.recv().await {
+            let Ok(mut params) = serde_json::from_str::<ProgressNotificationParam>(params.get())
+            else {
+                continue;
+            };
+            params.progress_token = token.clone();
+            // If the connection has ended, the call ends anyway.
+            let _ = self.context.peer.notify_progress(params).await;
+        }
+    }
+
+    /// Waits as [`Self::wait_for`] does, with reports of its own only under a token.
+    pub(super) async fn wait<T>(
+        &self,
+        future: impl Future<Output = T>,
+        token: Option<ProgressToken>,
+    ) -> Result<T, ErrorData> {
         let mut future = std::pin::pin!(future);
-        let token = self.context.meta.get_progress_token();
         let mut ticks = interval_at(Instant::now() + self.interval, self.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut report: Option<BoxFuture<'_, ()>> = None;
@@ -130,6 +164,101 @@ impl Drop for OwnCount<'_> {
             *count = count.saturating_sub(1);
         }
         self.own.ended.notify_waiters();
+    }
+}
+
+/// The answer to a call.
+pub(super) enum AnswerResult {
+    /// The result of one of the machine's tools, or of the policy.
+    Built(Box<CallToolResult>),
+    /// The result of an upstream, unchanged, and its length in bytes.
+    Upstream(Value, u64),
+}
+
+impl From<CallToolResult> for AnswerResult {
+    fn from(result: CallToolResult) -> Self {
+        Self::Built(Box::new(result))
+    }
+}
+
+impl AnswerResult {
+    /// Returns whether the tool failed.
+    pub(super) fn has_failed(&self) -> bool {
+        match self {
+            Self::Built(result) => result.is_error == Some(true),
+            Self::Upstream(result, _) => result.get("isError") == Some(&Value::Bool(true)),
+        }
+    }
+
+    /// Returns whether a result says that it is that of the last piece.
+    pub(super) fn is_complete(&self) -> bool {
+        let Self::Built(result) = self else {
+            return false;
+        };
+        let content = result.structured_content.as_ref();
+        content.and_then(|content| content.get("complete")) == Some(&Value::Bool(true))
+    }
+
+    /// Returns the length of its payload, in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        let Self::Built(result) = self else {
+            return self.upstream_bytes();
+        };
+        let lengths = result.content.iter().map(|block| match block {
+            ContentBlock::Text(text) => text.text.len() as u64,
+            ContentBlock::Image(image) => image.data.len() as u64,
+            _ => 0,
+        });
+        lengths.sum()
+    }
+
+    const fn upstream_bytes(&self) -> u64 {
+        match self {
+            Self::Built(_) => 0,
+            Self::Upstream(_, bytes) => *bytes,
+        }
+    }
+
+    /// Returns the answer for a client of the modern era or of an earlier one.
+    pub(super) fn into_result(self, is_modern: bool) -> ServerResult {
+        match self {
+            Self::Built(result) => (*result).into(),
+            Self::Upstream(mut result, _) => {
+                // Required of every result since 2026-07-28, and unknown to earlier servers.
+                if let (true, Some(result)) = (is_modern, result.as_object_mut()) {
+                    result.entry("resultType").or_insert("complete".into());
+                }
+                ServerResult::CustomResult(CustomResult::new(result))
+            }
+        }
+    }
+}
+
+/// Builds the answer from that of an upstream. A JSON-RPC error is passed on as one.
+pub(super) fn of_upstream(answer: &UpstreamAnswer) -> Result<AnswerResult, ErrorData> {
+    let unusable = |why: &str| failed(format!("the server's answer is unusable: {why}")).into();
+    match answer {
+        UpstreamAnswer::Result(result) => {
+            let text = result.get();
+            match json::count(text.as_bytes()) {
+                Some(..=ANSWER_VALUES_MAX) => {}
+                Some(_) => {
+                    let why = format!("it has more than {ANSWER_VALUES_MAX} values");
+                    return Ok(unusable(&why));
+                }
+                None => return Ok(unusable("it is nested too deeply")),
+            }
+            let result = serde_json::from_str::<Value>(text);
+            match result.ok().filter(Value::is_object) {
+                Some(result) => Ok(AnswerResult::Upstream(result, text.len() as u64)),
+                None => Ok(unusable("it is not an object")),
+            }
+        }
+        UpstreamAnswer::Error(error) => {
+            Err(serde_json::from_str(error.get()).unwrap_or_else(|_| {
+                ErrorData::internal_error("an error without code or message", None)
+            }))
+        }
     }
 }
 

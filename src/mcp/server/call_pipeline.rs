@@ -7,27 +7,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use rmcp::model::{CallToolResult, ContentBlock, ErrorCode, ErrorData};
+use rmcp::model::{ErrorCode, ErrorData};
 use rmcp::service::{RequestContext, RoleServer};
 use serde_json::{Map, Value, json};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, timeout};
 
 use super::Server;
-use super::call::{CallProgress, OwnCall, OwnCalls, failed, fault, refused, succeeded};
+use super::call::{
+    AnswerResult, CallProgress, OwnCall, OwnCalls, failed, fault, of_upstream, refused, succeeded,
+};
 use super::in_flight::InFlightRequests;
 use super::transfer_ids::TransferIds;
 use crate::audit::{self, CallEnd, Outcome, Verdict, bounded, digest_of};
 use crate::limits::CALL_TIME;
 use crate::mcp::concurrency::{Overloaded, too_many_connections};
-use crate::mcp::helper::Connection;
+use crate::mcp::helper::{CallOutcome, Connection, PROGRESS_MAX, ToolResult};
 use crate::mcp::monitor::AdmitError;
 use crate::mcp::policy_watcher::Policy;
 use crate::mcp::throttle::{MemoryPermit, SHORT};
 use crate::mcp::{ONE_COPY_KEY, shown};
 use crate::name::{ServiceTool, ToolName};
 use crate::policy::{self, Caller, Decision, Denial, Grant, Request};
-use crate::tool::{self, Copies, ToolError, ToolOutcome, ToolSession};
+use crate::tool::{self, Copies, ToolSession};
 
 /// Code of the "overloaded" error (JSON-RPC leaves -32000 to -32099 to servers).
 pub(crate) const OVERLOADED: i32 = -32010;
@@ -71,7 +73,7 @@ impl ConnectionState {
 }
 
 /// The answer to a call: the result of the tool or of the policy, or a protocol error.
-type Answer = Result<CallToolResult, ErrorData>;
+type Answer = Result<AnswerResult, ErrorData>;
 
 /// One call in the pipeline.
 pub(super) struct CallPipeline<'a> {
@@ -144,7 +146,7 @@ impl<'a> CallPipeline<'a> {
             throttle.runs(usize::try_from(self.entry.bytes_in).unwrap_or(usize::MAX));
         }
         let (outcome, result) = self.run_tool(&grant, max_time).await;
-        let bytes_out = result.as_ref().map_or(0, text_bytes);
+        let bytes_out = result.as_ref().map_or(0, AnswerResult::bytes);
         let logged = call.admitted.ended(CallEnd {
             outcome,
             bytes_out,
@@ -152,7 +154,7 @@ impl<'a> CallPipeline<'a> {
                 .entry
                 .transfer
                 .as_ref()
-                .map(|_| result.as_ref().is_ok_and(is_complete)),
+                .map(|_| result.as_ref().is_ok_and(AnswerResult::is_complete)),
         });
         drop(call.count);
         logged.map_err(|_| Err(unlogged(true)))?;
@@ -236,25 +238,49 @@ impl<'a> CallPipeline<'a> {
     async fn run_tool(&self, grant: &Grant, max_time: Duration) -> (Outcome, Answer) {
         // Panics are caught here, so that a call that panicked is logged as well.
         let running = AssertUnwindSafe(self.tool(grant)).catch_unwind();
-        match self.progress.wait_for(timeout(max_time, running)).await {
-            Ok(Ok(Ok(Ok(outcome)))) => (Outcome::Done, Ok(succeeded(outcome))),
-            Ok(Ok(Ok(Err(error)))) => (Outcome::Failed, Ok(failed(error.to_string()))),
+        let running = timeout(max_time, running);
+        // An upstream reports its own progress.
+        let token = match grant.tool() {
+            ServiceTool::Upstream(..) => None,
+            _ => self.progress.token(),
+        };
+        match self.progress.wait(running, token).await {
+            Ok(Ok(Ok(Ok(CallOutcome::Tool(outcome))))) => {
+                (Outcome::Done, Ok(succeeded(outcome).into()))
+            }
+            Ok(Ok(Ok(Ok(CallOutcome::Upstream(answer))))) => {
+                let answer = of_upstream(&answer);
+                let done = answer.as_ref().is_ok_and(|answer| !answer.has_failed());
+                let outcome = if done { Outcome::Done } else { Outcome::Failed };
+                (outcome, answer)
+            }
+            Ok(Ok(Ok(Err(error)))) => (Outcome::Failed, Ok(failed(error.to_string()).into())),
             Ok(Ok(Err(_panic))) => (Outcome::Failed, Err(fault())),
             Ok(Err(_elapsed)) => {
                 let seconds = max_time.as_secs();
                 let text = format!("it was stopped after {seconds} s, the maximum duration");
-                (Outcome::TimedOut, Ok(failed(text)))
+                (Outcome::TimedOut, Ok(failed(text).into()))
             }
             Err(cancelled) => (Outcome::Cancelled, Err(cancelled)),
         }
     }
 
     /// Runs the tool, here or in a helper.
-    async fn tool(&self, grant: &Grant) -> Result<ToolOutcome, ToolError> {
+    async fn tool(&self, grant: &Grant) -> ToolResult {
         let (connection, copies) = (self.connection, self.copies());
-        match &connection.helpers {
-            Some(helpers) if helpers.runs(grant.tool()) => helpers.run(grant, copies).await,
-            _ => (connection.server.run)(grant, &connection.session, copies).await,
+        let helpers = connection.helpers.as_ref();
+        let Some(helpers) = helpers.filter(|helpers| helpers.runs(grant.tool())) else {
+            let outcome = (connection.server.run)(grant, &connection.session, copies).await;
+            return outcome.map(CallOutcome::Tool);
+        };
+        match (grant.tool(), self.progress.token()) {
+            (ServiceTool::Upstream(..), Some(token)) => {
+                let (sink, progress) = mpsc::channel(PROGRESS_MAX);
+                let running = helpers.run(grant, copies, Some(sink));
+                let (result, ()) = tokio::join!(running, self.progress.pass_on(token, progress));
+                result
+            }
+            _ => helpers.run(grant, copies, None).await,
         }
     }
 
@@ -277,15 +303,15 @@ impl<'a> CallPipeline<'a> {
             // Only the operator offers.
             Denial::NoOffers { consumer, others } => {
                 let text = policy::no_offers(consumer, others);
-                (text.clone(), Ok(refused(text)))
+                (text.clone(), Ok(refused(text).into()))
             }
             Denial::FixedArgument { argument } => {
                 let text = format!("the caller may not set `{}`", shown(argument));
-                (text.clone(), Ok(refused(text)))
+                (text.clone(), Ok(refused(text).into()))
             }
             Denial::NotSigned(refusal) => {
                 let text = refusal.to_string();
-                (text.clone(), Ok(refused(text)))
+                (text.clone(), Ok(refused(text).into()))
             }
         };
         self.log(self.line(policy, Verdict::Refused, reason))?;
@@ -347,7 +373,8 @@ const fn slots_of(tool: &ServiceTool) -> u32 {
             | ToolName::FileAccept
             | ToolName::Notify,
         )
-        | ServiceTool::Own(_) => 1,
+        | ServiceTool::Own(_)
+        | ServiceTool::Upstream(..) => 1,
     }
 }
 
@@ -359,19 +386,4 @@ fn unlogged(ran: bool) -> ErrorData {
         "the call is refused: this server cannot write its log"
     };
     ErrorData::internal_error(text, Some(json!({"logged": false, "ran": ran})))
-}
-
-/// Returns whether a result says that it is that of the last piece.
-fn is_complete(result: &CallToolResult) -> bool {
-    let content = result.structured_content.as_ref();
-    content.and_then(|content| content.get("complete")) == Some(&Value::Bool(true))
-}
-
-fn text_bytes(result: &CallToolResult) -> u64 {
-    let lengths = result.content.iter().map(|block| match block {
-        ContentBlock::Text(text) => text.text.len() as u64,
-        ContentBlock::Image(image) => image.data.len() as u64,
-        _ => 0,
-    });
-    lengths.sum()
 }

@@ -9,20 +9,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures_util::FutureExt as _;
 use rmcp::ServerHandler;
 use rmcp::model::{
-    CacheScope, CallToolRequestParams, CallToolResponse, ClientNotification, ClientRequest,
-    CustomRequest, CustomResult, ErrorData, Implementation, InitializeRequestParams,
-    InitializeResult, ListToolsResult, MetaObject, PaginatedRequestParams, ProtocolVersion,
-    ServerCapabilities, ServerConfig, ServerResult, Tool, ToolAnnotations,
+    CacheScope, CallToolRequestParams, ClientNotification, ClientRequest, CustomRequest,
+    CustomResult, ErrorData, Implementation, InitializeRequestParams, InitializeResult,
+    ListToolsResult, MetaObject, PaginatedRequestParams, ProtocolVersion, ServerCapabilities,
+    ServerConfig, ServerResult, Tool, ToolAnnotations,
 };
 use rmcp::service::{NotificationContext, RequestContext, RoleServer, Service};
-use serde_json::Map;
+use serde_json::{Map, Value};
 
 use super::Server;
 use super::call::fault;
 use super::call_pipeline::{CallPipeline, ConnectionState};
 use super::in_flight::InFlightRequests;
 use super::message::{is_modern, unknown_method};
-use crate::catalogue::Definition;
+use crate::catalogue::{Definition, UpstreamTool, describe_without};
 use crate::mcp::concurrency::too_many_connections;
 use crate::mcp::{BASE64_KEY, PUBLIC_KEY_KEY, SERVICES_KEY, TOOL_KEY};
 use crate::name::ToolName;
@@ -75,6 +75,21 @@ impl Handler {
     }
 }
 
+impl Handler {
+    /// Handles `tools/call`. rmcp's handler is not used: it has a type for results, which would drop what an upstream adds.
+    async fn call(
+        &self,
+        request: CallToolRequestParams,
+        context: &RequestContext<RoleServer>,
+    ) -> Result<ServerResult, ErrorData> {
+        self.check_era(context)?;
+        let arguments = Arc::new(request.arguments.unwrap_or_default());
+        let call = CallPipeline::new(&self.connection, context, &request.name, &arguments);
+        let answer = call.answer().await?;
+        Ok(answer.into_result(is_modern(context.protocol_version())))
+    }
+}
+
 impl ServerHandler for Handler {
     fn get_info(&self) -> ServerConfig {
         ServerConfig::new(ServerCapabilities::builder().enable_tools().build())
@@ -123,17 +138,6 @@ impl ServerHandler for Handler {
         Ok(result)
     }
 
-    async fn call_tool(
-        &self,
-        request: CallToolRequestParams,
-        context: RequestContext<RoleServer>,
-    ) -> Result<CallToolResponse, ErrorData> {
-        self.check_era(&context)?;
-        let arguments = Arc::new(request.arguments.unwrap_or_default());
-        let call = CallPipeline::new(&self.connection, &context, &request.name, &arguments);
-        Ok(call.answer().await?.into())
-    }
-
     async fn on_custom_request(
         &self,
         request: CustomRequest,
@@ -166,7 +170,12 @@ impl Service<RoleServer> for PanicGuard {
         let answer = AssertUnwindSafe(async {
             match self.0.turn_away(&request, &context) {
                 Some(error) => Err(error),
-                None => self.0.handle_request(request, context).await,
+                None => match request {
+                    ClientRequest::CallToolRequest(call) => {
+                        self.0.call(call.params, &context).await
+                    }
+                    request => self.0.handle_request(request, context).await,
+                },
             }
         });
         // The caller must not wait forever.
@@ -218,16 +227,23 @@ fn describe(services: &Services, offer: ServiceOffer, caller: &Caller) -> Option
 
 fn describe_as(definition: Definition<'_>, offer: ServiceOffer, caller: &Caller) -> Tool {
     let hidden = |argument: &str| !policy::may_choose(caller, &offer.tool, &offer.fixed, argument);
-    let docs = definition.describe(hidden);
+    let mut meta = MetaObject::new();
+    meta.0
+        .insert(TOOL_KEY.to_owned(), offer.tool.to_string().into());
+    let docs = match definition {
+        Definition::BuiltIn(tool) => describe_without(tool, hidden),
+        Definition::Own(tool) => tool.describe(hidden),
+        Definition::Upstream(tool) => {
+            let input = tool.input_without(hidden);
+            return of_upstream(tool, offer.name, input).with_meta(meta);
+        }
+    };
     let base64: Vec<&str> = docs
         .base64
         .iter()
         .map(String::as_str)
         .filter(|argument| !hidden(argument))
         .collect();
-    let mut meta = MetaObject::new();
-    meta.0
-        .insert(TOOL_KEY.to_owned(), offer.tool.to_string().into());
     if let Some(key) = offer.fixed.get("key")
         && offer.tool.is(ToolName::SshSign)
     {
@@ -248,4 +264,15 @@ fn describe_as(definition: Definition<'_>, offer: ServiceOffer, caller: &Caller)
                 .open_world(offer.tool.built_in().is_none()),
         )
         .with_meta(meta)
+}
+
+/// Describes a tool of an upstream as its pinned definition does, under the service's name.
+fn of_upstream(tool: &UpstreamTool, name: String, input: Map<String, Value>) -> Tool {
+    let mut described = Tool::new_with_raw(name, None, Arc::new(input));
+    described.description = tool.text("description").map(|text| text.to_owned().into());
+    described.title = tool.text("title").map(str::to_owned);
+    described.output_schema = tool.object("outputSchema").cloned().map(Arc::new);
+    let annotations = tool.object("annotations").cloned().map(Value::from);
+    described.annotations = annotations.and_then(|hints| serde_json::from_value(hints).ok());
+    described
 }

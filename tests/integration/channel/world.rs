@@ -92,6 +92,12 @@ impl World {
         world
     }
 
+    /// Writes `infra.yml` with this `mcp:` map and these services, without putting them in force.
+    pub(super) fn prepare(&mut self, mcp: impl Into<String>, services: &[&str]) {
+        self.mcp = mcp.into();
+        self.write_infra(services);
+    }
+
     /// Puts these services in force, with this `mcp:` map in `infra.yml`.
     pub(super) fn declare(&mut self, mcp: impl Into<String>, services: &[&str]) {
         self.mcp = mcp.into();
@@ -169,6 +175,13 @@ impl World {
 
     /// The services file for these services, as `policy export` prints it.
     pub(super) fn export(&self, services: &[&str]) -> Vec<u8> {
+        self.write_infra(services);
+        let ran = self.run(&["policy", "export", "--machine", "vault"]);
+        assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+        ran.stdout.into_bytes()
+    }
+
+    fn write_infra(&self, services: &[&str]) {
         let listed: Vec<String> = services
             .iter()
             .map(|service| format!("          - {service}\n"))
@@ -185,9 +198,6 @@ impl World {
             others.concat()
         );
         self.write("infra.yml", infra);
-        let ran = self.run(&["policy", "export", "--machine", "vault"]);
-        assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
-        ran.stdout.into_bytes()
     }
 
     /// Puts these services in force: writes a new file and renames it over the old one.

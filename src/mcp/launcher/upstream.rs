@@ -1,0 +1,678 @@
+//! Speaks MCP with upstreams: one process for each caller and server, started at the first call, stopped when idle.
+//!
+//! An upstream is not trusted: it gets nothing but the calls that the policy grants, its requests are refused, and what it
+//! sends has limits. Its tools' definitions are compared with the pinned ones before each call.
+
+use std::collections::HashMap;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use tokio::io::{AsyncRead, AsyncWriteExt as _, ReadBuf};
+use tokio::net::unix::pipe;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::slots::ProgramSlot;
+use super::{Programs, ReportFault};
+use crate::catalogue::{UpstreamServer, UpstreamTool};
+use crate::child::{ChildUser, GRACE, RunningProgram, spec, start};
+use crate::mcp::client::{Incoming, UpstreamAnswer, incoming, initialize_params};
+use crate::mcp::framing::{Line, Lines};
+use crate::mcp::helper::ProgressSink;
+use crate::name::ServerName;
+use crate::policy::Caller;
+use crate::text::{escaped, shown};
+use crate::tool::ToolError;
+
+/// Maximum length of a message from an upstream, in bytes: an image of 8 MiB in base64, twice.
+const LINE_MAX: usize = 32 * 1024 * 1024;
+/// Maximum length of a result that is passed on, in bytes: the official TypeScript clients close the connection at a line
+/// of 10 MiB.
+const RESULT_MAX: usize = 9 * 1024 * 1024;
+/// Maximum number of messages and bytes that an upstream may send without answering.
+const STRAY_MAX: usize = 20_000;
+const STRAY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Maximum time for an upstream to start, and to list its tools.
+const START_MAX: Duration = Duration::from_secs(30);
+/// Maximum number of its tools, and of the pages of its list.
+const TOOLS_MAX: usize = 10_000;
+const PAGES_MAX: usize = 100;
+/// Age of a list after which it is fetched again before a call, in case an upstream does not say that it has changed.
+const LIST_AGE_MAX: Duration = Duration::from_secs(10);
+/// Pause after the first failure of an upstream; it doubles with each further one.
+const BACK_OFF: Duration = Duration::from_millis(500);
+const BACK_OFF_MAX: Duration = Duration::from_secs(30);
+/// Maximum length of a line of an upstream's error output that is written to the log, in characters.
+const ERROR_LINE_SHOWN: usize = 500;
+/// Maximum number of such lines per interval.
+const ERROR_LINES_MAX: u32 = 50;
+const ERROR_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The running upstreams.
+#[derive(Default)]
+pub(super) struct Upstreams(Mutex<HashMap<(Caller, ServerName), Arc<UpstreamPlace>>>);
+
+/// A caller's place for one server.
+#[derive(Default)]
+struct UpstreamPlace {
+    /// Locked while it starts.
+    upstream: tokio::sync::Mutex<Option<Upstream>>,
+    failures: Mutex<UpstreamFailures>,
+}
+
+/// The failures of an upstream since it last answered.
+#[derive(Default)]
+struct UpstreamFailures {
+    count: u32,
+    /// It is not started again before this time.
+    until: Option<Instant>,
+}
+
+/// A call to an upstream's tool.
+pub(super) struct UpstreamCall<'a> {
+    pub(super) caller: &'a Caller,
+    pub(super) name: &'a ServerName,
+    pub(super) server: &'a UpstreamServer,
+    pub(super) tool: &'a UpstreamTool,
+    pub(super) arguments: &'a Map<String, Value>,
+    /// Receives the progress that the upstream reports.
+    pub(super) progress: Option<ProgressSink>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Upstreams {
+    /// Makes a call, and starts the server if necessary. Dropping the future cancels the call.
+    pub(super) async fn call(
+        &self,
+        programs: &Arc<Programs>,
+        call: UpstreamCall<'_>,
+    ) -> Result<UpstreamAnswer, ToolError> {
+        let place = {
+            let mut places = lock(&self.0);
+            // Places without a server and without failures are forgotten.
+            places.retain(|_, place| Arc::strong_count(place) > 1 || place.is_in_use());
+            let key = (call.caller.clone(), call.name.clone());
+            Arc::clone(places.entry(key).or_default())
+        };
+        let connection = place.connection(programs, &call).await?;
+        let answered = connection.call(&call).await;
+        match &answered {
+            Err(UpstreamFault::Ended(_)) => place.has_failed(),
+            Err(
+                UpstreamFault::TooLong(_) | UpstreamFault::Changed(_) | UpstreamFault::Missing(_),
+            ) => {}
+            Ok(_) => *lock(&place.failures) = UpstreamFailures::default(),
+        }
+        answered.map_err(ToolError::from)
+    }
+}
+
+impl UpstreamPlace {
+    fn is_in_use(&self) -> bool {
+        let runs = self.upstream.try_lock().map_or(true, |upstream| {
+            upstream.as_ref().is_some_and(Upstream::is_running)
+        });
+        // The number of failures counts for a while, so that the pauses grow.
+        let until = lock(&self.failures).until;
+        runs || until.is_some_and(|until| until + BACK_OFF_MAX > Instant::now())
+    }
+
+    fn has_failed(&self) {
+        let mut failures = lock(&self.failures);
+        let pause = BACK_OFF.saturating_mul(1 << failures.count.min(10));
+        failures.count = failures.count.saturating_add(1);
+        failures.until = Some(Instant::now() + pause.min(BACK_OFF_MAX));
+    }
+
+    /// Returns the connection to the running server; starts one if none runs, or if it is declared differently by now.
+    async fn connection(
+        &self,
+        programs: &Arc<Programs>,
+        call: &UpstreamCall<'_>,
+    ) -> Result<UpstreamConnection, ToolError> {
+        let mut upstream = self.upstream.lock().await;
+        if let Some(running) = &*upstream
+            && running.is_running()
+            && running.runs_as(call.server)
+        {
+            return Ok(running.connection.clone());
+        }
+        *upstream = None;
+        if let Some(until) = lock(&self.failures).until
+            && let Some(left) = until.checked_duration_since(Instant::now())
+        {
+            let text = format!(
+                "the server `{}` has failed; it is started again in {:.1} s",
+                call.name,
+                left.as_secs_f64()
+            );
+            return Err(ToolError::Unavailable(text));
+        }
+        let started = Upstream::start(programs, call).await;
+        if started.is_err() {
+            self.has_failed();
+        }
+        let started = upstream.insert(started?);
+        Ok(started.connection.clone())
+    }
+}
+
+/// A running server.
+struct Upstream {
+    connection: UpstreamConnection,
+    /// What it was started from.
+    server: UpstreamServer,
+    /// Ends it when this is dropped.
+    _end: tokio_util::sync::DropGuard,
+}
+
+impl Upstream {
+    fn is_running(&self) -> bool {
+        !self.connection.shared.ended.is_cancelled()
+    }
+
+    fn runs_as(&self, server: &UpstreamServer) -> bool {
+        let own = &self.server;
+        (&own.command, &own.process, own.idle_seconds)
+            == (&server.command, &server.process, server.idle_seconds)
+    }
+
+    async fn start(programs: &Arc<Programs>, call: &UpstreamCall<'_>) -> Result<Self, ToolError> {
+        let slot = programs.slots.enter(|| programs.policy.current()).await?;
+        let label = format!("{} (for {})", call.name, call.caller);
+        let connection = connect(
+            call.server,
+            &programs.user,
+            &programs.report,
+            label,
+            Some(slot),
+        )
+        .await?;
+        let end = connection.shared.stop.clone().drop_guard();
+        Ok(Self {
+            connection,
+            server: call.server.clone(),
+            _end: end,
+        })
+    }
+}
+
+/// Starts a server, and completes `initialize` with it.
+pub(super) async fn connect(
+    server: &UpstreamServer,
+    user: &ChildUser,
+    report: &ReportFault,
+    label: String,
+    slot: Option<ProgramSlot>,
+) -> Result<UpstreamConnection, ToolError> {
+    let not_set_up = |why: String| {
+        report(&format!("the server {label} cannot run: {why}"));
+        ToolError::Unavailable(super::NOT_SET_UP.to_owned())
+    };
+    let spec = spec(server.command.clone(), &server.process, user);
+    let mut spec = spec.map_err(|why| not_set_up(why.to_string()))?;
+    // Definitions may depend on it.
+    if !spec.env.iter().any(|(name, _)| name == "TZ") {
+        spec.env.push(("TZ".to_owned(), "UTC".to_owned()));
+    }
+    let program = start(&spec).await;
+    let program = program.map_err(|why| not_set_up(why.to_string()))?;
+    let shared = Arc::new(UpstreamShared::default());
+    let (requests, queue) = mpsc::unbounded_channel();
+    let idle = Duration::from_secs(server.idle_seconds.into());
+    let errors = Errors::new(label.clone(), Arc::clone(report));
+    tokio::spawn(run(program, queue, Arc::clone(&shared), idle, errors, slot));
+    let connection = UpstreamConnection { requests, shared };
+    match timeout(START_MAX, connection.initialize()).await {
+        Ok(Ok(())) => Ok(connection),
+        Ok(Err(why)) => Err(not_set_up(why.to_string())),
+        Err(_) => {
+            connection.shared.stop.cancel();
+            let seconds = START_MAX.as_secs();
+            Err(not_set_up(format!(
+                "it did not answer `initialize` within {seconds} s"
+            )))
+        }
+    }
+}
+
+/// The reason why a call to an upstream has no answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(super) enum UpstreamFault {
+    #[error("the server that runs this tool has ended: {0}")]
+    Ended(&'static str),
+    #[error("the server's answer has {} MiB; at most {} MiB are passed on", .0.div_ceil(1024 * 1024), RESULT_MAX / 1024 / 1024)]
+    TooLong(u64),
+    #[error(
+        "the definition of `{0}` has changed since it was accepted, so it is not called; the operator can accept it with `anklume mcp pin`"
+    )]
+    Changed(String),
+    #[error("the server no longer has a tool `{0}`")]
+    Missing(String),
+}
+
+impl From<UpstreamFault> for ToolError {
+    fn from(fault: UpstreamFault) -> Self {
+        match fault {
+            UpstreamFault::Ended(_) => Self::Unavailable(fault.to_string()),
+            UpstreamFault::TooLong(_) => Self::TooLarge(fault.to_string()),
+            UpstreamFault::Changed(_) | UpstreamFault::Missing(_) => {
+                Self::Refused(fault.to_string())
+            }
+        }
+    }
+}
+
+/// Sends requests to a running server.
+#[derive(Clone)]
+pub(super) struct UpstreamConnection {
+    requests: mpsc::UnboundedSender<UpstreamOutgoing>,
+    shared: Arc<UpstreamShared>,
+}
+
+/// What a server's task shares with its callers.
+#[derive(Default)]
+struct UpstreamShared {
+    /// Cancelled to end the server.
+    stop: CancellationToken,
+    /// Cancelled when the server has ended.
+    ended: CancellationToken,
+    last_id: AtomicI64,
+    /// True if the server says that its tools have changed.
+    is_stale: AtomicBool,
+    listed: tokio::sync::Mutex<Option<Listed>>,
+}
+
+/// The digests of a server's tools, by their names.
+struct Listed {
+    since: Instant,
+    digests: HashMap<String, String>,
+}
+
+/// A message to a server.
+enum UpstreamOutgoing {
+    Request {
+        id: i64,
+        line: Vec<u8>,
+        waiting: Waiting,
+    },
+    Notification(Vec<u8>),
+    /// The answer to this request is no longer wanted.
+    Cancel(i64),
+}
+
+/// A request that waits for its answer.
+struct Waiting {
+    answer: oneshot::Sender<Result<UpstreamAnswer, UpstreamFault>>,
+    progress: Option<ProgressSink>,
+}
+
+/// Cancels a request if it is dropped before the answer.
+struct CancelOnDrop<'a> {
+    connection: &'a UpstreamConnection,
+    id: Option<i64>,
+}
+
+impl Drop for CancelOnDrop<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            // A server that has ended has nothing to cancel.
+            let _ = self.connection.requests.send(UpstreamOutgoing::Cancel(id));
+        }
+    }
+}
+
+impl UpstreamConnection {
+    async fn initialize(&self) -> Result<(), UpstreamFault> {
+        match self
+            .request("initialize", &initialize_params(), None)
+            .await?
+        {
+            UpstreamAnswer::Result(_) => {}
+            UpstreamAnswer::Error(_) => {
+                return Err(UpstreamFault::Ended("it refused `initialize`"));
+            }
+        }
+        let initialized = json!({"jsonrpc": "2.0", "method": "notifications/initialized"});
+        let line = initialized.to_string().into_bytes();
+        let _ = self.requests.send(UpstreamOutgoing::Notification(line));
+        Ok(())
+    }
+
+    async fn call(&self, call: &UpstreamCall<'_>) -> Result<UpstreamAnswer, UpstreamFault> {
+        self.check(call.tool).await?;
+        let params = json!({"name": call.tool.name(), "arguments": call.arguments});
+        let answer = self
+            .request("tools/call", &params, call.progress.clone())
+            .await?;
+        match &answer {
+            UpstreamAnswer::Result(result) if result.get().len() > RESULT_MAX => {
+                Err(UpstreamFault::TooLong(result.get().len() as u64))
+            }
+            _ => Ok(answer),
+        }
+    }
+
+    /// Checks that the server's definition of a tool is the pinned one.
+    async fn check(&self, tool: &UpstreamTool) -> Result<(), UpstreamFault> {
+        let mut listed = self.shared.listed.lock().await;
+        let is_stale = self.shared.is_stale.swap(false, Ordering::Relaxed);
+        let is_recent = |listed: &Listed| listed.since.elapsed() < LIST_AGE_MAX;
+        if is_stale || !listed.as_ref().is_some_and(is_recent) {
+            *listed = None;
+            let tools = self.tools().await?;
+            let definitions = tools.iter().filter_map(|tool| UpstreamTool::of(tool).ok());
+            let digests = definitions.map(|tool| (tool.name().to_owned(), tool.digest()));
+            *listed = Some(Listed {
+                since: Instant::now(),
+                digests: digests.collect(),
+            });
+        }
+        let name = tool.name().to_owned();
+        let digests = listed.as_ref().map(|listed| &listed.digests);
+        match digests.and_then(|digests| digests.get(&name)) {
+            Some(digest) if *digest == tool.digest() => Ok(()),
+            Some(_) => Err(UpstreamFault::Changed(name)),
+            None => Err(UpstreamFault::Missing(name)),
+        }
+    }
+
+    /// Ends the server.
+    pub(super) fn stop(&self) {
+        self.shared.stop.cancel();
+    }
+
+    /// Lists the server's tools as it describes them.
+    pub(super) async fn tools(&self) -> Result<Vec<Value>, UpstreamFault> {
+        let listing = async {
+            let mut tools = Vec::new();
+            let mut params = json!({});
+            for _ in 0..PAGES_MAX {
+                let answer = self.request("tools/list", &params, None).await?;
+                let UpstreamAnswer::Result(page) = answer else {
+                    return Err(UpstreamFault::Ended("it does not list its tools"));
+                };
+                let page: Value = serde_json::from_str(page.get()).unwrap_or_default();
+                if let Some(Value::Array(listed)) = page.get("tools") {
+                    tools.extend(listed.iter().take(TOOLS_MAX - tools.len()).cloned());
+                }
+                match page.get("nextCursor") {
+                    Some(cursor @ Value::String(_)) => params = json!({"cursor": cursor}),
+                    _ => break,
+                }
+            }
+            Ok(tools)
+        };
+        let listed = timeout(START_MAX, listing).await;
+        listed.unwrap_or_else(|_| {
+            self.shared.stop.cancel();
+            Err(UpstreamFault::Ended("it did not list its tools in time"))
+        })
+    }
+
+    /// Sends a request and waits for its answer. Dropping the future cancels the request.
+    async fn request(
+        &self,
+        method: &str,
+        params: &Value,
+        progress: Option<ProgressSink>,
+    ) -> Result<UpstreamAnswer, UpstreamFault> {
+        let id = self.shared.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut params = params.clone();
+        if let (Some(_), Some(params)) = (&progress, params.as_object_mut()) {
+            params.insert("_meta".to_owned(), json!({"progressToken": id}));
+        }
+        let line = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
+        let (sender, answer) = oneshot::channel();
+        let ended = UpstreamFault::Ended("try again");
+        let request = UpstreamOutgoing::Request {
+            id,
+            line: line.to_string().into_bytes(),
+            waiting: Waiting {
+                answer: sender,
+                progress,
+            },
+        };
+        self.requests.send(request).map_err(|_| ended.clone())?;
+        let mut cancel = CancelOnDrop {
+            connection: self,
+            id: Some(id),
+        };
+        let answer = answer.await;
+        cancel.id = None;
+        answer.unwrap_or(Err(ended))
+    }
+}
+
+/// Counts the bytes that an upstream sends without answering.
+struct CountedReader {
+    pipe: pipe::Receiver,
+    /// The number of bytes that it may still send.
+    left: Arc<AtomicUsize>,
+}
+
+impl AsyncRead for CountedReader {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.pipe).poll_read(context, buffer);
+        let count = buffer.filled().len().saturating_sub(before);
+        let left = self.left.load(Ordering::Relaxed);
+        self.left
+            .store(left.saturating_sub(count), Ordering::Relaxed);
+        if left < count {
+            return Poll::Ready(Err(io::ErrorKind::QuotaExceeded.into()));
+        }
+        read
+    }
+}
+
+/// Exchanges messages with a server until it ends, is told to end, or has been idle for a while.
+async fn run(
+    program: RunningProgram,
+    mut queue: mpsc::UnboundedReceiver<UpstreamOutgoing>,
+    shared: Arc<UpstreamShared>,
+    idle: Duration,
+    errors: Errors,
+    slot: Option<ProgramSlot>,
+) {
+    let RunningProgram {
+        stdin,
+        stdout,
+        stderr,
+        running,
+        mut end,
+    } = program;
+    let reporting = tokio::spawn(errors.report(stderr));
+    let (unsent, lines_out) = mpsc::unbounded_channel();
+    let stop = shared.stop.clone();
+    let writing = tokio::spawn(write(stdin, lines_out, stop));
+    let mut session = UpstreamSession {
+        waiting: HashMap::new(),
+        unsent,
+        stray: 0,
+        left: Arc::new(AtomicUsize::new(STRAY_BYTES_MAX)),
+        shared: Arc::clone(&shared),
+    };
+    let reader = CountedReader {
+        pipe: stdout,
+        left: Arc::clone(&session.left),
+    };
+    let mut lines = Lines::new(reader, LINE_MAX);
+    let mut last = Instant::now();
+    let why = loop {
+        let is_idle = session.waiting.is_empty();
+        tokio::select! {
+            () = shared.stop.cancelled() => break "it was stopped",
+            outgoing = queue.recv() => match outgoing {
+                Some(outgoing) => {
+                    last = Instant::now();
+                    session.take(outgoing);
+                }
+                None => break "nobody needs it any more",
+            },
+            line = lines.next() => match line {
+                Ok(Some(line)) => {
+                    last = Instant::now();
+                    if !session.receive(&line) {
+                        break "it keeps sending without answering";
+                    }
+                }
+                Ok(None) => break "it closed its output",
+                Err(why) if why.kind() == io::ErrorKind::QuotaExceeded => {
+                    break "it keeps sending without answering";
+                }
+                Err(_) => break "it cannot be read",
+            },
+            () = sleep_until(last + idle), if is_idle => break "it was idle",
+        }
+    };
+    shared.ended.cancel();
+    for (_, waiting) in session.waiting.drain() {
+        // The caller may be gone.
+        let _ = waiting.answer.send(Err(UpstreamFault::Ended(why)));
+    }
+    queue.close();
+    while let Ok(outgoing) = queue.try_recv() {
+        if let UpstreamOutgoing::Request { waiting, .. } = outgoing {
+            let _ = waiting.answer.send(Err(UpstreamFault::Ended(why)));
+        }
+    }
+    // A server ends at the end of its input (MCP, transports); one that does not is ended.
+    writing.abort();
+    drop((session, lines));
+    let _ = timeout(GRACE, end.ended()).await;
+    drop((running, end, slot));
+    let _ = reporting.await;
+}
+
+/// Writes lines to a server, and stops it if it no longer reads.
+async fn write(
+    mut stdin: pipe::Sender,
+    mut lines: mpsc::UnboundedReceiver<Vec<u8>>,
+    stop: CancellationToken,
+) {
+    while let Some(line) = lines.recv().await {
+        if stdin.write_all(&line).await.is_err() {
+            stop.cancel();
+        }
+    }
+}
+
+/// The state of the exchange with a server.
+struct UpstreamSession {
+    waiting: HashMap<i64, Waiting>,
+    unsent: mpsc::UnboundedSender<Vec<u8>>,
+    /// Number of messages since the last answer.
+    stray: usize,
+    left: Arc<AtomicUsize>,
+    shared: Arc<UpstreamShared>,
+}
+
+impl UpstreamSession {
+    fn take(&mut self, outgoing: UpstreamOutgoing) {
+        match outgoing {
+            UpstreamOutgoing::Request { id, line, waiting } => {
+                self.waiting.insert(id, waiting);
+                self.queue(line);
+            }
+            UpstreamOutgoing::Notification(line) => self.queue(line),
+            UpstreamOutgoing::Cancel(id) => {
+                if self.waiting.remove(&id).is_some() {
+                    let cancelled = json!({
+                        "jsonrpc": "2.0",
+                        "method": "notifications/cancelled",
+                        "params": {"requestId": id},
+                    });
+                    self.queue(cancelled.to_string().into_bytes());
+                }
+            }
+        }
+    }
+
+    fn queue(&self, mut line: Vec<u8>) {
+        line.push(b'\n');
+        // A server that no longer reads is stopped.
+        let _ = self.unsent.send(line);
+    }
+
+    /// Takes a line of the server; returns false if it sends too much without answering.
+    fn receive(&mut self, line: &Line) -> bool {
+        self.stray += 1;
+        let bytes = match line {
+            Line::Whole(bytes) => bytes,
+            Line::TooLong { bytes, .. } => {
+                // Whose answer it is, is unknown.
+                for (_, waiting) in self.waiting.drain() {
+                    let _ = waiting.answer.send(Err(UpstreamFault::TooLong(*bytes)));
+                }
+                return true;
+            }
+        };
+        match incoming(bytes) {
+            Incoming::Answer { id, answer } => {
+                if let Some(waiting) = self.waiting.remove(&id) {
+                    self.stray = 0;
+                    self.left.store(STRAY_BYTES_MAX, Ordering::Relaxed);
+                    // The caller may be gone.
+                    let _ = waiting.answer.send(Ok(answer));
+                }
+            }
+            Incoming::Progress { token, params } => {
+                let waiting = self.waiting.get(&token);
+                if let Some(progress) = waiting.and_then(|waiting| waiting.progress.as_ref()) {
+                    // A caller that is slow misses some.
+                    let _ = progress.try_send(params);
+                }
+            }
+            Incoming::Asked(reply) => self.queue(reply.into_bytes()),
+            Incoming::ToolsChanged => self.shared.is_stale.store(true, Ordering::Relaxed),
+            Incoming::Other => {}
+        }
+        self.stray <= STRAY_MAX
+    }
+}
+
+/// Writes an upstream's error output to the machine's log, within limits.
+struct Errors {
+    label: String,
+    report: ReportFault,
+}
+
+impl Errors {
+    fn new(label: String, report: ReportFault) -> Self {
+        Self { label, report }
+    }
+
+    async fn report(self, stderr: pipe::Receiver) {
+        let mut lines = Lines::new(stderr, 16 * 1024);
+        let (mut since, mut count) = (Instant::now(), 0);
+        while let Ok(Some(line)) = lines.next().await {
+            if since.elapsed() > ERROR_INTERVAL {
+                (since, count) = (Instant::now(), 0);
+            }
+            count += 1;
+            if count > ERROR_LINES_MAX {
+                continue;
+            }
+            let text = match &line {
+                Line::Whole(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+                Line::TooLong { head, .. } => String::from_utf8_lossy(head).into_owned(),
+            };
+            let text = shown(&text, ERROR_LINE_SHOWN);
+            (self.report)(&escaped(&format!("the server {} says: {text}", self.label)));
+        }
+    }
+}
