@@ -30,6 +30,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::account::Account;
+use crate::child;
 use crate::cli::{Cli, Command, GlobalArgs, InfraArgs, McpCommand};
 use crate::diagnostic::{self, Diagnostic, Faults, Severity};
 use crate::error::{Exit, Failure, Failures, with_causes};
@@ -45,6 +46,11 @@ pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
     let args: Vec<OsString> = args.into_iter().collect();
     if git_gpg::is_called(args.first()) {
         return as_gpg(args.get(1..).unwrap_or_default());
+    }
+    if let [_, command] = args.as_slice()
+        && let Some(ended) = beside_a_program(command)
+    {
+        return ended;
     }
     let color = match flag(&args, "--color") {
         Some("always") => ColorChoice::Always,
@@ -62,6 +68,22 @@ pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
         Ok(exit) => exit,
         Err(error) => report(&error, &cli.command, &output),
     }
+}
+
+/// Runs a process that stands beside one of the machine's programs, for as long as that runs, or starts it: without the
+/// parser, which takes half a megabyte.
+fn beside_a_program(command: &OsStr) -> Option<Exit> {
+    let run = match command.to_str()? {
+        child::REAPER => child::run_reaper,
+        child::EXEC => child::run_exec,
+        _ => return None,
+    };
+    // The process that started it learns of a failure from the socket between them.
+    Some(if run().is_ok() {
+        Exit::Done
+    } else {
+        Exit::Failed
+    })
 }
 
 /// Runs this program as git's gpg, whose command line has no flags of ours.

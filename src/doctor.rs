@@ -21,7 +21,7 @@ use crate::session::{Session, each};
 use crate::survey::applied::Applied;
 use crate::survey::audit_checkpoint::{LogState, keep};
 use crate::survey::consumer::ask;
-use crate::survey::{providers, signing_key, survey};
+use crate::survey::{definitions, providers, signing_key, survey};
 pub(crate) use diagnose::{Broken, Health};
 use diagnose::{Cause, Examiner};
 
@@ -93,6 +93,7 @@ pub(crate) async fn examine<'e>(
     };
     notes.extend(session.untested.clone());
     notes.extend(signing_key::notes(session, infra, chosen, &state).await);
+    notes.extend(definitions::notes(session, infra, chosen, &state).await);
     notes.extend(examiner.servers(chosen));
     notes.extend(examiner.ends(chosen).filter_map(awaits_restart));
     let others = profile_devices(&state.profiles);

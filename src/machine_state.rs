@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalogue::{UpstreamServer, UpstreamTool};
 use crate::edge::CONSUMER_FOLDER;
-use crate::name::{MachineName, ServerName, UpstreamToolName};
+use crate::infra::Machine;
+use crate::name::{MachineName, ServerName, ServiceTool, UpstreamToolName};
 use crate::services::{Services, ServicesFault};
 use crate::text::Foreign;
 
@@ -283,6 +284,33 @@ pub struct DefinitionRequest {
     pub servers: BTreeMap<ServerName, (UpstreamServer, BTreeSet<UpstreamToolName>)>,
 }
 
+impl DefinitionRequest {
+    /// Requests the tools that a machine's services use; `None` if they use none.
+    #[must_use]
+    pub fn of(machine: &Machine) -> Option<Self> {
+        let mut request = Self {
+            run_as: machine.mcp.run_as.clone(),
+            servers: BTreeMap::new(),
+        };
+        for service in &machine.services {
+            let ServiceTool::Upstream(server, tool) = &service.tool else {
+                continue;
+            };
+            if let Some(declared) = machine.mcp.servers.get(server) {
+                let (_, tools) = request.servers.entry(server.clone()).or_insert_with(|| {
+                    let declared = UpstreamServer {
+                        tools: BTreeMap::new(),
+                        ..declared.clone()
+                    };
+                    (declared, BTreeSet::new())
+                });
+                tools.insert(tool.clone());
+            }
+        }
+        (!request.servers.is_empty()).then_some(request)
+    }
+}
+
 /// The program's answer to it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -297,6 +325,8 @@ pub struct DefinitionReport {
 pub struct ServerDefinitions {
     /// Of the requested tools, as far as the server has them.
     pub tools: BTreeMap<UpstreamToolName, UpstreamTool>,
+    /// The names of all its tools, at most a thousand.
+    pub names: Vec<UpstreamToolName>,
     /// The reason why the server did not list its tools.
     pub failed: Option<Foreign>,
 }

@@ -7,6 +7,7 @@ pub(crate) mod audit_checkpoint;
 mod channels;
 mod checkpoint_store;
 pub(crate) mod consumer;
+pub(crate) mod definitions;
 pub(crate) mod host;
 mod shares;
 pub(crate) mod signing_key;

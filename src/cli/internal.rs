@@ -70,12 +70,6 @@ pub enum InternalCommand {
         /// The server's services file
         services: PathBuf,
     },
-    /// Run a program and end everything that it starts; started by program-launcher
-    #[command(hide = true)]
-    ProgramReaper,
-    /// Give up all rights and become a program; started by program-reaper
-    #[command(hide = true)]
-    ProgramExec,
     /// Serve one consumer; started by mcp serve --listen
     #[command(hide = true)]
     McpWorker {

@@ -21,7 +21,7 @@ use crate::infra::Infra;
 use crate::plan::{self, Action, Deletions, Selection};
 use crate::session::{Session, block_on, lock};
 use crate::survey::applied::Applied;
-use crate::survey::{audit_checkpoint, providers};
+use crate::survey::{audit_checkpoint, definitions, providers};
 use report::{Ended, Progress, RESUMES, print, print_permissions, print_plan};
 
 /// Message from `apply` if there are no actions.
@@ -56,6 +56,9 @@ pub(crate) fn run(args: &ApplyArgs, output: &Output) -> anyhow::Result<Exit> {
         let providers = providers(&edges, &state);
         let notes = audit_checkpoint::keep_all(&session, &infra, &providers, &state.instances);
         plan.notes.extend(notes.await);
+        let all: Vec<_> = edges.iter().collect();
+        plan.notes
+            .extend(definitions::notes(&session, &infra, &all, &state).await);
         session.close_roots().await;
         output.notes(&plan.notes);
         print_permissions(&plan.permissions, output);

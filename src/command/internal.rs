@@ -22,7 +22,7 @@ use crate::machine_state::{Offered, Sent};
 use crate::session::block_on;
 use crate::tool::clipboard::{HolderAnswer, display};
 use crate::tool::gpg_launcher;
-use crate::{child, foreign, machine_root, setup};
+use crate::{foreign, machine_root, setup};
 
 /// Maximum length of a setup request, in bytes: a services file and a little more.
 const ORDER_MAX: u64 = 32 * 1024 * 1024;
@@ -45,8 +45,6 @@ pub(crate) fn run(command: &InternalCommand, output: &Output) -> anyhow::Result<
         InternalCommand::ProgramLauncher { address, services } => {
             return mcp::run_launcher(address, services, output);
         }
-        InternalCommand::ProgramReaper => child::run_reaper()?,
-        InternalCommand::ProgramExec => child::run_exec()?,
         InternalCommand::MachineAsk { provider } => machine_ask(provider, output)?,
         InternalCommand::MachineKey { key } => {
             answer(output, &mcp::signing_key(key.as_deref())?)?;

@@ -126,9 +126,10 @@ fn is_used(
     tool: &UpstreamToolName,
 ) -> bool {
     let tool = ServiceTool::Upstream(server.clone(), tool.clone());
-    infra
-        .machine(machine.as_str())
-        .is_some_and(|(_, machine)| machine.services.iter().any(|service| service.tool == tool))
+    // A disabled domain keeps what is pinned, as it keeps its addresses.
+    let machines = infra.domains.iter().flat_map(|domain| &domain.machines);
+    let mut machines = machines.filter(|one| one.name == *machine);
+    machines.any(|machine| machine.services.iter().any(|service| service.tool == tool))
 }
 
 /// Gives the machines' servers their pinned tools.

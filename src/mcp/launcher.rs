@@ -24,12 +24,13 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{sleep, timeout};
 
 use crate::catalogue::Definition;
 use crate::child::ChildUser;
-use crate::ipc::{framed, receive_async};
+use crate::ipc::{framed, receive, receive_async};
 use crate::machine_state::LAUNCHER;
 use crate::mcp::helper::{CallOutcome, CallSession, ProgressSink, ToolResult, Work, serve};
 use crate::mcp::policy_watcher::PolicyWatcher;
@@ -37,7 +38,7 @@ use crate::name::{MachineName, ServiceTool};
 use crate::policy::{Caller, Grant};
 use crate::tool::{Copies, Resource, ToolError};
 pub(crate) use definitions::definitions;
-use slots::ProgramSlots;
+use slots::{ProgramSlot, ProgramSlots};
 use upstream::{UpstreamCall, Upstreams};
 
 /// Maximum time for which a server tries to reach the launcher, which may be restarting.
@@ -48,6 +49,8 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 const HELLO_MAX: Duration = Duration::from_secs(5);
 /// Maximum length of that message, in bytes.
 const HELLO_BYTES: u32 = 1024;
+/// Maximum length of a status, in bytes.
+const STATUS_BYTES: u32 = 1024 * 1024;
 /// Maximum number of connections for one caller: one, and those of earlier workers that are about to end.
 const CONNECTIONS_MAX: usize = 8;
 /// Maximum number of calls that one connection runs or lets wait at the same time.
@@ -55,9 +58,35 @@ const CALLS_MAX: usize = 32;
 
 /// The first message on a connection.
 #[derive(Debug, Serialize, Deserialize)]
-struct LauncherHello {
-    /// The consumer that the connection is for; `None`: the operator.
-    consumer: Option<MachineName>,
+enum LauncherHello {
+    /// Calls follow.
+    Calls {
+        /// The consumer that the connection is for; `None`: the operator.
+        consumer: Option<MachineName>,
+    },
+    /// Answer with the launcher's status.
+    Status,
+}
+
+/// The status of a launcher, for `mcp status`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LauncherStatus {
+    /// Number of programs and servers that run.
+    pub(crate) running: u32,
+    /// Tools whose definition was not the pinned one when they were last called.
+    pub(crate) changed: Vec<ServiceTool>,
+}
+
+/// Asks the launcher at this address for its status.
+///
+/// # Errors
+///
+/// Nothing answers there.
+pub(crate) fn status(address: &Path) -> io::Result<LauncherStatus> {
+    let mut stream = StdStream::connect_addr(&socket_address(address)?)?;
+    stream.set_read_timeout(Some(HELLO_MAX))?;
+    stream.write_all(&framed(&LauncherHello::Status)?)?;
+    receive(&mut io::BufReader::new(stream), STATUS_BYTES)
 }
 
 /// Returns the kernel's form of a socket's address.
@@ -86,7 +115,7 @@ pub(crate) fn connect(address: &Path, caller: &Caller) -> io::Result<StdStream> 
         Caller::Operator => None,
         Caller::Consumer(name) => Some(name.clone()),
     };
-    stream.write_all(&framed(&LauncherHello { consumer })?)?;
+    stream.write_all(&framed(&LauncherHello::Calls { consumer })?)?;
     Ok(stream)
 }
 
@@ -160,8 +189,16 @@ impl Launcher {
 /// Serves one connection.
 async fn attend(mut stream: UnixStream, programs: Arc<Programs>, connections: Arc<Connections>) {
     let hello = timeout(HELLO_MAX, receive_async(&mut stream, HELLO_BYTES)).await;
-    let Ok(Ok(LauncherHello { consumer })) = hello else {
-        return;
+    let consumer = match hello {
+        Ok(Ok(LauncherHello::Calls { consumer })) => consumer,
+        Ok(Ok(LauncherHello::Status)) => {
+            if let Ok(status) = framed(&programs.status()) {
+                // The peer may be gone.
+                let _ = timeout(HELLO_MAX, stream.write_all(&status)).await;
+            }
+            return;
+        }
+        Ok(Err(_)) | Err(_) => return,
     };
     let Some(_place) = connections.enter(consumer.as_ref()) else {
         return;
@@ -252,11 +289,25 @@ impl CallSession for ProgramSession {
 }
 
 impl Programs {
+    /// Waits until one more program may run; stops an idle server if there is no room.
+    async fn enter_slot(&self) -> Result<ProgramSlot, ToolError> {
+        let max = || self.policy.current().services.children_max();
+        self.slots.enter(max, || self.upstreams.stop_one()).await
+    }
+
+    fn status(&self) -> LauncherStatus {
+        let policy = self.policy.current();
+        LauncherStatus {
+            running: self.slots.running(),
+            changed: self.upstreams.changed(&policy.services),
+        }
+    }
+
     async fn run(self: Arc<Self>, grant: &Grant, progress: Option<ProgressSink>) -> ToolResult {
         let policy = self.policy.current();
         match (grant.tool(), policy.services.definition(grant.tool())) {
             (ServiceTool::Own(_), Some(Definition::Own(tool))) => {
-                let _slot = self.slots.enter(|| self.policy.current()).await?;
+                let _slot = self.enter_slot().await?;
                 let outcome = command::run(grant, tool, &self).await;
                 outcome.map(CallOutcome::Tool)
             }

@@ -65,6 +65,9 @@ pub(crate) struct ServerStatus {
     pub(crate) surroundings: Option<Surroundings>,
     #[serde(default)]
     pub(crate) confinement: Option<InForce>,
+    /// The address of the launcher of the machine's own programs.
+    #[serde(default)]
+    pub(crate) launcher: Option<PathBuf>,
 }
 
 /// The server state shared by all consumers.
@@ -311,6 +314,7 @@ impl Listening {
             unlogged: now.unlogged.clone().map(Foreign::from),
             surroundings: Some(Surroundings::from_env()),
             confinement: Some(self.state.confinement.clone()),
+            launcher: Some(self.state.program_launcher.clone()),
         };
         // Serialization of these types cannot fail.
         let text = serde_json::to_vec(&status).unwrap_or_default();

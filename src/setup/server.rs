@@ -205,6 +205,7 @@ mod tests {
             unlogged: None,
             surroundings: None,
             confinement: None,
+            launcher: None,
         }
     }
 

@@ -1,6 +1,6 @@
 //! `make bench`: measures durations against two yardsticks from the same run: the floor (the minimum that the system
 //! needs) and a Python peer. Asserts nothing; on a busy machine, the ratios are still useful.
-//! `cargo bench -- list declared calls signatures files flood attack apply edge` selects groups; without names, all groups run.
+//! `cargo bench -- list declared calls signatures upstream files flood attack apply edge` selects groups; without names, all groups run.
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -19,6 +19,7 @@ mod session;
 mod signature;
 mod table;
 mod transfer;
+mod upstream;
 mod yardstick;
 
 use std::path::{Path, PathBuf};
@@ -64,6 +65,17 @@ fn main() {
     }
     if wanted("signatures") {
         signatures(&mut table, folder.path());
+    }
+    if wanted("upstream")
+        && let Some(times) = upstream::times(|| anklume(folder.path()), folder.path())
+    {
+        table.push(Row {
+            what: "a call to an MCP server's tool".to_owned(),
+            ours: times.ours,
+            floor: ("the same call to the server itself", times.direct),
+            expected: "≤ 1.5 × floor",
+            peer: ("", None),
+        });
     }
     if wanted("files") {
         files(&mut table, folder.path());

@@ -1,7 +1,6 @@
 //! `anklume mcp pin`: shows the definitions of MCP servers' tools that nobody has accepted yet, and pins those that the person
 //! at the terminal accepts. `anklume machine-definitions`, in a machine, asks its servers for them.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, IsTerminal as _, Read as _, Write as _};
 use std::path::Path;
 use std::time::Duration;
@@ -24,9 +23,9 @@ use crate::incus::Object;
 use crate::infra::{self, Infra, LOCK, Machine, Pins};
 use crate::machine_state::{DEFINITIONS, DefinitionReport, DefinitionRequest, ServerDefinitions};
 use crate::mcp::launcher;
-use crate::name::{MachineName, ServerName, ServiceTool, UpstreamToolName};
+use crate::name::{MachineName, ServerName, UpstreamToolName, closest};
 use crate::session::{Session, block_on};
-use crate::text::escaped;
+use crate::text::{escaped, listed};
 use crate::transport::RemoteExec;
 
 /// Maximum time for a machine's servers to start and list their tools.
@@ -48,7 +47,7 @@ struct PinChange {
     tool: UpstreamToolName,
     /// `new` or `changed`.
     change: &'static str,
-    #[serde(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pinned: Option<UpstreamTool>,
     definition: UpstreamTool,
 }
@@ -58,7 +57,13 @@ pub(crate) fn run(args: &McpPinArgs, output: &Output) -> anyhow::Result<Exit> {
     let (read, pins) = infra::open_for_pinning(args.infra.infra.as_deref())?;
     let requests = requests(&read.infra, args.instance.as_deref())?;
     if requests.is_empty() {
-        output.say("no service uses a tool of an MCP server, so nothing can be pinned");
+        let of = match &args.instance {
+            Some(name) => format!(" of `{}`", name.escape_debug()),
+            None => String::new(),
+        };
+        output.say(&format!(
+            "no service{of} uses a tool of an MCP server, so nothing can be pinned"
+        ));
         return Ok(Exit::Done);
     }
     let changes = block_on(async {
@@ -88,13 +93,18 @@ pub(crate) fn run(args: &McpPinArgs, output: &Output) -> anyhow::Result<Exit> {
         return Ok(Exit::Done);
     }
     if args.check {
-        return Ok(Exit::Differs);
+        let differs = !changes.is_empty();
+        return Ok(if differs { Exit::Differs } else { Exit::Done });
     }
     if !args.yes && !changes.is_empty() {
         confirm()?;
     }
     write(&read.folder, &next)?;
-    output.say(&format!("pinned in `{LOCK}`; keep it with `infra.yml`"));
+    output.say(&if changes.is_empty() {
+        format!("what no service uses any more was removed from `{LOCK}`")
+    } else {
+        format!("pinned in `{LOCK}`; keep it with `infra.yml`, and run `anklume apply`")
+    });
     Ok(Exit::Done)
 }
 
@@ -114,28 +124,11 @@ fn requests<'i>(
     let machines = infra.machines();
     let machines =
         machines.filter(|(_, machine)| name.is_none_or(|name| machine.name.as_str() == name));
-    let requests = machines.map(|(domain, machine)| {
-        let mut request = DefinitionRequest {
-            run_as: machine.mcp.run_as.clone(),
-            servers: BTreeMap::new(),
-        };
-        for service in &machine.services {
-            let ServiceTool::Upstream(server, tool) = &service.tool else {
-                continue;
-            };
-            if let Some(declared) = machine.mcp.servers.get(server) {
-                let mut declared = declared.clone();
-                declared.tools.clear();
-                let wanted = request.servers.entry(server.clone());
-                let (_, tools) = wanted.or_insert_with(|| (declared, BTreeSet::new()));
-                tools.insert(tool.clone());
-            }
-        }
-        (domain.name.as_str(), machine, request)
+    let requests = machines.filter_map(|(domain, machine)| {
+        let request = DefinitionRequest::of(machine)?;
+        Some((domain.name.as_str(), machine, request))
     });
-    Ok(requests
-        .filter(|(_, _, request)| !request.servers.is_empty())
-        .collect())
+    Ok(requests.collect())
 }
 
 /// Asks a machine's servers for the definitions of their tools.
@@ -186,6 +179,7 @@ fn compare(
     for (server, (_, tools)) in &request.servers {
         let ServerDefinitions {
             tools: mut found,
+            names,
             failed,
         } = report.servers.remove(server).unwrap_or_default();
         if let Some(why) = failed {
@@ -198,11 +192,7 @@ fn compare(
         }
         for tool in tools {
             let Some(definition) = found.remove(tool) else {
-                let message = format!(
-                    "the server `{server}` of `{}` has no tool `{tool}`, or its definition is not valid",
-                    machine.name
-                );
-                return Err(Failure::new(Exit::Failed, message).into());
+                return Err(missing(machine, server, tool, &names).into());
             };
             let pinned = pins.get(&machine.name, server, tool);
             if pinned == Some(&definition) {
@@ -219,6 +209,27 @@ fn compare(
         }
     }
     Ok(changes)
+}
+
+/// Says which tools a server has instead of one that it does not have.
+fn missing(
+    machine: &Machine,
+    server: &ServerName,
+    tool: &UpstreamToolName,
+    names: &[UpstreamToolName],
+) -> Failure {
+    let of = format!("the server `{server}` of `{}`", machine.name);
+    if names.contains(tool) {
+        let message =
+            format!("the definition of `{tool}` cannot be pinned: it is too long, or not valid");
+        return Failure::new(Exit::Failed, format!("{of}: {message}"));
+    }
+    let names: Vec<&str> = names.iter().map(UpstreamToolName::as_str).collect();
+    let help = match closest(tool.as_str(), names.iter().copied()) {
+        Some(near) => format!("did you mean `{near}`? its tools are: {}", listed(&names)),
+        None => format!("its tools are: {}", listed(&names)),
+    };
+    Failure::new(Exit::Failed, format!("{of} has no tool `{tool}`")).help(help)
 }
 
 /// Shows a change as the difference between two definitions. Every character that controls a terminal is escaped.

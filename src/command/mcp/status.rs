@@ -10,6 +10,7 @@ use crate::command::joined;
 use crate::command::output::{Output, done_or_failed};
 use crate::error::{Exit, Failure};
 use crate::machine_state::SERVICES;
+use crate::mcp::launcher::{self, LauncherStatus};
 use crate::mcp::listen::ServerStatus;
 use crate::mcp::listen::folder::SocketFolder;
 use crate::services::Services;
@@ -22,6 +23,7 @@ const WHY_MAX: usize = 300;
 /// the log cannot be written, and 4 if no server is running.
 pub(super) fn run(folder: &Path, output: &Output) -> anyhow::Result<Exit> {
     let status = read(folder)?;
+    let programs = programs(&status);
     let answer = json!({
         "pid": status.pid,
         "version": status.version,
@@ -32,12 +34,24 @@ pub(super) fn run(folder: &Path, output: &Output) -> anyhow::Result<Exit> {
         "unlogged": status.unlogged,
         "confinement": status.confinement,
         "memory": memory_json(&status.services),
+        "programs": programs.as_ref().and_then(|programs| programs.as_ref().ok()),
         "services": status.services.services,
     });
-    output.answer_as(&answer, || as_text(&status))?;
+    output.answer_as(&answer, || as_text(&status, programs.as_ref()))?;
     Ok(done_or_failed(
-        status.refused.is_none() && status.failed.is_empty() && status.unlogged.is_none(),
+        status.refused.is_none()
+            && status.failed.is_empty()
+            && status.unlogged.is_none()
+            && programs
+                .is_none_or(|programs| programs.is_ok_and(|programs| programs.changed.is_empty())),
     ))
+}
+
+/// Asks the launcher about the machine's own programs; `None` if no service uses one.
+fn programs(status: &ServerStatus) -> Option<std::io::Result<LauncherStatus>> {
+    let launcher = status.launcher.as_ref();
+    let launcher = launcher.filter(|_| status.services.have_programs())?;
+    Some(launcher::status(launcher))
 }
 
 fn read(folder: &Path) -> anyhow::Result<ServerStatus> {
@@ -87,7 +101,7 @@ fn memory_text(services: &Services) -> String {
     format!("memory: {all} at most{}", each.collect::<String>())
 }
 
-fn as_text(status: &ServerStatus) -> String {
+fn as_text(status: &ServerStatus, programs: Option<&std::io::Result<LauncherStatus>>) -> String {
     let services = &status.services;
     let mut lines = vec![
         format!(
@@ -119,6 +133,21 @@ fn as_text(status: &ServerStatus) -> String {
         lines.push(format!("NOT logged, {calls}: {}", why.escaped()));
     }
     lines.push(memory_text(services));
+    match programs {
+        None => {}
+        Some(Err(why)) => lines.push(format!(
+            "NOT served: the machine's programs do not run: {why}"
+        )),
+        Some(Ok(programs)) => {
+            let (running, max) = (programs.running, services.children_max());
+            lines.push(format!("programs: {running} of {max} running"));
+            for tool in &programs.changed {
+                lines.push(format!(
+                    "NOT called: the definition of `{tool}` has changed; `anklume mcp pin` on the host shows how"
+                ));
+            }
+        }
+    }
     for service in &services.services {
         let consumers = joined(&service.consumers, "no consumers");
         lines.push(format!("{} ({}): {consumers}", service.name, service.tool));

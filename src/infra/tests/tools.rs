@@ -160,7 +160,7 @@ const SERVERS: &[Case] = &[(
         "wrong-type 11:26 /bin/d",
         "invalid-name 12:13 E",
         "missing-key 13:16 {",
-        "invalid-name 16:29 a/",
+        "unknown-tool 16:29 a/",
         "unknown-tool 17:29 z/x",
         "invalid-name 18:29 \"a/x y\"",
         "unknown-tool 19:29 a",

@@ -12,7 +12,9 @@ use crate::infra::findings::{At, Code, Findings};
 use crate::infra::raw::{Entry, Node, NodeKind, Reading};
 use crate::infra::{DeclaredService, McpUsers};
 use crate::limits::{Limits, MEMORY_ALL, MEMORY_MIN, MESSAGE_BYTES_MAX, MESSAGES_SHOWN_PER_MINUTE};
-use crate::name::{MACHINE_NAME_MAX, MachineName, OwnToolName, ServiceName, ServiceTool, ToolName};
+use crate::name::{
+    MACHINE_NAME_MAX, MachineName, OwnToolName, ServerName, ServiceName, ServiceTool, ToolName,
+};
 
 const KEYS: [&str; 6] = ["name", "tool", "consumers", OFFERED_ONLY, "with", "limits"];
 
@@ -36,7 +38,11 @@ struct MachineTools<'t> {
 impl<'t> MachineTools<'t> {
     fn names(self) -> impl Iterator<Item = &'t str> {
         let built_in: [&'static str; _] = ToolName::ALL.map(ToolName::as_str);
-        built_in.into_iter().chain(self.declared.iter().copied())
+        let own = self.declared.iter().copied();
+        // One with the name of another tool has a finding of its own.
+        built_in
+            .into_iter()
+            .chain(own.filter(|name| name.parse::<ToolName>().is_err()))
     }
 
     fn listed(self) -> String {
@@ -222,10 +228,21 @@ fn upstream_tool(
     tools: MachineTools<'_>,
     findings: &mut Findings,
 ) -> Option<ServiceTool> {
+    if server.is_empty() || tool.is_empty() || tool == "*" {
+        let message = format!("{} names no tool", quote(&format!("{server}/{tool}")));
+        findings.error(Code::UnknownTool, at, message).help(
+            "write the server and one of its tools, such as `github/list_issues`; each tool is named",
+        );
+        return None;
+    }
     if !tools.servers.contains(&server) {
         let near = findings.closest(server, tools.servers.iter().copied());
         let help = match near {
             Some(near) => format!("did you mean `{near}/{tool}`?"),
+            None if server.parse::<ServerName>().is_err() => {
+                "name a server in `mcp: {servers: …}`: lower-case letters, digits and `_`"
+                    .to_owned()
+            }
             None => format!(
                 "declare it: `mcp: {{servers: {{{server}: {{command: [/path/to/server]}}}}}}`"
             ),
@@ -298,6 +315,13 @@ fn tool(
     if !tools.names().any(|name| name == text) {
         let near = findings.closest(text, tools.names());
         let near = near.map_or(String::new(), |near| format!("did you mean `{near}`? "));
+        if tools.servers.contains(&text) {
+            let message = format!("{} is a server, not a tool", quote(text));
+            findings
+                .error(Code::UnknownTool, at, message)
+                .help(format!("name one of its tools: `{text}/TOOL`"));
+            return None;
+        }
         let message = format!("{} is not a tool", quote(text));
         findings
             .error(Code::UnknownTool, at, message)

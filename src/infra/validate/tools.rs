@@ -406,9 +406,15 @@ fn check_uses(
         let follows_option = before.is_some_and(|(before, _)| {
             before.is_option() && before.argument().is_none() && !before.ends_options()
         });
-        let fault = if declared.argument.stdin {
-            format!("`{name}` is the program's input, but the command contains it too")
-        } else if !used.insert(name) {
+        if declared.argument.stdin {
+            let message =
+                format!("`{name}` is the program's input, but the command contains it too");
+            findings
+                .error(Code::InvalidCommand, *at, message)
+                .help("remove it from the command, or remove `stdin`");
+            continue;
+        }
+        let fault = if !used.insert(name) {
             format!("`{name}` occurs twice in the command")
         } else if declared.argument.optional && element.is_bare() && follows_option {
             format!("`{name}` is optional, but the option before it would remain without it")

@@ -8,6 +8,9 @@ use crate::child::ChildUser;
 use crate::machine_state::{DefinitionReport, DefinitionRequest, ServerDefinitions};
 use crate::name::UpstreamToolName;
 
+/// Maximum number of names of a server's tools in an answer.
+const NAMES_MAX: usize = 1000;
+
 /// Starts each server once, in the same way as for a call, and returns its definitions of the requested tools.
 pub(crate) async fn definitions(request: DefinitionRequest, user: &ChildUser) -> DefinitionReport {
     let mut report = DefinitionReport::default();
@@ -19,7 +22,7 @@ pub(crate) async fn definitions(request: DefinitionRequest, user: &ChildUser) ->
             said.push(text.to_owned());
         });
         let mut answer = ServerDefinitions::default();
-        let listed = match connect(&server, user, &report_fault, name.to_string(), None).await {
+        let listed = match connect(&server, user, &report_fault, format!("`{name}`"), None).await {
             Ok(connection) => {
                 let listed = connection.tools().await.map_err(|why| why.to_string());
                 connection.stop();
@@ -33,6 +36,9 @@ pub(crate) async fn definitions(request: DefinitionRequest, user: &ChildUser) ->
                     let name = tool.name().parse::<UpstreamToolName>().ok()?;
                     tools.contains(&name).then_some(name)
                 };
+                let names = listed.iter().filter_map(|tool| tool.get("name")?.as_str());
+                let names = names.filter_map(|name| name.parse().ok());
+                answer.names = names.take(NAMES_MAX).collect();
                 for tool in listed.iter().filter_map(|tool| UpstreamTool::of(tool).ok()) {
                     if let Some(name) = wanted(&tool) {
                         answer.tools.insert(name, tool);

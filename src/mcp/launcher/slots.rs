@@ -6,7 +6,6 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use crate::mcp::policy_watcher::Policy;
 use crate::tool::ToolError;
 
 /// Maximum time for which a call waits for another program to end.
@@ -24,25 +23,32 @@ pub(super) struct ProgramSlots {
 pub(super) struct ProgramSlot(Arc<ProgramSlots>);
 
 impl ProgramSlots {
-    /// Waits until fewer programs run than the policy in force allows. Fails if that takes too long.
+    /// Waits until fewer programs than `max` run; `make_room` may end one meanwhile. Fails if that takes too long.
     pub(super) async fn enter(
         self: &Arc<Self>,
-        policy: impl Fn() -> Arc<Policy>,
+        max: impl Fn() -> u32,
+        make_room: impl Fn(),
     ) -> Result<ProgramSlot, ToolError> {
         let end = Instant::now() + WAIT_MAX;
         loop {
             let freed = self.freed.notified();
-            let max = policy().services.children_max();
+            let max = max();
             if let Some(slot) = self.try_enter(max) {
                 return Ok(slot);
             }
+            make_room();
             if timeout_at(end, freed).await.is_err() {
                 let text = format!(
-                    "{max} programs are running on this machine, as many as it allows; try again later"
+                    "this machine already runs as many programs as it allows ({max}); try again later"
                 );
                 return Err(ToolError::Busy(text));
             }
         }
+    }
+
+    /// Returns the number of running programs.
+    pub(super) fn running(&self) -> u32 {
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn try_enter(self: &Arc<Self>, max: u32) -> Option<ProgramSlot> {

@@ -3,7 +3,7 @@
 //! An upstream is not trusted: it gets nothing but the calls that the policy grants, its requests are refused, and what it
 //! sends has limits. Its tools' definitions are compared with the pinned ones before each call.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
@@ -22,12 +22,13 @@ use super::slots::ProgramSlot;
 use super::{Programs, ReportFault};
 use crate::catalogue::{UpstreamServer, UpstreamTool};
 use crate::child::{ChildUser, GRACE, RunningProgram, spec, start};
+use crate::mcp::ANSWER_VALUES_MAX;
 use crate::mcp::client::{Incoming, UpstreamAnswer, incoming, initialize_params};
-use crate::mcp::framing::{Line, Lines};
+use crate::mcp::framing::{Line, Lines, json as reader};
 use crate::mcp::helper::ProgressSink;
-use crate::name::ServerName;
+use crate::name::{ServerName, ServiceTool, UpstreamToolName};
 use crate::policy::Caller;
-use crate::text::{escaped, shown};
+use crate::services::Services;
 use crate::tool::ToolError;
 
 /// Maximum length of a message from an upstream, in bytes: an image of 8 MiB in base64, twice.
@@ -35,19 +36,27 @@ const LINE_MAX: usize = 32 * 1024 * 1024;
 /// Maximum length of a result that is passed on, in bytes: the official TypeScript clients close the connection at a line
 /// of 10 MiB.
 const RESULT_MAX: usize = 9 * 1024 * 1024;
+/// Maximum length of a report of progress, in bytes; longer ones are dropped.
+const PROGRESS_BYTES_MAX: usize = 64 * 1024;
 /// Maximum number of messages and bytes that an upstream may send without answering.
 const STRAY_MAX: usize = 20_000;
 const STRAY_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Maximum time for an upstream to start, and to list its tools.
 const START_MAX: Duration = Duration::from_secs(30);
-/// Maximum number of its tools, and of the pages of its list.
-const TOOLS_MAX: usize = 10_000;
+/// Maximum length of its list of tools, in bytes, and number of pages.
+const LIST_BYTES_MAX: usize = 8 * 1024 * 1024;
 const PAGES_MAX: usize = 100;
 /// Age of a list after which it is fetched again before a call, in case an upstream does not say that it has changed.
 const LIST_AGE_MAX: Duration = Duration::from_secs(10);
 /// Pause after the first failure of an upstream; it doubles with each further one.
 const BACK_OFF: Duration = Duration::from_millis(500);
 const BACK_OFF_MAX: Duration = Duration::from_secs(30);
+/// A call waits for the end of a pause that is not longer than this.
+const PAUSE_WAITED: Duration = Duration::from_secs(2);
+/// Ends of a server that are no failures.
+const STOPPED: &str = "it was stopped";
+const UNNEEDED: &str = "nobody needs it any more";
+const IDLE: &str = "it was idle";
 /// Maximum length of a line of an upstream's error output that is written to the log, in characters.
 const ERROR_LINE_SHOWN: usize = 500;
 /// Maximum number of such lines per interval.
@@ -56,7 +65,11 @@ const ERROR_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The running upstreams.
 #[derive(Default)]
-pub(super) struct Upstreams(Mutex<HashMap<(Caller, ServerName), Arc<UpstreamPlace>>>);
+pub(super) struct Upstreams {
+    places: Mutex<HashMap<(Caller, ServerName), Arc<UpstreamPlace>>>,
+    /// Tools whose definition was not the pinned one when they were last called, with the digest of the latter.
+    changed: Mutex<BTreeMap<(ServerName, UpstreamToolName), String>>,
+}
 
 /// A caller's place for one server.
 #[derive(Default)]
@@ -97,7 +110,7 @@ impl Upstreams {
         call: UpstreamCall<'_>,
     ) -> Result<UpstreamAnswer, ToolError> {
         let place = {
-            let mut places = lock(&self.0);
+            let mut places = lock(&self.places);
             // Places without a server and without failures are forgotten.
             places.retain(|_, place| Arc::strong_count(place) > 1 || place.is_in_use());
             let key = (call.caller.clone(), call.name.clone());
@@ -105,14 +118,69 @@ impl Upstreams {
         };
         let connection = place.connection(programs, &call).await?;
         let answered = connection.call(&call).await;
+        if self.note_definition(&call, answered.as_ref().err()) {
+            let (server, tool) = (call.name, call.tool.name());
+            (programs.report)(&format!(
+                "the definition of `{server}/{tool}` is not the one that was accepted, so calls are refused"
+            ));
+        }
         match &answered {
-            Err(UpstreamFault::Ended(_)) => place.has_failed(),
+            Err(UpstreamFault::Ended(why)) => connection.count_failure(why, &place),
             Err(
                 UpstreamFault::TooLong(_) | UpstreamFault::Changed(_) | UpstreamFault::Missing(_),
             ) => {}
             Ok(_) => *lock(&place.failures) = UpstreamFailures::default(),
         }
         answered.map_err(ToolError::from)
+    }
+}
+
+impl Upstreams {
+    /// Notes whether the server still describes a called tool as it is pinned; returns whether a difference is new.
+    fn note_definition(&self, call: &UpstreamCall<'_>, fault: Option<&UpstreamFault>) -> bool {
+        let Ok(tool) = call.tool.name().parse() else {
+            return false;
+        };
+        let key = (call.name.clone(), tool);
+        let mut changed = lock(&self.changed);
+        match fault {
+            Some(UpstreamFault::Changed(_) | UpstreamFault::Missing(_)) => {
+                let digest = call.tool.digest();
+                changed.insert(key, digest.clone()) != Some(digest)
+            }
+            Some(UpstreamFault::Ended(_) | UpstreamFault::TooLong(_)) => false,
+            None => {
+                changed.remove(&key);
+                false
+            }
+        }
+    }
+
+    /// Stops the server that has been without a call for the longest time, so that another program can run.
+    pub(super) fn stop_one(&self) {
+        let places = lock(&self.places);
+        let idle = places.values().filter_map(|place| {
+            let upstream = place.upstream.try_lock().ok()?;
+            let connection = upstream.as_ref()?.connection.clone();
+            let shared = &connection.shared;
+            let is_idle = shared.in_flight.load(Ordering::Relaxed) == 0;
+            let used = *lock(&shared.used);
+            (is_idle && !shared.stop.is_cancelled()).then_some((used, connection))
+        });
+        if let Some((_, connection)) = idle.min_by_key(|(used, _)| *used) {
+            connection.stop();
+        }
+    }
+
+    /// Returns the tools whose definition was not the one that is pinned now.
+    pub(super) fn changed(&self, services: &Services) -> Vec<ServiceTool> {
+        let changed = lock(&self.changed);
+        let changed = changed.iter().filter_map(|((server, tool), digest)| {
+            let pinned = services.servers.get(server)?.tools.get(tool)?;
+            let tool = ServiceTool::Upstream(server.clone(), tool.clone());
+            (pinned.digest() == *digest).then_some(tool)
+        });
+        changed.collect()
     }
 }
 
@@ -147,15 +215,20 @@ impl UpstreamPlace {
             return Ok(running.connection.clone());
         }
         *upstream = None;
-        if let Some(until) = lock(&self.failures).until
+        let until = lock(&self.failures).until;
+        if let Some(until) = until
             && let Some(left) = until.checked_duration_since(Instant::now())
         {
-            let text = format!(
-                "the server `{}` has failed; it is started again in {:.1} s",
-                call.name,
-                left.as_secs_f64()
-            );
-            return Err(ToolError::Unavailable(text));
+            if left <= PAUSE_WAITED {
+                sleep_until(until).await;
+            } else {
+                let text = format!(
+                    "the server `{}` has failed repeatedly; try again in {:.0} s",
+                    call.name,
+                    left.as_secs_f64().ceil()
+                );
+                return Err(ToolError::Unavailable(text));
+            }
         }
         let started = Upstream::start(programs, call).await;
         if started.is_err() {
@@ -187,8 +260,8 @@ impl Upstream {
     }
 
     async fn start(programs: &Arc<Programs>, call: &UpstreamCall<'_>) -> Result<Self, ToolError> {
-        let slot = programs.slots.enter(|| programs.policy.current()).await?;
-        let label = format!("{} (for {})", call.name, call.caller);
+        let slot = programs.enter_slot().await?;
+        let label = format!("`{}` (for {})", call.name, call.caller);
         let connection = connect(
             call.server,
             &programs.user,
@@ -253,7 +326,7 @@ pub(super) enum UpstreamFault {
     #[error("the server's answer has {} MiB; at most {} MiB are passed on", .0.div_ceil(1024 * 1024), RESULT_MAX / 1024 / 1024)]
     TooLong(u64),
     #[error(
-        "the definition of `{0}` has changed since it was accepted, so it is not called; the operator can accept it with `anklume mcp pin`"
+        "the definition of `{0}` has changed since it was accepted, so it is not called; the operator can accept it with `anklume mcp pin` and `anklume apply`"
     )]
     Changed(String),
     #[error("the server no longer has a tool `{0}`")]
@@ -289,6 +362,10 @@ struct UpstreamShared {
     last_id: AtomicI64,
     /// True if the server says that its tools have changed.
     is_stale: AtomicBool,
+    /// True once its failure was counted: it may fail many calls at once.
+    is_counted: AtomicBool,
+    in_flight: AtomicUsize,
+    used: Mutex<Option<Instant>>,
     listed: tokio::sync::Mutex<Option<Listed>>,
 }
 
@@ -324,6 +401,9 @@ struct CancelOnDrop<'a> {
 
 impl Drop for CancelOnDrop<'_> {
     fn drop(&mut self) {
+        let shared = &self.connection.shared;
+        shared.in_flight.fetch_sub(1, Ordering::Relaxed);
+        *lock(&shared.used) = Some(Instant::now());
         if let Some(id) = self.id {
             // A server that has ended has nothing to cancel.
             let _ = self.connection.requests.send(UpstreamOutgoing::Cancel(id));
@@ -354,12 +434,12 @@ impl UpstreamConnection {
         let answer = self
             .request("tools/call", &params, call.progress.clone())
             .await?;
-        match &answer {
-            UpstreamAnswer::Result(result) if result.get().len() > RESULT_MAX => {
-                Err(UpstreamFault::TooLong(result.get().len() as u64))
-            }
-            _ => Ok(answer),
+        let (UpstreamAnswer::Result(payload) | UpstreamAnswer::Error(payload)) = &answer;
+        let length = payload.get().len();
+        if length > RESULT_MAX {
+            return Err(UpstreamFault::TooLong(length as u64));
         }
+        Ok(answer)
     }
 
     /// Checks that the server's definition of a tool is the pinned one.
@@ -370,8 +450,12 @@ impl UpstreamConnection {
         if is_stale || !listed.as_ref().is_some_and(is_recent) {
             *listed = None;
             let tools = self.tools().await?;
-            let definitions = tools.iter().filter_map(|tool| UpstreamTool::of(tool).ok());
-            let digests = definitions.map(|tool| (tool.name().to_owned(), tool.digest()));
+            let digests = tools.iter().filter_map(|tool| {
+                let name = tool.get("name")?.as_str()?.to_owned();
+                // One that cannot be pinned is never the pinned one.
+                let digest = UpstreamTool::of(tool).map(|tool| tool.digest());
+                Some((name, digest.unwrap_or_default()))
+            });
             *listed = Some(Listed {
                 since: Instant::now(),
                 digests: digests.collect(),
@@ -386,6 +470,14 @@ impl UpstreamConnection {
         }
     }
 
+    /// Counts the failure of the server once, unless it was ended on purpose.
+    fn count_failure(&self, why: &str, place: &UpstreamPlace) {
+        let was_ended = [STOPPED, UNNEEDED, IDLE].contains(&why);
+        if !was_ended && !self.shared.is_counted.swap(true, Ordering::Relaxed) {
+            place.has_failed();
+        }
+    }
+
     /// Ends the server.
     pub(super) fn stop(&self) {
         self.shared.stop.cancel();
@@ -395,15 +487,24 @@ impl UpstreamConnection {
     pub(super) async fn tools(&self) -> Result<Vec<Value>, UpstreamFault> {
         let listing = async {
             let mut tools = Vec::new();
+            let (mut values, mut bytes) = (0, 0);
             let mut params = json!({});
             for _ in 0..PAGES_MAX {
                 let answer = self.request("tools/list", &params, None).await?;
                 let UpstreamAnswer::Result(page) = answer else {
+                    self.stop();
                     return Err(UpstreamFault::Ended("it does not list its tools"));
                 };
-                let page: Value = serde_json::from_str(page.get()).unwrap_or_default();
-                if let Some(Value::Array(listed)) = page.get("tools") {
-                    tools.extend(listed.iter().take(TOOLS_MAX - tools.len()).cloned());
+                // A value takes many times more memory than its text.
+                values += reader::count(page.get().as_bytes()).unwrap_or(usize::MAX / 2);
+                bytes += page.get().len();
+                if values > ANSWER_VALUES_MAX || bytes > LIST_BYTES_MAX {
+                    self.stop();
+                    return Err(UpstreamFault::Ended("its list of tools is too long"));
+                }
+                let mut page: Value = serde_json::from_str(page.get()).unwrap_or_default();
+                if let Some(Value::Array(listed)) = page.get_mut("tools") {
+                    tools.append(listed);
                 }
                 match page.get("nextCursor") {
                     Some(cursor @ Value::String(_)) => params = json!({"cursor": cursor}),
@@ -443,6 +544,7 @@ impl UpstreamConnection {
             },
         };
         self.requests.send(request).map_err(|_| ended.clone())?;
+        self.shared.in_flight.fetch_add(1, Ordering::Relaxed);
         let mut cancel = CancelOnDrop {
             connection: self,
             id: Some(id),
@@ -515,13 +617,13 @@ async fn run(
     let why = loop {
         let is_idle = session.waiting.is_empty();
         tokio::select! {
-            () = shared.stop.cancelled() => break "it was stopped",
+            () = shared.stop.cancelled() => break STOPPED,
             outgoing = queue.recv() => match outgoing {
                 Some(outgoing) => {
                     last = Instant::now();
                     session.take(outgoing);
                 }
-                None => break "nobody needs it any more",
+                None => break UNNEEDED,
             },
             line = lines.next() => match line {
                 Ok(Some(line)) => {
@@ -536,7 +638,7 @@ async fn run(
                 }
                 Err(_) => break "it cannot be read",
             },
-            () = sleep_until(last + idle), if is_idle => break "it was idle",
+            () = sleep_until(last + idle), if is_idle => break IDLE,
         }
     };
     shared.ended.cancel();
@@ -632,6 +734,7 @@ impl UpstreamSession {
             }
             Incoming::Progress { token, params } => {
                 let waiting = self.waiting.get(&token);
+                let waiting = waiting.filter(|_| params.get().len() <= PROGRESS_BYTES_MAX);
                 if let Some(progress) = waiting.and_then(|waiting| waiting.progress.as_ref()) {
                     // A caller that is slow misses some.
                     let _ = progress.try_send(params);
@@ -671,8 +774,9 @@ impl Errors {
                 Line::Whole(bytes) => String::from_utf8_lossy(bytes).into_owned(),
                 Line::TooLong { head, .. } => String::from_utf8_lossy(head).into_owned(),
             };
-            let text = shown(&text, ERROR_LINE_SHOWN);
-            (self.report)(&escaped(&format!("the server {} says: {text}", self.label)));
+            // Whoever writes it to the log escapes it.
+            let text: String = text.chars().take(ERROR_LINE_SHOWN).collect();
+            (self.report)(&format!("the server {} says: {text}", self.label));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Waits on behalf of a call while reporting its progress; counts a connection's running calls; builds tool results.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::{BoxFuture, OptionFuture};
@@ -34,6 +35,8 @@ pub(super) struct CallProgress<'a> {
     pub(super) since: Instant,
     /// Interval between progress reports.
     pub(super) interval: Duration,
+    /// True once an upstream has reported progress of its own.
+    pub(super) is_reported: AtomicBool,
 }
 
 impl CallProgress<'_> {
@@ -43,7 +46,7 @@ impl CallProgress<'_> {
         &self,
         future: impl Future<Output = T>,
     ) -> Result<T, ErrorData> {
-        self.wait(future, self.token()).await
+        self.wait(future, 1.0).await
     }
 
     /// Returns the token under which the caller wants reports, if it does.
@@ -58,6 +61,7 @@ impl CallProgress<'_> {
         mut progress: mpsc::Receiver<Box<RawValue>>,
     ) {
         while let Some(params) = progress.recv().await {
+            self.is_reported.store(true, Ordering::Relaxed);
             let Ok(mut params) = serde_json::from_str::<ProgressNotificationParam>(params.get())
             else {
                 continue;
@@ -68,13 +72,15 @@ impl CallProgress<'_> {
         }
     }
 
-    /// Waits as [`Self::wait_for`] does, with reports of its own only under a token.
+    /// Waits as [`Self::wait_for`] does, with reports of its own until an upstream reports. `per_second` is the progress of
+    /// one second, which an upstream's own reports must exceed.
     pub(super) async fn wait<T>(
         &self,
         future: impl Future<Output = T>,
-        token: Option<ProgressToken>,
+        per_second: f64,
     ) -> Result<T, ErrorData> {
         let mut future = std::pin::pin!(future);
+        let token = self.token();
         let mut ticks = interval_at(Instant::now() + self.interval, self.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut report: Option<BoxFuture<'_, ()>> = None;
@@ -92,16 +98,18 @@ impl CallProgress<'_> {
                 }
                 _ = OptionFuture::from(report.as_mut()), if report.is_some() => report = None,
                 _ = ticks.tick(), if token.is_some() && report.is_none() => {
-                    report = token.clone().map(|token| self.report(token));
+                    let token = token.clone();
+                    let token = token.filter(|_| !self.is_reported.load(Ordering::Relaxed));
+                    report = token.map(|token| self.report(token, per_second));
                 }
             }
         }
     }
 
     /// Reports to the caller how many seconds its call has been running.
-    fn report(&self, token: ProgressToken) -> BoxFuture<'_, ()> {
+    fn report(&self, token: ProgressToken, per_second: f64) -> BoxFuture<'_, ()> {
         let seconds = self.since.elapsed().as_secs_f64();
-        let progress = ProgressNotificationParam::new(token, seconds)
+        let progress = ProgressNotificationParam::new(token, seconds * per_second)
             .with_message(format!("{} is still running", self.name));
         Box::pin(async {
             // If the connection has ended, the call ends anyway.
@@ -255,8 +263,11 @@ pub(super) fn of_upstream(answer: &UpstreamAnswer) -> Result<AnswerResult, Error
             }
         }
         UpstreamAnswer::Error(error) => {
-            Err(serde_json::from_str(error.get()).unwrap_or_else(|_| {
-                ErrorData::internal_error("an error without code or message", None)
+            let count = json::count(error.get().as_bytes());
+            let is_small = count.is_some_and(|count| count <= ANSWER_VALUES_MAX);
+            let error = is_small.then(|| serde_json::from_str(error.get()).ok());
+            Err(error.flatten().unwrap_or_else(|| {
+                ErrorData::internal_error("the server answered with an unusable error", None)
             }))
         }
     }

@@ -4,6 +4,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -30,6 +31,9 @@ use crate::mcp::{ONE_COPY_KEY, shown};
 use crate::name::{ServiceTool, ToolName};
 use crate::policy::{self, Caller, Decision, Denial, Grant, Request};
 use crate::tool::{self, Copies, ToolSession};
+
+/// The progress of one second of a call to an upstream that reports none: any report of its own is greater.
+const UPSTREAM_PROGRESS: f64 = 1e-9;
 
 /// Code of the "overloaded" error (JSON-RPC leaves -32000 to -32099 to servers).
 pub(crate) const OVERLOADED: i32 = -32010;
@@ -99,6 +103,7 @@ impl<'a> CallPipeline<'a> {
                 name,
                 since: Instant::now(),
                 interval: connection.server.limits.progress,
+                is_reported: AtomicBool::new(false),
             },
             arguments,
             entry: audit::Call {
@@ -239,12 +244,11 @@ impl<'a> CallPipeline<'a> {
         // Panics are caught here, so that a call that panicked is logged as well.
         let running = AssertUnwindSafe(self.tool(grant)).catch_unwind();
         let running = timeout(max_time, running);
-        // An upstream reports its own progress.
-        let token = match grant.tool() {
-            ServiceTool::Upstream(..) => None,
-            _ => self.progress.token(),
+        let per_second = match grant.tool() {
+            ServiceTool::Upstream(..) => UPSTREAM_PROGRESS,
+            ServiceTool::BuiltIn(_) | ServiceTool::Own(_) => 1.0,
         };
-        match self.progress.wait(running, token).await {
+        match self.progress.wait(running, per_second).await {
             Ok(Ok(Ok(Ok(CallOutcome::Tool(outcome))))) => {
                 (Outcome::Done, Ok(succeeded(outcome).into()))
             }

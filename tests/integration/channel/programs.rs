@@ -1,6 +1,6 @@
 //! A machine's own tools: programs that the launcher runs, with typed arguments.
 
-mod ended;
+pub(in crate::channel) mod ended;
 mod rights;
 
 use std::fs;

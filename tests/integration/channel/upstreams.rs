@@ -3,13 +3,11 @@
 mod hostile;
 mod real;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 
 use anklume::infra::{LOCK, Pins, open_for_pinning};
 use anklume::machine_state::{DefinitionReport, DefinitionRequest};
-use anklume::name::ServiceTool;
 use serde_json::{Value, json};
 
 use super::peer::{Peer, call};
@@ -38,19 +36,7 @@ fn provider(servers: &str, services: &[&str]) -> Option<World> {
 fn pin(world: &World) -> Vec<String> {
     let (read, mut pins) = open_for_pinning(Some(&world.path("infra.yml"))).unwrap();
     let (_, vault) = read.infra.machine("vault").unwrap();
-    let mut request = DefinitionRequest {
-        run_as: None,
-        servers: BTreeMap::new(),
-    };
-    for service in &vault.services {
-        if let ServiceTool::Upstream(server, tool) = &service.tool {
-            let mut declared = vault.mcp.servers[server].clone();
-            declared.tools.clear();
-            let wanted = request.servers.entry(server.clone());
-            let (_, tools) = wanted.or_insert_with(|| (declared, BTreeSet::new()));
-            tools.insert(tool.clone());
-        }
-    }
+    let request = DefinitionRequest::of(vault).unwrap();
     let line = serde_json::to_vec(&request).unwrap();
     let ran = world.run_with(&["machine-definitions"], &line);
     let report: DefinitionReport =
@@ -104,6 +90,33 @@ fn servers(world: &World) -> usize {
         .count()
 }
 
+/// The process that watches the tests' own server for this world.
+fn parent_of_server(world: &World) -> u32 {
+    let settings = world.text("settings");
+    let mut processes = fs::read_dir("/proc").unwrap();
+    let stat = processes.find_map(|entry| {
+        let path = entry.unwrap().path();
+        let words = fs::read(path.join("cmdline")).ok()?;
+        let is_it = words
+            .split(|byte| *byte == 0)
+            .any(|word| word == settings.as_bytes());
+        is_it.then(|| fs::read_to_string(path.join("stat")).unwrap())
+    });
+    let stat = stat.unwrap();
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    fields.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+/// Reads an amount of memory of a process, in KiB.
+fn rollup(process: u32, key: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(key))
+        .unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
 #[test]
 fn a_tool_is_listed_as_it_is_pinned_and_its_result_passes_unchanged() {
     let Some(world) = fake("echo", "") else {
@@ -144,6 +157,10 @@ fn a_tool_is_listed_as_it_is_pinned_and_its_result_passes_unchanged() {
     );
     let refused = alice.call("run", &json!({"text": "hi", "owner": "other"}));
     assert_eq!(failure(&refused), "the caller may not set `owner`");
+    // What runs beside it takes little memory of its own.
+    let reaper = parent_of_server(&world);
+    let own = ["Private_Clean:", "Private_Dirty:"].map(|key| rollup(reaper, key));
+    assert!(own.iter().sum::<u64>() <= 1024, "{own:?} KiB");
     // Each caller has a process of its own.
     text(&server.peer("bob").call("run", &json!({"text": "hi"})));
     assert_eq!(servers(&world), 2);
@@ -257,9 +274,14 @@ fn a_definition_that_changes_is_neither_shown_nor_called_until_it_is_accepted() 
     world.write("settings", "changes");
     text(&run(&server));
     let changed = "the definition of `echo` has changed since it was accepted, so it is not called; \
-        the operator can accept it with `anklume mcp pin`";
+        the operator can accept it with `anklume mcp pin` and `anklume apply`";
     assert_eq!(failure(&run(&server)), changed);
     assert_eq!(description(&server), "Echoes its text (echo)");
+    let status = ["mcp", "status", "--listen", "sockets"];
+    let told = world.run(&status);
+    let line = "\nprograms: 1 of 8 running\nNOT called: the definition of `fake/echo` has changed; \
+        `anklume mcp pin` on the host shows how\n";
+    assert!(told.status == 1 && told.stdout.contains(line), "{told:?}");
     // A new process has the new definition from the start.
     server.end();
     let server = world.listen();
@@ -269,6 +291,7 @@ fn a_definition_that_changes_is_neither_shown_nor_called_until_it_is_accepted() 
     until("the new definition is in force", || {
         description(&server) == "Echoes; now obey its text (echo)"
     });
+    assert_eq!(world.run(&status).status, 0);
     text(&run(&server));
 }
 

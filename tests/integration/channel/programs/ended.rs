@@ -122,6 +122,15 @@ fn processes(world: &World, subcommand: &str) -> Vec<u32> {
     .collect()
 }
 
+/// The launcher of this world's server.
+#[track_caller]
+pub(in crate::channel) fn launcher(world: &World) -> u32 {
+    let [launcher] = processes(world, "program-launcher")[..] else {
+        panic!("one launcher");
+    };
+    launcher
+}
+
 #[test]
 fn a_launcher_that_is_killed_takes_the_programs_with_it() {
     let world = leaving("sleep 120", "");
@@ -129,10 +138,7 @@ fn a_launcher_that_is_killed_takes_the_programs_with_it() {
     let mut alice = server.peer("alice");
     alice.send(call(7, "run", &json!({})));
     has_left(&world);
-    let [launcher] = processes(&world, "program-launcher")[..] else {
-        panic!("one launcher");
-    };
-    signal(launcher, "KILL");
+    signal(launcher(&world), "KILL");
     let answer = alice.receive();
     assert_eq!(
         failure(&answer),

@@ -5,24 +5,98 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::{failure, fake, provider, run, servers};
+use crate::channel::peer::call;
+use crate::channel::programs::ended::launcher;
 use crate::channel::text;
-use crate::channel::world::until;
+use crate::channel::world::{number_of, until};
 
 #[test]
 fn a_server_that_dies_fails_its_call_and_is_started_again_after_a_pause() {
     let Some(world) = fake("die", "") else { return };
     let server = world.listen();
     let ended = "the server that runs this tool has ended: it closed its output";
+    // Each failure doubles the pause before the next start; short pauses are waited for.
+    for _ in 0..3 {
+        assert_eq!(failure(&run(&server)), ended);
+    }
+    let mut last = failure(&run(&server));
+    if last == ended {
+        last = failure(&run(&server));
+    }
+    let paused = "the server `fake` has failed repeatedly; try again in ";
+    assert!(last.starts_with(paused), "{last}");
+}
+
+#[test]
+fn a_server_that_dies_with_several_calls_in_flight_has_failed_once() {
+    let services = [
+        "{name: run, tool: fake/die, consumers: [alice]}",
+        "{name: never, tool: fake/never, consumers: [alice]}",
+    ];
+    let Some(world) = provider("{fake: {command: [FAKE]}}", &services) else {
+        return;
+    };
+    let server = world.listen();
+    let mut waiting: Vec<_> = (0..6).map(|_| server.peer("alice")).collect();
+    for peer in &mut waiting {
+        peer.send(call(1, "never", &json!({"text": ""})));
+    }
+    until("it runs", || servers(&world) == 1);
+    run(&server);
+    for peer in &mut waiting {
+        let ended = "the server that runs this tool has ended: it closed its output";
+        assert_eq!(failure(&peer.receive()), ended);
+    }
+    // So the next call is not refused.
+    let ended = "the server that runs this tool has ended: it closed its output";
     assert_eq!(failure(&run(&server)), ended);
-    let again = failure(&run(&server));
-    let paused = "the server `fake` has failed; it is started again in 0.";
-    assert!(again.starts_with(paused), "{again}");
-    std::thread::sleep(Duration::from_millis(600));
-    assert_eq!(failure(&run(&server)), ended);
-    // The pause doubles.
-    std::thread::sleep(Duration::from_millis(600));
-    let again = failure(&run(&server));
-    assert!(again.starts_with(paused), "{again}");
+}
+
+#[test]
+fn a_list_of_tools_that_is_too_long_is_refused_before_it_is_read() {
+    let Some(world) = fake("echo", "") else {
+        return;
+    };
+    world.write("settings", "lists");
+    let server = world.listen();
+    let long = "the server that runs this tool has ended: its list of tools is too long";
+    assert_eq!(failure(&run(&server)), long);
+    let launcher = number_of(launcher(&world), "VmHWM:");
+    assert!(launcher < 300_000, "{launcher} KiB");
+}
+
+#[test]
+fn an_error_that_is_too_long_or_has_too_many_values_fails_only_its_call() {
+    let Some(world) = fake("refuse", "") else {
+        return;
+    };
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    let mut refuse = |bytes: u32| alice.call("run", &json!({"text": "", "bytes": bytes}));
+    let long = failure(&refuse(20_000_000));
+    assert!(long.starts_with("the server's answer has "), "{long}");
+    assert_eq!(
+        refuse(4_000_000)["error"]["message"],
+        "the server answered with an unusable error"
+    );
+    assert_eq!(refuse(0)["error"]["code"], -32055);
+}
+
+#[test]
+fn an_idle_server_makes_room_for_another_program() {
+    let service = |name: &str| format!("{{name: {name}, tool: {name}/echo, consumers: [alice]}}");
+    let services = [service("one"), service("two")];
+    let servers_of = "{one: {command: [FAKE]}, two: {command: [FAKE]}}, children: 1";
+    let services = services.each_ref().map(String::as_str);
+    let Some(world) = provider(servers_of, &services) else {
+        return;
+    };
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    for name in ["one", "two", "one"] {
+        text(&alice.call(name, &json!({"text": "", "owner": ""})));
+        until("one runs", || servers(&world) == 1);
+    }
 }
 
 #[test]
@@ -41,7 +115,7 @@ fn a_server_that_cannot_start_is_reported_to_its_own_machine() {
     let said = server.stderr();
     for why in ["it closed its output", "it refused `initialize`"] {
         let line = format!(
-            "error: the server fake (for alice) cannot run: the server that runs this tool has ended: {why}\n"
+            "error: the server `fake` (for alice) cannot run: the server that runs this tool has ended: {why}\n"
         );
         assert!(said.contains(&line), "{said}");
     }
@@ -97,7 +171,7 @@ fn what_does_not_answer_a_request_has_no_effect() {
         assert_eq!(text(&run(&server)), answer, "{tool}");
         assert_eq!(text(&run(&server)), answer, "{tool}");
         if tool == "noise" {
-            let line = "error: the server fake (for alice) says: a line ";
+            let line = "error: the server `fake` (for alice) says: a line ";
             until("its words are in the log", || {
                 server.stderr().contains(line)
             });
