@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use exec::run as run_exec;
 pub(crate) use reaper::run as run_reaper;
 pub(crate) use settings::{ChildUser, spec};
-pub(crate) use start::{RunningProgram, adopt_orphans, start};
+pub(crate) use start::{RunningProgram, adopt_orphans, is_program, start};
 
 /// The hidden subcommand of a reaper; its stdin is the socket to the launcher.
 pub(crate) const REAPER: &str = "program-reaper";

@@ -124,11 +124,19 @@ pub(crate) async fn receive_async<T: DeserializeOwned>(
     from: &mut (impl AsyncRead + Unpin),
     max: u32,
 ) -> io::Result<T> {
+    Ok(serde_json::from_slice(&receive_bytes(from, max).await?)?)
+}
+
+/// Receives the bytes of a message, without its length. Fails as [`receive`] does.
+pub(crate) async fn receive_bytes(
+    from: &mut (impl AsyncRead + Unpin),
+    max: u32,
+) -> io::Result<Vec<u8>> {
     let length = from.read_u32_le().await?;
     if length > max {
         return Err(io::ErrorKind::InvalidData.into());
     }
     let mut bytes = Vec::new();
     from.take(length.into()).read_to_end(&mut bytes).await?;
-    Ok(serde_json::from_slice(&bytes)?)
+    Ok(bytes)
 }

@@ -47,6 +47,13 @@ pub(crate) const DECISION_KEY: &str = "anklume/decision";
 /// Value of [`DECISION_KEY`] if the policy refuses an argument.
 pub(crate) const REFUSED: &str = "refused";
 
+/// Code of the "overloaded" error (JSON-RPC leaves -32000 to -32099 to servers).
+pub(crate) const OVERLOADED: i32 = -32010;
+/// Key in the data of an error: `false` if the call could not be logged.
+pub(crate) const LOGGED: &str = "logged";
+/// Beginning of the keys in `_meta` that only this program's servers set.
+pub(crate) const OWN_KEYS: &str = "anklume/";
+
 /// Limits of one connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ConnectionLimits {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use crate::catalogue::{self, OFFER_TO, OFFERED_ONLY, SshSign};
+use crate::catalogue::{self, Definition, OFFER_TO, OFFERED_ONLY, SshSign};
 use crate::name::{MachineName, ServiceName, ServiceTool, ToolName};
 use crate::services::{Service, Services};
 use crate::ssh::{self, Purpose, Refusal};
@@ -176,7 +176,7 @@ fn decide_operator(services: &Services, request: Request<'_>) -> Decision {
         });
     }
     match services.service(request.name) {
-        Some(service) => decide_service(service, request),
+        Some(service) => decide_service(services, service, request),
         None => Decision::Denied(Denial::Unknown),
     }
 }
@@ -206,12 +206,12 @@ fn decide_consumer(services: &Services, consumer: &MachineName, request: Request
             declared_at: service.declared_at.clone(),
         });
     }
-    decide_service(service, request)
+    decide_service(services, service, request)
 }
 
 /// Decides on the arguments of a caller that may use the service.
-fn decide_service(service: &Service, request: Request<'_>) -> Decision {
-    let allowed = merge(service, request).and_then(|arguments| {
+fn decide_service(services: &Services, service: &Service, request: Request<'_>) -> Decision {
+    let allowed = merge(services, service, request).and_then(|arguments| {
         let purpose = purpose(&service.tool, &arguments).map_err(Denial::NotSigned)?;
         Ok((arguments, purpose))
     });
@@ -255,13 +255,20 @@ fn non_null(arguments: &Map<String, Value>) -> impl Iterator<Item = (&String, &V
 }
 
 /// Merges the caller's arguments with the fixed ones; a caller may repeat a fixed value.
-fn merge(service: &Service, request: Request<'_>) -> Result<Arc<Map<String, Value>>, Denial> {
+fn merge(
+    services: &Services,
+    service: &Service,
+    request: Request<'_>,
+) -> Result<Arc<Map<String, Value>>, Denial> {
     let Request {
         caller, arguments, ..
     } = request;
     let chosen = non_null(arguments).find(|(key, value)| match service.with.get(*key) {
         Some(fixed) => !repeats(&service.tool, key, fixed, value),
-        None => !may_choose(caller, &service.tool, &service.with, key),
+        None => {
+            !may_choose(caller, &service.tool, &service.with, key)
+                || is_other_spelling(services, service, key)
+        }
     });
     if let Some((argument, _)) = chosen {
         return Err(Denial::FixedArgument {
@@ -273,6 +280,17 @@ fn merge(service: &Service, request: Request<'_>) -> Result<Arc<Map<String, Valu
         Arc::make_mut(&mut merged).extend(service.with.clone());
     }
     Ok(merged)
+}
+
+/// Returns whether an argument could be another spelling of a fixed one to an upstream, which may ignore case or know
+/// aliases: beside fixed arguments, a caller chooses only what the pinned definition names.
+fn is_other_spelling(services: &Services, service: &Service, argument: &str) -> bool {
+    match services.definition(&service.tool) {
+        Some(Definition::Upstream(tool)) if !service.with.is_empty() => {
+            !tool.arguments().any(|known| known == argument)
+        }
+        _ => false,
+    }
 }
 
 /// Returns whether a caller sent the fixed value, possibly written differently.

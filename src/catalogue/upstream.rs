@@ -14,6 +14,8 @@ use crate::name::UpstreamToolName;
 
 /// Maximum length of a tool's definition, in bytes of its canonical JSON.
 const DEFINITION_MAX: usize = 256 * 1024;
+/// Maximum nesting of a definition: less than the JSON reader's, because `anklume.lock` adds levels.
+const DEPTH_MAX: usize = 64;
 /// Default time without a call after which an upstream is stopped, in seconds.
 pub const UPSTREAM_IDLE: u32 = 300;
 
@@ -64,6 +66,9 @@ pub enum DefinitionFault {
     /// It is longer than [`DEFINITION_MAX`].
     #[error("its definition has {0} bytes; at most {DEFINITION_MAX} are accepted")]
     TooLong(usize),
+    /// It is nested more deeply than [`DEPTH_MAX`].
+    #[error("its definition is nested more than {DEPTH_MAX} levels deep")]
+    TooDeep,
 }
 
 impl UpstreamTool {
@@ -75,8 +80,10 @@ impl UpstreamTool {
     pub fn of(listed: &Value) -> Result<Self, DefinitionFault> {
         let listed = listed.as_object().ok_or(DefinitionFault::Shape)?;
         let pinned = PINNED.into_iter();
-        let pinned = pinned.filter_map(|key| Some((key.to_owned(), sorted(listed.get(key)?))));
-        let tool = Self(pinned.collect());
+        let pinned = pinned.filter_map(|key| Some((key.to_owned(), listed.get(key)?)));
+        let pinned = pinned.map(|(key, value)| Some((key, sorted(value, DEPTH_MAX)?)));
+        let pinned = pinned.collect::<Option<_>>();
+        let tool = Self(pinned.ok_or(DefinitionFault::TooDeep)?);
         let is_object = |key: &str| tool.0.get(key).is_none_or(Value::is_object);
         let is_text = |key: &str| tool.0.get(key).is_none_or(Value::is_string);
         let has_shape = tool.0.get("name").is_some_and(Value::is_string)
@@ -119,7 +126,8 @@ impl UpstreamTool {
 
     /// Returns its canonical JSON: without spaces, and with sorted keys.
     fn canonical(&self) -> String {
-        sorted(&json!(self.0)).to_string()
+        // Its keys are sorted already.
+        json!(self.0).to_string()
     }
 
     /// Returns the SHA-256 of its canonical JSON, in hexadecimal.
@@ -145,19 +153,22 @@ impl UpstreamTool {
     }
 }
 
-/// Returns a value with the keys of all objects sorted.
-fn sorted(value: &Value) -> Value {
+/// Returns a value with the keys of all objects sorted; `None` if it has more than `depth` levels.
+fn sorted(value: &Value, depth: usize) -> Option<Value> {
+    let below = || depth.checked_sub(1);
     match value {
         Value::Object(members) => {
-            let members: BTreeMap<&String, Value> = members
-                .iter()
-                .map(|(key, value)| (key, sorted(value)))
-                .collect();
-            let members = members.into_iter();
-            members.map(|(key, value)| (key.clone(), value)).collect()
+            let below = below()?;
+            let members = members.iter();
+            let members = members.map(|(key, value)| Some((key.clone(), sorted(value, below)?)));
+            let members: BTreeMap<String, Value> = members.collect::<Option<_>>()?;
+            Some(members.into_iter().collect())
         }
-        Value::Array(items) => items.iter().map(sorted).collect(),
-        other => other.clone(),
+        Value::Array(items) => {
+            let below = below()?;
+            items.iter().map(|item| sorted(item, below)).collect()
+        }
+        other => Some(other.clone()),
     }
 }
 
@@ -215,6 +226,13 @@ mod tests {
             );
         }
         assert_eq!(UpstreamTool::of(&json!("x")), Err(DefinitionFault::Shape));
+        let mut deep = json!(1);
+        for _ in 0..DEPTH_MAX {
+            deep = json!([deep]);
+        }
+        let mut other = listed();
+        other["inputSchema"]["x"] = deep;
+        assert_eq!(UpstreamTool::of(&other), Err(DefinitionFault::TooDeep));
         let mut long = listed();
         long["description"] = "x".repeat(DEFINITION_MAX).into();
         assert!(matches!(

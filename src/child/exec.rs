@@ -48,6 +48,8 @@ fn prepare(socket: &UnixStream) -> io::Result<ProgramSpec> {
     if let Some(user) = &spec.user {
         become_user(user)?;
     }
+    // If memory runs out, the kernel ends programs first, rather than the launcher. Not every `/proc` allows it.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     limit(Resource::Nproc, tasks)?;
     limit(Resource::Data, spec.memory)?;
     limit(Resource::Nofile, FILES)?;

@@ -41,24 +41,32 @@ pub(crate) fn run() -> io::Result<()> {
     let input = input.ok_or(io::ErrorKind::InvalidData)?;
     let program = match start(&spec, input) {
         Ok(program) => program,
-        Err(why) => return send(&launcher, &ReaperReport::Failed(why.to_string()), None),
+        Err(why) => {
+            end_all(|_, _| {});
+            return send(&launcher, &ReaperReport::Failed(why.to_string()), None);
+        }
     };
-    // Otherwise, the pipes would stay open after the program has closed them.
-    let null = File::options().read(true).write(true).open("/dev/null")?;
-    dup2_stdin(&null)?;
-    dup2_stdout(&null)?;
-    dup2_stderr(&null)?;
-    send(&launcher, &ReaperReport::Started, None)?;
+    // From here on, nothing may keep this process from ending what it has started. If the launcher is gone, the socket is
+    // closed, which ends it.
+    let _ = close_pipes();
+    let _ = send(&launcher, &ReaperReport::Started, None);
     let end = Reaper {
         launcher: &launcher,
         program,
         memory: spec.memory,
         end: None,
     };
-    let end = end.wait()?;
-    // The launcher may be gone.
+    let end = end.wait();
     let _ = send(&launcher, &ReaperReport::Ended(end), None);
     Ok(())
+}
+
+/// Closes this process's ends of the program's pipes, which would stay open after the program has closed its own.
+fn close_pipes() -> io::Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    Ok(dup2_stderr(&null)?)
 }
 
 /// Starts the program; returns its process ID once it has been executed.
@@ -95,7 +103,16 @@ struct Reaper<'a> {
 
 impl Reaper<'_> {
     /// Waits for the program's end, or ends it; returns when no process is left.
-    fn wait(mut self) -> io::Result<ProgramEnd> {
+    fn wait(mut self) -> ProgramEnd {
+        // If it cannot be watched, it is ended.
+        let _ = self.watch();
+        end_all(|pid, status| self.note(pid, status));
+        self.end
+            .unwrap_or(ProgramEnd::Killed(Signal::KILL.as_raw()))
+    }
+
+    /// Waits until the program has ended or must end.
+    fn watch(&mut self) -> io::Result<()> {
         let process = pidfd_open(self.program, PidfdFlags::empty())?;
         loop {
             let mut watched = [
@@ -108,30 +125,22 @@ impl Reaper<'_> {
             }
             let [program, launcher] = watched.map(|watched| !watched.revents().is_empty());
             if program {
-                break;
+                return Ok(());
             }
             if launcher {
-                self.ask_to_end()?;
-                break;
+                return self.ask_to_end();
             }
-            if self.uses_too_much()? {
+            if uses_more(self.memory)? {
                 self.end = Some(ProgramEnd::OutOfMemory);
-                break;
+                return Ok(());
             }
             self.reap();
         }
-        while self.reap() {
-            kill(getpid(), &[])?;
-            std::thread::sleep(LOOK);
-        }
-        Ok(self
-            .end
-            .unwrap_or(ProgramEnd::Killed(Signal::KILL.as_raw())))
     }
 
     /// Lets the processes end by themselves, for a while.
     fn ask_to_end(&mut self) -> io::Result<()> {
-        signal_all(&descendants(getpid(), &[])?, Signal::TERM);
+        signal_all(&descendants(getpid(), &|_| false)?, Signal::TERM);
         let since = Instant::now();
         while self.reap() && since.elapsed() < GRACE {
             std::thread::sleep(LOOK);
@@ -139,28 +148,42 @@ impl Reaper<'_> {
         Ok(())
     }
 
-    fn uses_too_much(&self) -> io::Result<bool> {
-        let pages: u64 = descendants(getpid(), &[])?
-            .iter()
-            .map(|process| process.pages)
-            .sum();
-        Ok(pages.saturating_mul(page_size() as u64) > self.memory)
+    fn reap(&mut self) -> bool {
+        reap(|pid, status| self.note(pid, status))
     }
 
-    /// Waits for the children that have ended; returns whether others are left.
-    fn reap(&mut self) -> bool {
-        loop {
-            match wait(WaitOptions::NOHANG) {
-                Ok(Some((pid, status))) => {
-                    if pid == self.program && self.end.is_none() {
-                        self.end = Some(how(status));
-                    }
-                }
-                Ok(None) => return true,
-                Err(Errno::INTR) => {}
-                // No child is left.
-                Err(_) => return false,
-            }
+    fn note(&mut self, pid: Pid, status: WaitStatus) {
+        if pid == self.program && self.end.is_none() {
+            self.end = Some(how(status));
+        }
+    }
+}
+
+/// Returns whether the program's processes use more than `memory` bytes.
+fn uses_more(memory: u64) -> io::Result<bool> {
+    let descendants = descendants(getpid(), &|_| false)?;
+    let pages: u64 = descendants.iter().map(|process| process.pages).sum();
+    Ok(pages.saturating_mul(page_size() as u64) > memory)
+}
+
+/// Ends all descendants of this process.
+fn end_all(mut note: impl FnMut(Pid, WaitStatus)) {
+    while reap(&mut note) {
+        // What cannot be read now is ended in the next round.
+        let _ = kill(getpid(), &|_| false);
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// Waits for the children that have ended; returns whether others are left.
+fn reap(mut note: impl FnMut(Pid, WaitStatus)) -> bool {
+    loop {
+        match wait(WaitOptions::NOHANG) {
+            Ok(Some((pid, status))) => note(pid, status),
+            Ok(None) => return true,
+            Err(Errno::INTR) => {}
+            // No child is left.
+            Err(_) => return false,
         }
     }
 }

@@ -7,11 +7,11 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::process::{Pid, WaitOptions, getpid, set_child_subreaper, waitpid};
+use rustix::process::{Pid, getpid, set_child_subreaper};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf, pipe};
 use tokio::process::{Child, Command};
 
-use super::tree::{descendants, kill};
+use super::tree::{descendants, descends_or_has_ended, kill, reap_children};
 use super::{ProgramEnd, ProgramSpec, REAPER, REPORT_MAX, ReaperReport};
 use crate::ipc::{receive_async, send};
 
@@ -64,33 +64,37 @@ fn reapers() -> MutexGuard<'static, Option<HashSet<Pid>>> {
     REAPERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Returns whether a process was started by this one, or is gone already.
+pub(crate) fn is_program(pid: i32) -> bool {
+    Pid::from_raw(pid).is_none_or(|pid| descends_or_has_ended(pid, getpid()))
+}
+
 /// Ends what killed reapers have left behind.
 pub(crate) fn end_orphans() {
     /// Rounds, after which the rest is left to the supervisor.
     const ROUNDS: usize = 100;
-    let known: Vec<Pid> = reapers().iter().flatten().copied().collect();
+    let is_reaper = |pid: Pid| reapers().as_ref().is_some_and(|known| known.contains(&pid));
     for _ in 0..ROUNDS {
-        let _ = kill(getpid(), &known);
-        let orphans = descendants(getpid(), &known).unwrap_or_default();
-        if orphans.is_empty() {
+        let _ = kill(getpid(), &is_reaper);
+        let _ = reap_children(&is_reaper);
+        if descendants(getpid(), &is_reaper).is_ok_and(|left| left.is_empty()) {
             return;
-        }
-        for orphan in orphans {
-            // Only children can be waited for; the others follow.
-            let _ = waitpid(Some(orphan.pid), WaitOptions::NOHANG);
         }
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// Starts a program.
-pub(crate) async fn start(spec: &ProgramSpec) -> Result<RunningProgram, StartError> {
+/// Starts a program; `held` is dropped when all its processes have ended.
+pub(crate) async fn start(
+    spec: &ProgramSpec,
+    held: impl Send + 'static,
+) -> Result<RunningProgram, StartError> {
     let program = || spec.argv.first().cloned().unwrap_or_default();
     let failed = |source| StartError::Reaper {
         program: program(),
         source,
     };
-    let mut running = start_reaper(spec).map_err(failed)?;
+    let mut running = start_reaper(spec, held).map_err(failed)?;
     match receive_async(&mut running.end.0, REPORT_MAX).await {
         Ok(ReaperReport::Started) => Ok(running),
         Ok(ReaperReport::Failed(why)) => Err(StartError::Program {
@@ -102,7 +106,7 @@ pub(crate) async fn start(spec: &ProgramSpec) -> Result<RunningProgram, StartErr
     }
 }
 
-fn start_reaper(spec: &ProgramSpec) -> io::Result<RunningProgram> {
+fn start_reaper(spec: &ProgramSpec, held: impl Send + 'static) -> io::Result<RunningProgram> {
     let (ours, theirs) = UnixStream::pair()?;
     let (input, stdin) = io::pipe()?;
     let (stdout, output) = io::pipe()?;
@@ -116,10 +120,16 @@ fn start_reaper(spec: &ProgramSpec) -> io::Result<RunningProgram> {
         .stdin(OwnedFd::from(theirs))
         .stdout(OwnedFd::from(output))
         .stderr(OwnedFd::from(errors));
+    // Whoever looks for orphans meanwhile does not take this child for one.
+    let mut known = reapers();
     let child = command.spawn()?;
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+    let pid = pid.and_then(Pid::from_raw);
+    known.get_or_insert_default().extend(pid);
+    drop(known);
     // Closes this process's copies of the ends that belong to the reaper.
     drop(command);
-    watch(child);
+    watch(child, pid, held);
     send(&ours, spec, Some(input.as_fd()))?;
     ours.set_nonblocking(true)?;
     let (end, running) = tokio::net::UnixStream::from_std(ours)?.into_split();
@@ -133,17 +143,16 @@ fn start_reaper(spec: &ProgramSpec) -> io::Result<RunningProgram> {
 }
 
 /// Waits for a reaper, and ends what it has left behind if it was killed.
-fn watch(mut reaper: Child) {
-    let pid = reaper.id().and_then(|pid| i32::try_from(pid).ok());
-    let pid = pid.and_then(Pid::from_raw);
-    reapers().get_or_insert_default().extend(pid);
+fn watch(mut reaper: Child, pid: Option<Pid>, held: impl Send + 'static) {
     tokio::spawn(async move {
         let ended = reaper.wait().await;
         if let (Some(known), Some(pid)) = (reapers().as_mut(), pid) {
             known.remove(&pid);
         }
         if !ended.is_ok_and(|status| status.success()) {
-            end_orphans();
+            // A failure is a panic, after which nothing more can be done.
+            let _ = tokio::task::spawn_blocking(end_orphans).await;
         }
+        drop(held);
     });
 }

@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, getpid, pidfd_open, pidfd_send_signal, waitpid,
+};
 
 /// Maximum length of a file about a process, in bytes.
 const STAT_MAX: u64 = 4096;
@@ -52,8 +54,9 @@ impl ProcessEntry {
         })
     }
 
+    /// Returns whether none of its threads runs. A process whose first thread has exited looks like a zombie.
     const fn has_ended(&self) -> bool {
-        matches!(self.state, b'Z' | b'X')
+        matches!(self.state, b'Z' | b'X') && self.threads <= 1
     }
 
     const fn is_stopped(&self) -> bool {
@@ -83,14 +86,18 @@ fn processes() -> io::Result<Vec<ProcessEntry>> {
     Ok(all)
 }
 
-/// Lists the descendants of a process that have not ended, except those below one of `other`.
-pub(super) fn descendants(of: Pid, other: &[Pid]) -> io::Result<Vec<ProcessEntry>> {
+/// Tells which processes to leave alone, with their descendants. It is asked after the processes were listed, so it knows
+/// all that had been started by then.
+pub(super) type LeaveAlone<'a> = &'a dyn Fn(Pid) -> bool;
+
+/// Lists the descendants of a process that have not ended.
+pub(super) fn descendants(of: Pid, other: LeaveAlone<'_>) -> io::Result<Vec<ProcessEntry>> {
     let all = processes()?;
     let mut parents = vec![of.as_raw_nonzero().get()];
     let mut found = Vec::new();
     while let Some(parent) = parents.pop() {
         for process in &all {
-            if process.parent == parent && !other.contains(&process.pid) {
+            if process.parent == parent && !other(process.pid) {
                 parents.push(process.pid.as_raw_nonzero().get());
                 found.push(*process);
             }
@@ -98,6 +105,35 @@ pub(super) fn descendants(of: Pid, other: &[Pid]) -> io::Result<Vec<ProcessEntry
     }
     found.retain(|process| !process.has_ended());
     Ok(found)
+}
+
+/// Returns whether a process is a descendant of another, or its number is no longer in use.
+pub(super) fn descends_or_has_ended(mut pid: Pid, of: Pid) -> bool {
+    /// Maximum number of generations.
+    const DEPTH_MAX: usize = 10_000;
+    for _ in 0..DEPTH_MAX {
+        let Some(process) = ProcessEntry::read(pid) else {
+            return true;
+        };
+        match Pid::from_raw(process.parent) {
+            Some(parent) if parent == of => return true,
+            Some(parent) => pid = parent,
+            None => return false,
+        }
+    }
+    true
+}
+
+/// Waits for the children of this process that have ended.
+pub(super) fn reap_children(other: LeaveAlone<'_>) -> io::Result<()> {
+    let own = getpid().as_raw_nonzero().get();
+    for process in processes()? {
+        if process.parent == own && !other(process.pid) {
+            // One that runs is left alone.
+            let _ = waitpid(Some(process.pid), WaitOptions::NOHANG);
+        }
+    }
+    Ok(())
 }
 
 /// Counts the tasks of a user, as `RLIMIT_NPROC` does.
@@ -123,7 +159,7 @@ pub(super) fn signal_all(processes: &[ProcessEntry], signal: Signal) {
 
 /// Stops the descendants of a process, until none is left that could start another, and kills them. They are only gone
 /// when their parents have waited for them.
-pub(super) fn kill(of: Pid, other: &[Pid]) -> io::Result<()> {
+pub(super) fn kill(of: Pid, other: LeaveAlone<'_>) -> io::Result<()> {
     /// Rounds of stopping, after which they are killed even while they still multiply.
     const ROUNDS: usize = 100;
     for _ in 0..ROUNDS {
@@ -168,11 +204,13 @@ mod tests {
             rustix::process::getpid(),
             rustix::process::getppid().unwrap(),
         );
-        let is_there = |other: &[Pid]| {
+        let is_there = |other: LeaveAlone<'_>| {
             let found = descendants(parent, other).unwrap();
             found.iter().any(|process| process.pid == own)
         };
-        assert!(is_there(&[]));
-        assert!(!is_there(&[own]));
+        assert!(is_there(&|_| false));
+        assert!(!is_there(&|pid| pid == own));
+        assert!(descends_or_has_ended(own, parent));
+        assert!(!descends_or_has_ended(parent, own));
     }
 }

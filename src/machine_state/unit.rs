@@ -164,7 +164,8 @@ RestartSec=1
 KillMode=control-group
 OOMPolicy=continue
 LimitCORE=0
-TasksMax=4096
+LimitNOFILE=65536
+TasksMax=16384
 NoNewPrivileges=yes
 CapabilityBoundingSet=CAP_SETUID CAP_SETGID CAP_KILL CAP_DAC_READ_SEARCH
 
@@ -182,6 +183,7 @@ description=\"anklume: runs the programs of the services of this machine\"
 supervisor=supervise-daemon
 command={PROGRAM}
 command_args=\"{LAUNCHER} {LAUNCHER_SOCKET} {SERVICES}\"
+rc_ulimit=\"-n 65536\"
 supervise_daemon_args=\"--env PATH={PATH}\"
 respawn_delay=1
 respawn_max=0

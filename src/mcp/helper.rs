@@ -20,12 +20,14 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use tokio::io::{AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::ipc::{framed, receive_async};
-use crate::limits::MESSAGE_BYTES_MAX;
+use crate::ipc::{framed, receive_bytes};
+use crate::limits::{MESSAGE_BYTES, MESSAGE_BYTES_MAX};
+use crate::mcp::VALUES_MAX;
 use crate::mcp::client::UpstreamAnswer;
+use crate::mcp::framing::json;
 use crate::mcp::policy_watcher::Policy;
 use crate::name::MachineName;
 use crate::policy::{self, Caller, Decision, Grant, Request};
@@ -51,9 +53,16 @@ pub(crate) fn arguments(
 }
 
 /// Maximum length of an order, in bytes: the longest arguments that a services file allows, plus the other fields.
-const ORDER_MAX: u32 = MESSAGE_BYTES_MAX + 64 * 1024;
+const ORDER_MAX: u32 = MESSAGE_BYTES_MAX + ORDER_EXTRA;
+/// Maximum length of those, in bytes.
+const ORDER_EXTRA: u32 = 1024 * 1024;
+/// Maximum number of values in an order: those of a message, and its own fields.
+const ORDER_VALUES_MAX: usize = VALUES_MAX + 32;
 /// Maximum length of a report, in bytes: two copies of the largest payload in one answer, in base64.
 const REPORT_MAX: u32 = 32 * 1024 * 1024;
+
+/// Maximum number of reports that wait to be written.
+const REPORTS_WAITING_MAX: usize = 64;
 
 /// The error for a call beyond [`Work::calls_max`].
 const FULL: &str = "too many calls are running; try again later";
@@ -152,6 +161,14 @@ impl CallSession for ToolSession {
     }
 }
 
+/// A framed report that waits to be written.
+struct HelperMessage {
+    bytes: Vec<u8>,
+    /// The place of its call, which is free again once the report is written.
+    #[expect(dead_code, reason = "it is held, not read")]
+    permit: Option<OwnedSemaphorePermit>,
+}
+
 /// The work of a process that runs tools for a worker.
 pub(crate) struct Work<'a> {
     pub(crate) caller: Caller,
@@ -167,18 +184,25 @@ pub(crate) struct Work<'a> {
 /// Runs the ordered calls that the policy grants, until the socket is closed.
 pub(crate) async fn serve(work: Work<'_>, socket: UnixStream) {
     let (reader, mut writer) = socket.into_split();
-    let (reports, mut queue) = mpsc::unbounded_channel::<Vec<u8>>();
+    let (reports, mut queue) = mpsc::channel::<HelperMessage>(REPORTS_WAITING_MAX);
     let writing = tokio::spawn(async move {
-        while let Some(report) = queue.recv().await {
-            if writer.write_all(&report).await.is_err() {
+        while let Some(message) = queue.recv().await {
+            if writer.write_all(&message.bytes).await.is_err() {
                 return;
             }
         }
     });
+    let free = Arc::new(Semaphore::new(work.calls_max.min(Semaphore::MAX_PERMITS)));
     let mut reader = BufReader::new(reader);
     let mut sessions: HashMap<u64, Arc<dyn CallSession>> = HashMap::new();
     let mut running: HashMap<u64, CancellationToken> = HashMap::new();
-    while let Ok(order) = receive_async(&mut reader, ORDER_MAX).await {
+    while let Ok(order) = receive_bytes(&mut reader, work.order_max()).await {
+        // A value takes many times more memory than its text.
+        let is_small = json::count(&order).is_some_and(|values| values <= ORDER_VALUES_MAX);
+        let order = is_small.then(|| serde_json::from_slice(&order).ok());
+        let Some(order) = order.flatten() else {
+            break;
+        };
         running.retain(|_, call| !call.is_cancelled());
         match order {
             HelperOrder::Call {
@@ -189,7 +213,11 @@ pub(crate) async fn serve(work: Work<'_>, socket: UnixStream) {
                 copies,
                 progress,
             } => {
-                let is_full = running.len() >= work.calls_max;
+                // A call that nobody could cancel would not end.
+                if running.contains_key(&id) {
+                    break;
+                }
+                let permit = Arc::clone(&free).try_acquire_owned().ok();
                 let session = sessions.entry(connection).or_insert_with(work.session);
                 let token = CancellationToken::new();
                 running.insert(id, token.clone());
@@ -198,7 +226,7 @@ pub(crate) async fn serve(work: Work<'_>, socket: UnixStream) {
                 let reports = reports.clone();
                 let sink = progress.then(|| pass_on_progress(id, reports.clone()));
                 tokio::spawn(async move {
-                    let result = if is_full {
+                    let result = if permit.is_none() {
                         Some(Err(FailureText(FULL.to_owned())))
                     } else {
                         tokio::select! {
@@ -216,8 +244,9 @@ pub(crate) async fn serve(work: Work<'_>, socket: UnixStream) {
                         waits: !session.is_idle(),
                     };
                     // If the report cannot be sent, the worker notices that this process has ended.
-                    if let Ok(report) = framed(&report) {
-                        let _ = reports.send(report);
+                    if let Ok(bytes) = framed(&report) {
+                        let permit = permit;
+                        let _ = reports.send(HelperMessage { bytes, permit }).await;
                     }
                 });
             }
@@ -236,13 +265,18 @@ pub(crate) async fn serve(work: Work<'_>, socket: UnixStream) {
 }
 
 /// Passes on the progress of a call until its sink is dropped.
-fn pass_on_progress(id: u64, reports: mpsc::UnboundedSender<Vec<u8>>) -> ProgressSink {
+fn pass_on_progress(id: u64, reports: mpsc::Sender<HelperMessage>) -> ProgressSink {
     let (sink, mut progress) = mpsc::channel(PROGRESS_MAX);
     tokio::spawn(async move {
         while let Some(params) = progress.recv().await {
-            if let Ok(report) = framed(&HelperReport::Progress { id, params }) {
+            if let Ok(bytes) = framed(&HelperReport::Progress { id, params }) {
                 // If it cannot be sent, the worker has ended.
-                let _ = reports.send(report);
+                let _ = reports
+                    .send(HelperMessage {
+                        bytes,
+                        permit: None,
+                    })
+                    .await;
             }
         }
     });
@@ -250,6 +284,19 @@ fn pass_on_progress(id: u64, reports: mpsc::UnboundedSender<Vec<u8>>) -> Progres
 }
 
 impl Work<'_> {
+    /// Returns the maximum length of the caller's orders, in bytes.
+    fn order_max(&self) -> u32 {
+        let services = &(self.policy)().services;
+        let message = match &self.caller {
+            Caller::Operator => return ORDER_MAX,
+            Caller::Consumer(name) => {
+                let message = services.message_bytes_of(name, MESSAGE_BYTES);
+                u32::try_from(message).unwrap_or(MESSAGE_BYTES_MAX)
+            }
+        };
+        message.saturating_add(ORDER_EXTRA).min(ORDER_MAX)
+    }
+
     /// Grants a call to one of this process's tools if the policy in force allows it.
     fn decide(&self, service: &str, arguments: &Arc<Map<String, Value>>) -> Option<Grant> {
         let request = Request {

@@ -25,11 +25,12 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
+use tokio::net::unix::UCred;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{sleep, timeout};
 
 use crate::catalogue::Definition;
-use crate::child::ChildUser;
+use crate::child::{ChildUser, is_program};
 use crate::ipc::{framed, receive, receive_async};
 use crate::machine_state::LAUNCHER;
 use crate::mcp::helper::{CallOutcome, CallSession, ProgressSink, ToolResult, Work, serve};
@@ -84,9 +85,20 @@ pub(crate) struct LauncherStatus {
 /// Nothing answers there.
 pub(crate) fn status(address: &Path) -> io::Result<LauncherStatus> {
     let mut stream = StdStream::connect_addr(&socket_address(address)?)?;
+    check_listener(&stream)?;
     stream.set_read_timeout(Some(HELLO_MAX))?;
     stream.write_all(&framed(&LauncherHello::Status)?)?;
     receive(&mut io::BufReader::new(stream), STATUS_BYTES)
+}
+
+/// Fails if neither root nor this process's user listens there: anybody may use the name of an abstract socket while no
+/// launcher does.
+fn check_listener(stream: &StdStream) -> io::Result<()> {
+    let listener = rustix::net::sockopt::socket_peercred(stream)?.uid;
+    if listener.is_root() || listener == rustix::process::geteuid() {
+        return Ok(());
+    }
+    Err(io::ErrorKind::PermissionDenied.into())
 }
 
 /// Returns the kernel's form of a socket's address.
@@ -111,6 +123,7 @@ pub(crate) fn connect(address: &Path, caller: &Caller) -> io::Result<StdStream> 
             connected => break connected?,
         }
     };
+    check_listener(&stream)?;
     let consumer = match caller {
         Caller::Operator => None,
         Caller::Consumer(name) => Some(name.clone()),
@@ -163,6 +176,7 @@ pub(crate) struct Launcher {
 impl Launcher {
     /// Serves the connections of servers.
     pub(crate) async fn serve(self, listener: UnixListener) {
+        let server = self.server;
         let programs = Arc::new(Programs {
             policy: self.policy,
             user: self.user,
@@ -177,13 +191,21 @@ impl Launcher {
                 sleep(RETRY_INTERVAL).await;
                 continue;
             };
-            let peer = stream.peer_cred().map(|peer| peer.uid());
-            if peer.is_ok_and(|uid| uid == 0 || uid == self.server) {
+            if stream
+                .peer_cred()
+                .is_ok_and(|peer| may_connect(&peer, server))
+            {
                 let (programs, connections) = (Arc::clone(&programs), Arc::clone(&connections));
                 tokio::spawn(attend(stream, programs, connections));
             }
         }
     }
+}
+
+/// Returns whether a peer is a server, whose user has the ID `server`, rather than a program that runs as that user.
+fn may_connect(peer: &UCred, server: u32) -> bool {
+    let is_program = peer.pid().is_none_or(is_program);
+    (peer.uid() == 0 || peer.uid() == server) && !is_program
 }
 
 /// Serves one connection.
@@ -307,8 +329,8 @@ impl Programs {
         let policy = self.policy.current();
         match (grant.tool(), policy.services.definition(grant.tool())) {
             (ServiceTool::Own(_), Some(Definition::Own(tool))) => {
-                let _slot = self.enter_slot().await?;
-                let outcome = command::run(grant, tool, &self).await;
+                let slot = self.enter_slot().await?;
+                let outcome = command::run(grant, tool, &self, slot).await;
                 outcome.map(CallOutcome::Tool)
             }
             (ServiceTool::Upstream(name, _), Some(Definition::Upstream(tool))) => {

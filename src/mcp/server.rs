@@ -14,7 +14,6 @@ mod tests;
 mod transfer_ids;
 mod transport;
 
-pub(crate) use call_pipeline::OVERLOADED;
 pub(crate) use handler::{list, of_operator};
 pub(crate) use in_flight::{AnsweredRequest, RequestOutcome};
 

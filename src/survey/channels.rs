@@ -19,8 +19,8 @@ use crate::incus::{FileOwner, State};
 use crate::infra::Infra;
 use crate::limits::CONNECTIONS;
 use crate::machine_state::Serving;
+use crate::mcp::OVERLOADED;
 use crate::mcp::client::{Client, ClientError, Timeouts};
-use crate::mcp::server::OVERLOADED;
 use crate::plan::{Facts, Proxy, RecreateReason, Role};
 use crate::session::{Session, each};
 

@@ -191,7 +191,9 @@ fn compare(
             return Err(Failure::new(Exit::Failed, message).into());
         }
         for tool in tools {
-            let Some(definition) = found.remove(tool) else {
+            // A report is the machine's word: its key may differ from the name in the definition.
+            let definition = found.remove(tool);
+            let Some(definition) = definition.filter(|found| found.name() == tool.as_str()) else {
                 return Err(missing(machine, server, tool, &names).into());
             };
             let pinned = pins.get(&machine.name, server, tool);
@@ -294,6 +296,8 @@ fn write(folder: &Path, pins: &Pins) -> anyhow::Result<()> {
     let written = || {
         let dir = Dir::open(folder, OFlags::DIRECTORY, ResolveFlags::empty())?;
         let text = pins.to_text();
+        // What cannot be read back would stop every other command.
+        Pins::parse(&text).map_err(std::io::Error::other)?;
         dir.replace(LOCK, &format!(".{LOCK}.new"), LOCK_MODE, |file| {
             file.write_all(text.as_bytes())?;
             file.sync_all()

@@ -12,9 +12,8 @@ use crate::cli::ChannelArgs;
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 use crate::incus::MachineRef;
-use crate::mcp::LINE_MAX;
 use crate::mcp::client::{Client, ClientError, Timeouts};
-use crate::mcp::server::OVERLOADED;
+use crate::mcp::{LINE_MAX, LOGGED, OVERLOADED};
 use crate::session::block_on;
 use crate::session::interrupt::StopSignals;
 use crate::text::Foreign;
@@ -242,7 +241,7 @@ const ITS_LOG: &str = "the operator can see what is wrong with its log";
 /// Returns whether a call that the provider could not log did run; `None` if it reports no such problem.
 fn ran_unlogged(refusal: &ErrorData) -> Option<bool> {
     let data = refusal.data.as_ref()?;
-    (data.get("logged")?.as_bool() == Some(false)).then(|| data.get("ran")?.as_bool())?
+    (data.get(LOGGED)?.as_bool() == Some(false)).then(|| data.get("ran")?.as_bool())?
 }
 
 /// With `--verbose`, passes on a server's stderr.

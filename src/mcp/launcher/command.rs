@@ -9,6 +9,7 @@ use tokio::net::unix::pipe;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use super::slots::ProgramSlot;
 use super::{NOT_SET_UP, Programs};
 use crate::catalogue::{OwnOutput, OwnTool, STDERR_KEPT, STDOUT_MAX};
 use crate::child::{ProgramEnd, RunningProgram, spec, start};
@@ -29,6 +30,7 @@ pub(super) async fn run(
     grant: &Grant,
     tool: &OwnTool,
     programs: &Programs,
+    slot: ProgramSlot,
 ) -> Result<ToolOutcome, ToolError> {
     let line = tool.command_line(grant.arguments())?;
     let name = grant.tool();
@@ -38,7 +40,7 @@ pub(super) async fn run(
     };
     let spec = spec(line.argv, &tool.process, &programs.user);
     let spec = spec.map_err(|why| not_set_up(why.to_string()))?;
-    let program = start(&spec)
+    let program = start(&spec, slot)
         .await
         .map_err(|why| not_set_up(why.to_string()))?;
     let RunningProgram {

@@ -41,6 +41,8 @@ const PROGRESS_BYTES_MAX: usize = 64 * 1024;
 /// Maximum number of messages and bytes that an upstream may send without answering.
 const STRAY_MAX: usize = 20_000;
 const STRAY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Number of bytes that wait to be written to an upstream, from which on further requests are refused.
+const UNSENT_MAX: usize = 32 * 1024 * 1024;
 /// Maximum time for an upstream to start, and to list its tools.
 const START_MAX: Duration = Duration::from_secs(30);
 /// Maximum length of its list of tools, in bytes, and number of pages.
@@ -127,7 +129,10 @@ impl Upstreams {
         match &answered {
             Err(UpstreamFault::Ended(why)) => connection.count_failure(why, &place),
             Err(
-                UpstreamFault::TooLong(_) | UpstreamFault::Changed(_) | UpstreamFault::Missing(_),
+                UpstreamFault::TooLong(_)
+                | UpstreamFault::Changed(_)
+                | UpstreamFault::Missing(_)
+                | UpstreamFault::Deaf,
             ) => {}
             Ok(_) => *lock(&place.failures) = UpstreamFailures::default(),
         }
@@ -148,7 +153,9 @@ impl Upstreams {
                 let digest = call.tool.digest();
                 changed.insert(key, digest.clone()) != Some(digest)
             }
-            Some(UpstreamFault::Ended(_) | UpstreamFault::TooLong(_)) => false,
+            Some(UpstreamFault::Ended(_) | UpstreamFault::TooLong(_) | UpstreamFault::Deaf) => {
+                false
+            }
             None => {
                 changed.remove(&key);
                 false
@@ -297,13 +304,13 @@ pub(super) async fn connect(
     if !spec.env.iter().any(|(name, _)| name == "TZ") {
         spec.env.push(("TZ".to_owned(), "UTC".to_owned()));
     }
-    let program = start(&spec).await;
+    let program = start(&spec, slot).await;
     let program = program.map_err(|why| not_set_up(why.to_string()))?;
     let shared = Arc::new(UpstreamShared::default());
     let (requests, queue) = mpsc::unbounded_channel();
     let idle = Duration::from_secs(server.idle_seconds.into());
     let errors = Errors::new(label.clone(), Arc::clone(report));
-    tokio::spawn(run(program, queue, Arc::clone(&shared), idle, errors, slot));
+    tokio::spawn(run(program, queue, Arc::clone(&shared), idle, errors));
     let connection = UpstreamConnection { requests, shared };
     match timeout(START_MAX, connection.initialize()).await {
         Ok(Ok(())) => Ok(connection),
@@ -331,11 +338,14 @@ pub(super) enum UpstreamFault {
     Changed(String),
     #[error("the server no longer has a tool `{0}`")]
     Missing(String),
+    #[error("the server does not read the calls that already wait; try again later")]
+    Deaf,
 }
 
 impl From<UpstreamFault> for ToolError {
     fn from(fault: UpstreamFault) -> Self {
         match fault {
+            UpstreamFault::Deaf => Self::Busy(fault.to_string()),
             UpstreamFault::Ended(_) => Self::Unavailable(fault.to_string()),
             UpstreamFault::TooLong(_) => Self::TooLarge(fault.to_string()),
             UpstreamFault::Changed(_) | UpstreamFault::Missing(_) => {
@@ -365,6 +375,8 @@ struct UpstreamShared {
     /// True once its failure was counted: it may fail many calls at once.
     is_counted: AtomicBool,
     in_flight: AtomicUsize,
+    /// Number of bytes that wait to be written.
+    unsent: AtomicUsize,
     used: Mutex<Option<Instant>>,
     listed: tokio::sync::Mutex<Option<Listed>>,
 }
@@ -533,6 +545,9 @@ impl UpstreamConnection {
             params.insert("_meta".to_owned(), json!({"progressToken": id}));
         }
         let line = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
+        if self.shared.unsent.load(Ordering::Relaxed) >= UNSENT_MAX {
+            return Err(UpstreamFault::Deaf);
+        }
         let (sender, answer) = oneshot::channel();
         let ended = UpstreamFault::Ended("try again");
         let request = UpstreamOutgoing::Request {
@@ -588,7 +603,6 @@ async fn run(
     shared: Arc<UpstreamShared>,
     idle: Duration,
     errors: Errors,
-    slot: Option<ProgramSlot>,
 ) {
     let RunningProgram {
         stdin,
@@ -599,8 +613,7 @@ async fn run(
     } = program;
     let reporting = tokio::spawn(errors.report(stderr));
     let (unsent, lines_out) = mpsc::unbounded_channel();
-    let stop = shared.stop.clone();
-    let writing = tokio::spawn(write(stdin, lines_out, stop));
+    let writing = tokio::spawn(write(stdin, lines_out, Arc::clone(&shared)));
     let mut session = UpstreamSession {
         waiting: HashMap::new(),
         unsent,
@@ -656,7 +669,7 @@ async fn run(
     writing.abort();
     drop((session, lines));
     let _ = timeout(GRACE, end.ended()).await;
-    drop((running, end, slot));
+    drop((running, end));
     let _ = reporting.await;
 }
 
@@ -664,12 +677,13 @@ async fn run(
 async fn write(
     mut stdin: pipe::Sender,
     mut lines: mpsc::UnboundedReceiver<Vec<u8>>,
-    stop: CancellationToken,
+    shared: Arc<UpstreamShared>,
 ) {
     while let Some(line) = lines.recv().await {
         if stdin.write_all(&line).await.is_err() {
-            stop.cancel();
+            shared.stop.cancel();
         }
+        shared.unsent.fetch_sub(line.len(), Ordering::Relaxed);
     }
 }
 
@@ -706,6 +720,7 @@ impl UpstreamSession {
 
     fn queue(&self, mut line: Vec<u8>) {
         line.push(b'\n');
+        self.shared.unsent.fetch_add(line.len(), Ordering::Relaxed);
         // A server that no longer reads is stopped.
         let _ = self.unsent.send(line);
     }

@@ -6,8 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::{BoxFuture, OptionFuture};
 use rmcp::model::{
-    CallToolResult, ContentBlock, CustomResult, ErrorData, MetaObject, ProgressNotificationParam,
-    ProgressToken, ServerResult,
+    CallToolResult, ContentBlock, CustomResult, ErrorCode, ErrorData, MetaObject,
+    ProgressNotificationParam, ProgressToken, ServerResult,
 };
 use rmcp::service::{RequestContext, RoleServer};
 use serde_json::Value;
@@ -20,7 +20,7 @@ use crate::mcp::client::UpstreamAnswer;
 use crate::mcp::concurrency::LimitKind;
 use crate::mcp::framing::json;
 use crate::mcp::monitor::{AdmitError, Admitted};
-use crate::mcp::{ANSWER_VALUES_MAX, DECISION_KEY, REFUSED};
+use crate::mcp::{ANSWER_VALUES_MAX, DECISION_KEY, LOGGED, OVERLOADED, OWN_KEYS, REFUSED};
 use crate::tool::ToolOutcome;
 
 /// Maximum time that an answer waits for a progress report being written, so that the report does not follow it.
@@ -256,19 +256,33 @@ pub(super) fn of_upstream(answer: &UpstreamAnswer) -> Result<AnswerResult, Error
                 }
                 None => return Ok(unusable("it is nested too deeply")),
             }
-            let result = serde_json::from_str::<Value>(text);
-            match result.ok().filter(Value::is_object) {
-                Some(result) => Ok(AnswerResult::Upstream(result, text.len() as u64)),
-                None => Ok(unusable("it is not an object")),
+            let Ok(Value::Object(mut result)) = serde_json::from_str(text) else {
+                return Ok(unusable("it is not an object"));
+            };
+            // Otherwise, its server could ask the caller's user something in this machine's name.
+            if result.get("resultType").is_some_and(|is| is != "complete") {
+                return Ok(unusable("it is not complete"));
             }
+            if let Some(Value::Object(meta)) = result.get_mut("_meta") {
+                meta.retain(|key, _| !key.starts_with(OWN_KEYS));
+            }
+            Ok(AnswerResult::Upstream(result.into(), text.len() as u64))
         }
         UpstreamAnswer::Error(error) => {
             let count = json::count(error.get().as_bytes());
             let is_small = count.is_some_and(|count| count <= ANSWER_VALUES_MAX);
             let error = is_small.then(|| serde_json::from_str(error.get()).ok());
-            Err(error.flatten().unwrap_or_else(|| {
+            let mut error = error.flatten().unwrap_or_else(|| {
                 ErrorData::internal_error("the server answered with an unusable error", None)
-            }))
+            });
+            // These mean something else in an error of this server.
+            if error.code.0 == OVERLOADED {
+                error.code = ErrorCode::INTERNAL_ERROR;
+            }
+            if let Some(Value::Object(data)) = &mut error.data {
+                data.remove(LOGGED);
+            }
+            Err(error)
         }
     }
 }

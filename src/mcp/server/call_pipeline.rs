@@ -27,16 +27,13 @@ use crate::mcp::helper::{CallOutcome, Connection, PROGRESS_MAX, ToolResult};
 use crate::mcp::monitor::AdmitError;
 use crate::mcp::policy_watcher::Policy;
 use crate::mcp::throttle::{MemoryPermit, SHORT};
-use crate::mcp::{ONE_COPY_KEY, shown};
+use crate::mcp::{LOGGED, ONE_COPY_KEY, OVERLOADED, shown};
 use crate::name::{ServiceTool, ToolName};
 use crate::policy::{self, Caller, Decision, Denial, Grant, Request};
 use crate::tool::{self, Copies, ToolSession};
 
 /// The progress of one second of a call to an upstream that reports none: any report of its own is greater.
 const UPSTREAM_PROGRESS: f64 = 1e-9;
-
-/// Code of the "overloaded" error (JSON-RPC leaves -32000 to -32099 to servers).
-pub(crate) const OVERLOADED: i32 = -32010;
 
 impl From<Overloaded> for ErrorData {
     fn from(full: Overloaded) -> Self {
@@ -389,5 +386,5 @@ fn unlogged(ran: bool) -> ErrorData {
     } else {
         "the call is refused: this server cannot write its log"
     };
-    ErrorData::internal_error(text, Some(json!({"logged": false, "ran": ran})))
+    ErrorData::internal_error(text, Some(json!({LOGGED: false, "ran": ran})))
 }

@@ -253,9 +253,86 @@ fn a_program_that_only_multiplies_is_ended_whole() {
     let world = with_mcp(&[], &tool, &["{name: run, tool: run, consumers: [alice]}"]);
     let server = world.listen();
     let answer: Value = run(&server, &json!({}));
+    // Its shell may be the one that can no longer start a process.
+    let ends = [
+        "it was stopped after 2 s, its maximum duration",
+        "it exited with status 2",
+    ];
+    assert!(ends.contains(&failure(&answer)), "{answer}");
+    until("they end", || running(&world).is_empty());
+}
+
+#[test]
+fn a_process_whose_first_thread_has_exited_is_ended_too() {
+    // exit(2), rather than exit_group(2); such a process looks like a zombie, and has no command line.
+    let program = "import ctypes, os, sys, threading, time
+open(sys.argv[0] + '.pid', 'w').write(str(os.getpid()))
+threading.Thread(target=time.sleep, args=(120,)).start()
+ctypes.CDLL(None).syscall(60, 0)";
+    let Some(world) = in_python(program, ", timeout: 2") else {
+        return;
+    };
+    let server = world.listen();
     assert_eq!(
-        failure(&answer),
+        failure(&run(&server, &json!({}))),
         "it was stopped after 2 s, its maximum duration"
     );
-    until("they end", || running(&world).is_empty());
+    let pid = fs::read_to_string(world.path("bin/run.pid")).unwrap();
+    assert!(!fs::exists(format!("/proc/{pid}")).unwrap());
+}
+
+/// The number of processes, ended or not, that a process has as its children.
+fn children(of: u32) -> usize {
+    let all = fs::read_dir("/proc").unwrap();
+    let parents = all.filter_map(|entry| {
+        let stat = fs::read_to_string(entry.unwrap().path().join("stat")).ok()?;
+        let (_, fields) = stat.rsplit_once(") ")?;
+        fields.split(' ').nth(1)?.parse::<u32>().ok()
+    });
+    parents.filter(|parent| *parent == of).count()
+}
+
+#[test]
+fn calls_that_fail_or_are_cancelled_early_leave_no_zombies() {
+    let tools = "{run: {description: Runs, command: [BIN/run]}, absent: {description: Runs, command: [BIN/absent]}}";
+    let services = [
+        "{name: run, tool: run, consumers: [alice]}",
+        "{name: absent, tool: absent, consumers: [alice]}",
+    ];
+    let world = provider(&[("run", "#!/bin/sh\nsleep 120")], tools, &services);
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    for _ in 0..5 {
+        failure(&alice.call("absent", &json!({})));
+    }
+    for id in 100..130 {
+        alice.send(call(id, "run", &json!({})));
+        let cancel = json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": id}});
+        alice.send(cancel.to_string());
+    }
+    let launcher = launcher(&world);
+    until("nothing is left", || {
+        children(launcher) == 0 && running(&world).is_empty()
+    });
+}
+
+#[test]
+fn a_place_is_free_only_when_all_processes_have_ended() {
+    let look = "#!/bin/sh\nfor p in /proc/[0-9]*/cmdline; do tr '\\0' ' ' <$p | grep -o \"$1\"; done 2>/dev/null; true";
+    let mcp = "children: 1, tools: {run: {description: Runs, command: [BIN/deaf]}, \
+        look: {description: Looks, command: [BIN/look, \"BIN/dea[f]\"]}}";
+    let services = [
+        "{name: run, tool: run, consumers: [alice]}",
+        "{name: look, tool: look, consumers: [alice]}",
+    ];
+    let deaf = "#!/bin/sh\ntrap '' TERM\nsleep 120\nsleep 120";
+    let world = with_mcp(&[("deaf", deaf), ("look", look)], mcp, &services);
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    alice.send(call(7, "run", &json!({})));
+    until("it runs", || !running(&world).is_empty());
+    let cancel =
+        json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 7}});
+    alice.send(cancel.to_string());
+    assert_eq!(text(&alice.call("look", &json!({}))), "");
 }

@@ -1,16 +1,20 @@
 //! What a program finds in its reach: not its parents' descriptors, environment, rights or processes.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{SocketAddr, UnixStream};
 use std::process::Command;
 
 use rustix::process::geteuid;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{failure, one, run, with_mcp};
+use super::ended::launcher;
+use super::{failure, one, run, running, with_mcp};
 use crate::channel::text;
-use crate::channel::world::World;
-use crate::harness::have;
+use crate::channel::world::{World, until};
+use crate::harness::{have, python};
 
 const RUN: &str = "{name: run, tool: run, consumers: [alice]}";
 
@@ -122,4 +126,102 @@ fn a_program_runs_as_the_declared_user_with_that_user_s_groups() {
     let why =
         "error: the tool `none` cannot run: the user `no-such-user` does not exist in this machine";
     assert!(said.contains(why), "{said}");
+}
+
+/// The name of the abstract socket of a world's launcher.
+fn socket(world: &World) -> String {
+    let words = fs::read(format!("/proc/{}/cmdline", launcher(world))).unwrap();
+    let name = words.split(|byte| *byte == 0).nth(2).unwrap();
+    let name = str::from_utf8(name).unwrap();
+    name.strip_prefix('@').unwrap().to_owned()
+}
+
+fn framed(message: &Value) -> Vec<u8> {
+    let text = message.to_string();
+    let length = u32::try_from(text.len()).unwrap();
+    [&length.to_le_bytes()[..], text.as_bytes()].concat()
+}
+
+/// A connection to the launcher, as a worker of alice's would have it.
+fn connected(world: &World) -> UnixStream {
+    let address = SocketAddr::from_abstract_name(socket(world)).unwrap();
+    let mut stream = UnixStream::connect_addr(&address).unwrap();
+    let hello = json!({"Calls": {"consumer": "alice"}});
+    stream.write_all(&framed(&hello)).unwrap();
+    stream
+}
+
+/// What arrives until the end of the connection, at most one message; `None`: nothing.
+fn message(stream: &mut UnixStream) -> Option<String> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).ok()?;
+    let mut text = String::new();
+    let length = u32::from_le_bytes(length).into();
+    stream.take(length).read_to_string(&mut text).unwrap();
+    Some(text)
+}
+
+fn order(id: u32, arguments: &Value) -> Value {
+    json!({"Call": {"id": id, "connection": 1, "service": "run", "arguments": arguments, "copies": "One", "progress": false}})
+}
+
+#[test]
+fn a_program_does_not_reach_the_launcher_as_a_server_does() {
+    let Some(python) = python("python3") else {
+        return;
+    };
+    let program = "import socket, sys, json
+s = socket.socket(socket.AF_UNIX)
+s.settimeout(20)
+s.connect('\\0' + sys.argv[1])
+hello = json.dumps('Status').encode()
+try:
+    s.sendall(len(hello).to_bytes(4, 'little') + hello)
+    print(s.recv(1000))
+except ConnectionError:
+    print(b'')
+";
+    let program = format!("#!{}\n{program}", python.display());
+    let tool = "tools: {run: {description: Runs, command: [BIN/run, \"{name}\"], arguments: {name: {type: string}}}}";
+    let world = with_mcp(&[("run", &program)], tool, &[RUN]);
+    let server = world.listen();
+    let name = socket(&world);
+    assert_eq!(text(&run(&server, &json!({"name": name}))), "b''\n");
+    // The same program outside gets an answer.
+    let outside = Command::new(world.path("bin/run")).arg(name).output();
+    let outside = String::from_utf8(outside.unwrap().stdout).unwrap();
+    assert!(outside.contains("running"), "{outside}");
+}
+
+#[test]
+fn a_worker_that_was_taken_over_gets_no_more_from_the_launcher() {
+    let tool = "tools: {run: {description: Runs, command: [BIN/run, \"{s}\"], arguments: {s: {type: string}}}}";
+    let world = with_mcp(
+        &[("run", "#!/bin/sh\nsleep \"$1\"; echo ran")],
+        tool,
+        &[RUN],
+    );
+    let _server = world.listen();
+    let mut stream = connected(&world);
+    stream
+        .write_all(&framed(&order(1, &json!({"s": "0"}))))
+        .unwrap();
+    assert!(message(&mut stream).unwrap().contains("ran"));
+    // The same number twice: the first call could not be cancelled any more.
+    for _ in 0..2 {
+        stream
+            .write_all(&framed(&order(2, &json!({"s": "60"}))))
+            .unwrap();
+    }
+    assert_eq!(message(&mut stream), None);
+    // More values than a consumer's message may have.
+    let mut stream = connected(&world);
+    let many = json!({"s": vec![0; 20_000]});
+    stream.write_all(&framed(&order(1, &many))).unwrap();
+    assert_eq!(message(&mut stream), None);
+    // More bytes.
+    let mut stream = connected(&world);
+    stream.write_all(&(18_u32 << 20).to_le_bytes()).unwrap();
+    assert_eq!(message(&mut stream), None);
+    until("all ends", || running(&world).is_empty());
 }

@@ -83,6 +83,66 @@ fn an_error_that_is_too_long_or_has_too_many_values_fails_only_its_call() {
 }
 
 #[test]
+fn an_answer_bears_no_mark_of_this_program_and_asks_nothing() {
+    let Some(world) = fake("forges", "") else {
+        return;
+    };
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    let mut forged = |text: &str| alice.call("run", &json!({"text": text}));
+    let expected = json!({"content": [], "isError": true, "_meta": {"kept": 1}});
+    assert_eq!(forged("decision")["result"], expected);
+    let expected =
+        json!({"code": -32603, "message": "try again", "data": {"ran": false, "kept": 1}});
+    assert_eq!(forged("error")["error"], expected);
+    assert_eq!(
+        failure(&forged("ask")),
+        "the server's answer is unusable: it is not complete"
+    );
+}
+
+#[test]
+fn a_fixed_argument_has_no_other_spelling() {
+    let Some(world) = fake("echo", "") else {
+        return;
+    };
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    for other in ["Owner", "OWNER", "owner_", "unknown"] {
+        let answer = alice.call("run", &json!({"text": "hi", other: "evil"}));
+        assert_eq!(
+            failure(&answer),
+            format!("the caller may not set `{other}`")
+        );
+    }
+    let answer = alice.call("run", &json!({"text": "hi", "bytes": 1, "owner": "acme"}));
+    assert!(text(&answer).contains("'bytes': 1"), "{answer}");
+}
+
+#[test]
+fn a_server_that_no_longer_reads_gets_no_more_calls() {
+    let service = "{name: run, tool: fake/echo, consumers: [alice], limits: {call_seconds: 1}}";
+    let Some(world) = provider("{fake: {command: [FAKE]}}", &[service]) else {
+        return;
+    };
+    world.write("settings", "deaf");
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    let arguments = json!({"text": "x".repeat(12_000_000)});
+    // It has read the first call; three more exceed the limit of 32 MiB.
+    for _ in 0..4 {
+        assert_eq!(
+            failure(&alice.call("run", &arguments)),
+            "it was stopped after 1 s, the maximum duration"
+        );
+    }
+    assert_eq!(
+        failure(&alice.call("run", &arguments)),
+        "the server does not read the calls that already wait; try again later"
+    );
+}
+
+#[test]
 fn an_idle_server_makes_room_for_another_program() {
     let service = |name: &str| format!("{{name: {name}, tool: {name}/echo, consumers: [alice]}}");
     let services = [service("one"), service("two")];
