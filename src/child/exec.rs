@@ -45,11 +45,11 @@ fn prepare(socket: &UnixStream) -> io::Result<ProgramSpec> {
         .as_ref()
         .map_or(getuid().as_raw(), |user| user.uid);
     let tasks = tasks_of(uid)?.saturating_add(TASKS);
+    // If memory runs out, the kernel ends programs first, rather than the launcher. Not every `/proc` allows it.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     if let Some(user) = &spec.user {
         become_user(user)?;
     }
-    // If memory runs out, the kernel ends programs first, rather than the launcher. Not every `/proc` allows it.
-    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     limit(Resource::Nproc, tasks)?;
     limit(Resource::Data, spec.memory)?;
     limit(Resource::Nofile, FILES)?;

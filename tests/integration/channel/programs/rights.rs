@@ -111,8 +111,13 @@ fn a_program_runs_as_the_declared_user_with_that_user_s_groups() {
         return;
     }
     let tool = "tools: {run: {description: Runs, command: [/usr/bin/id], run_as: games}, \
-        none: {description: Runs, command: [/usr/bin/id], run_as: no-such-user}}";
-    let services = [RUN, "{name: none, tool: none, consumers: [alice]}"];
+        none: {description: Runs, command: [/usr/bin/id], run_as: no-such-user}, \
+        score: {description: Runs, command: [/bin/cat, /proc/self/oom_score_adj], run_as: games}}";
+    let services = [
+        RUN,
+        "{name: none, tool: none, consumers: [alice]}",
+        "{name: score, tool: score, consumers: [alice]}",
+    ];
     let world: World = with_mcp(&[], tool, &services);
     let server = world.listen();
     let answer = run(&server, &json!({}));
@@ -121,6 +126,9 @@ fn a_program_runs_as_the_declared_user_with_that_user_s_groups() {
         user.starts_with("uid=5(games) gid=60(games) groups=60(games)"),
         "{user}"
     );
+    // If memory runs out, the kernel ends it first.
+    let score = server.peer("alice").call("score", &json!({}));
+    assert_eq!(text(&score), "1000\n");
     failure(&server.peer("alice").call("none", &json!({})));
     let said = server.stderr();
     let why =
