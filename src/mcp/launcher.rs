@@ -311,10 +311,12 @@ impl CallSession for ProgramSession {
 }
 
 impl Programs {
-    /// Waits until one more program may run; stops an idle server if there is no room.
-    async fn enter_slot(&self) -> Result<ProgramSlot, ToolError> {
+    /// Waits until one more program may run for a caller; stops an idle server if there is no room.
+    async fn enter_slot(&self, caller: &Caller) -> Result<ProgramSlot, ToolError> {
         let max = || self.policy.current().services.children_max();
-        self.slots.enter(max, || self.upstreams.stop_one()).await
+        self.slots
+            .enter(caller, max, || self.upstreams.stop_one())
+            .await
     }
 
     fn status(&self) -> LauncherStatus {
@@ -329,7 +331,7 @@ impl Programs {
         let policy = self.policy.current();
         match (grant.tool(), policy.services.definition(grant.tool())) {
             (ServiceTool::Own(_), Some(Definition::Own(tool))) => {
-                let slot = self.enter_slot().await?;
+                let slot = self.enter_slot(grant.caller()).await?;
                 let outcome = command::run(grant, tool, &self, slot).await;
                 outcome.map(CallOutcome::Tool)
             }

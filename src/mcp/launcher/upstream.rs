@@ -267,7 +267,7 @@ impl Upstream {
     }
 
     async fn start(programs: &Arc<Programs>, call: &UpstreamCall<'_>) -> Result<Self, ToolError> {
-        let slot = programs.enter_slot().await?;
+        let slot = programs.enter_slot(call.caller).await?;
         let label = format!("`{}` (for {})", call.name, call.caller);
         let connection = connect(
             call.server,

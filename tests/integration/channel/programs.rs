@@ -307,6 +307,29 @@ fn no_more_than_the_declared_number_of_programs_runs_at_once() {
 }
 
 #[test]
+fn a_caller_whose_calls_take_long_leaves_room_for_others() {
+    let wait = "#!/bin/sh\nuntil [ -e \"$1\" ]; do sleep 0.05; done; echo waited";
+    let tools = "children: 2, tools: {run: {description: Runs, command: [BIN/run, BIN/go]}, \
+        quick: {description: Runs, command: [/bin/echo, ran]}}";
+    let services = [
+        "{name: run, tool: run, consumers: [alice]}",
+        "{name: quick, tool: quick, consumers: [bob]}",
+    ];
+    let world = with_mcp(&[("run", wait)], tools, &services);
+    let server = world.listen();
+    let mut peers = [server.peer("alice"), server.peer("alice")];
+    for peer in &mut peers {
+        peer.send(super::peer::call(1, "run", &json!({})));
+    }
+    super::world::until("one runs", || !running(&world).is_empty());
+    assert_eq!(text(&server.peer("bob").call("quick", &json!({}))), "ran\n");
+    fs::write(world.path("bin/go"), "").unwrap();
+    for peer in &mut peers {
+        assert_eq!(text(&peer.receive()), "waited\n");
+    }
+}
+
+#[test]
 fn the_operator_runs_a_service_by_its_name() {
     let world = one("#!/bin/sh\necho ran", "");
     let serve = |lines: &str| {
