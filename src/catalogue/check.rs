@@ -209,10 +209,7 @@ fn length_fault(name: &str, value: &Value) -> Option<String> {
 }
 
 pub(super) fn is_whole(value: &Value) -> bool {
-    /// Whole numbers up to this one have one form as a 64-bit float (RFC 8259 §6).
-    const MAX: f64 = 9_007_199_254_740_991.0;
-    let as_float = |number: f64| number.fract() == 0.0 && number.abs() <= MAX;
-    value.is_i64() || value.as_f64().is_some_and(as_float)
+    value.is_i64() || value.as_f64().is_some_and(|number| number.fract() == 0.0)
 }
 
 pub(super) fn kind(value: &Value) -> &'static str {

@@ -230,7 +230,12 @@ impl AnswerResult {
     /// Returns the answer for a client of the modern era or of an earlier one.
     pub(super) fn into_result(self, is_modern: bool) -> ServerResult {
         match self {
-            Self::Built(result) => (*result).into(),
+            Self::Built(mut result) => {
+                if !is_modern {
+                    result.result_type = None;
+                }
+                (*result).into()
+            }
             Self::Upstream(mut result, _) => {
                 // Required of every result since 2026-07-28, and unknown to earlier servers.
                 if let (true, Some(result)) = (is_modern, result.as_object_mut()) {

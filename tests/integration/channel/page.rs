@@ -39,7 +39,8 @@ fn its_limits_are_the_servers() {
         .take_while(|line| line.starts_with('|'))
         .map(|line| {
             let cells: Vec<&str> = line.split('|').map(str::trim).collect();
-            (cells[1].trim_matches('`'), cells[2].parse().unwrap())
+            let (default, _) = cells[2].split_once(';').unwrap_or((cells[2], ""));
+            (cells[1].trim_matches('`'), default.parse().unwrap())
         })
         .collect();
     let defaults = [
