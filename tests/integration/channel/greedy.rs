@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use serde_json::json;
 
-use super::peer::call;
+use super::peer::{call, cancel};
 use super::text;
 use super::world::{Listening, World, number_of, until};
 
@@ -53,8 +53,7 @@ fn attack(number: usize) -> String {
         // Large answers, and calls that are cancelled while their answers wait to be written.
         2 => (0..REQUESTS)
             .map(|id| {
-                let taken_back = json!({"jsonrpc": "2.0", "method": "notifications/cancelled",
-                    "params": {"requestId": id}});
+                let taken_back = cancel(id);
                 call(id, "give", &json!({"path": "big"})) + &format!("\n{taken_back}\n")
             })
             .collect(),

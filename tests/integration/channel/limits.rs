@@ -1,12 +1,10 @@
 //! Tests the effect of each entry in a service's `limits:`.
 
-use std::fs;
-
 use serde_json::{Value, json};
 
 use super::peer::call;
 use super::text;
-use super::world::{World, until};
+use super::world::{World, all_processes, until, words_of};
 use crate::harness::have_program;
 use crate::serve::server::Keyring;
 
@@ -22,12 +20,8 @@ fn met(answer: &Value, limit: &str) {
 
 /// Returns whether any process has this word in its command line.
 fn runs(word: &str) -> bool {
-    fs::read_dir("/proc").unwrap().any(|process| {
-        // Most entries are not processes, and processes may exit during the search.
-        let line = fs::read(process.unwrap().path().join("cmdline")).unwrap_or_default();
-        line.split(|byte| *byte == 0)
-            .any(|found| found == word.as_bytes())
-    })
+    let mut lines = all_processes().map(words_of);
+    lines.any(|words| words.iter().any(|found| found == word.as_bytes()))
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::thread;
 use anklume::audit::{Event, Log, ROTATE_AT};
 use serde_json::{Value, json};
 
-use super::peer::call;
+use super::peer::{call, cancel};
 use super::tamper::hash;
 use super::text;
 use super::world::{World, lines_of, until};
@@ -491,10 +491,6 @@ fn a_call_that_is_taken_back_has_its_line() {
     until("it runs", || world.gpg_waits());
     alice.send(call("waits", "sign", &data));
     alice.lives();
-    let cancel = |id: &str| {
-        json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": id}})
-            .to_string()
-    };
     for id in ["waits", "runs"] {
         alice.send(cancel(id));
         until("it is in the log", || {

@@ -20,6 +20,12 @@ pub(super) fn call(id: impl Into<Value>, name: &str, arguments: &Value) -> Strin
     json!({"jsonrpc": "2.0", "id": id.into(), "method": "tools/call", "params": params}).to_string()
 }
 
+/// The cancellation of a request as one line.
+pub(super) fn cancel(id: impl Into<Value>) -> String {
+    let params = json!({"requestId": id.into()});
+    json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params}).to_string()
+}
+
 impl Peer {
     /// Connects; every read and write has a time limit.
     #[track_caller]

@@ -8,7 +8,7 @@ use std::fs;
 use serde_json::{Value, json};
 
 use super::text;
-use super::world::{Listening, World};
+use super::world::{Listening, World, all_processes, until, words_of};
 use crate::harness::write_program;
 
 /// A provider with these programs in its folder `bin`, and these tools in `mcp.tools`, each as a line of YAML in which
@@ -50,12 +50,9 @@ fn failure(answer: &Value) -> &str {
 /// The command lines of the processes that run something in the world's folder `bin`.
 fn running(world: &World) -> Vec<String> {
     let bin = world.text("bin/");
-    let processes = fs::read_dir("/proc").unwrap();
-    let words = processes.filter_map(|entry| {
-        let words = fs::read(entry.unwrap().path().join("cmdline")).ok()?;
-        Some(String::from_utf8_lossy(&words).replace('\0', " "))
-    });
-    words.filter(|words| words.contains(&bin)).collect()
+    let lines = all_processes().map(|process| words_of(process).join(&b' '));
+    let lines = lines.map(|line| String::from_utf8_lossy(&line).into_owned());
+    lines.filter(|words| words.contains(&bin)).collect()
 }
 
 /// Calls the service `run` as alice.
@@ -321,7 +318,7 @@ fn a_caller_whose_calls_take_long_leaves_room_for_others() {
     for peer in &mut peers {
         peer.send(super::peer::call(1, "run", &json!({})));
     }
-    super::world::until("one runs", || !running(&world).is_empty());
+    until("one runs", || !running(&world).is_empty());
     assert_eq!(text(&server.peer("bob").call("quick", &json!({}))), "ran\n");
     fs::write(world.path("bin/go"), "").unwrap();
     for peer in &mut peers {

@@ -10,9 +10,9 @@ use anklume::infra::{LOCK, Pins, open_for_pinning};
 use anklume::machine_state::{DefinitionReport, DefinitionRequest};
 use serde_json::{Value, json};
 
-use super::peer::{Peer, call};
+use super::peer::{Peer, call, cancel};
 use super::text;
-use super::world::{Listening, World, until};
+use super::world::{Listening, World, all_processes, parent_of, until, words_of};
 use crate::harness::python;
 
 /// A provider with these servers, each a line of YAML, and these services, whose tools are pinned as they are now; with
@@ -77,34 +77,17 @@ fn failure(answer: &Value) -> String {
 }
 
 /// The processes that run the tests' own server for this world.
-fn servers(world: &World) -> usize {
-    let settings = world.text("settings");
-    let processes = fs::read_dir("/proc").unwrap();
-    let words = processes.filter_map(|entry| fs::read(entry.unwrap().path().join("cmdline")).ok());
-    words
-        .filter(|words| {
-            let mut words = words.split(|byte| *byte == 0);
-            let last = words.rfind(|word| !word.is_empty());
-            last == Some(settings.as_bytes())
-        })
-        .count()
+fn server_processes(world: &World) -> impl Iterator<Item = u32> {
+    let settings = world.text("settings").into_bytes();
+    all_processes().filter(move |process| {
+        let mut words = words_of(*process).into_iter();
+        words.rfind(|word| !word.is_empty()).as_ref() == Some(&settings)
+    })
 }
 
-/// The process that watches the tests' own server for this world.
-fn parent_of_server(world: &World) -> u32 {
-    let settings = world.text("settings");
-    let mut processes = fs::read_dir("/proc").unwrap();
-    let stat = processes.find_map(|entry| {
-        let path = entry.unwrap().path();
-        let words = fs::read(path.join("cmdline")).ok()?;
-        let is_it = words
-            .split(|byte| *byte == 0)
-            .any(|word| word == settings.as_bytes());
-        is_it.then(|| fs::read_to_string(path.join("stat")).unwrap())
-    });
-    let stat = stat.unwrap();
-    let (_, fields) = stat.rsplit_once(") ").unwrap();
-    fields.split(' ').nth(1).unwrap().parse().unwrap()
+/// The number of those.
+fn servers(world: &World) -> usize {
+    server_processes(world).count()
 }
 
 /// Reads an amount of memory of a process, in KiB.
@@ -158,7 +141,7 @@ fn a_tool_is_listed_as_it_is_pinned_and_its_result_passes_unchanged() {
     let refused = alice.call("run", &json!({"text": "hi", "owner": "other"}));
     assert_eq!(failure(&refused), "the caller may not set `owner`");
     // What runs beside it takes little memory of its own.
-    let reaper = parent_of_server(&world);
+    let reaper = server_processes(&world).find_map(parent_of).unwrap();
     let own = ["Private_Clean:", "Private_Dirty:"].map(|key| rollup(reaper, key));
     assert!(own.iter().sum::<u64>() <= 1024, "{own:?} KiB");
     // Each caller has a process of its own.
@@ -209,9 +192,7 @@ fn progress_is_passed_on_and_a_cancelled_call_is_cancelled_there() {
         progress["params"],
         json!({"progressToken": "t1", "progress": 0.0, "total": 100.0, "message": "working"})
     );
-    let cancel =
-        json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}});
-    alice.send(cancel.to_string());
+    alice.send(cancel(1));
     world.write("settings", "finish");
     alice.send(slow(2));
     // The first call has no answer, and the process that it ran in goes on.

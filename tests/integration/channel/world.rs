@@ -146,10 +146,7 @@ impl World {
     /// Returns whether such a gpg is waiting, judged from the process list because it writes nothing.
     pub(super) fn gpg_waits(&self) -> bool {
         let gpg = self.text("bin/gpg").into_bytes();
-        let processes = fs::read_dir("/proc").unwrap();
-        let processes =
-            processes.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
-        processes
+        all_processes()
             .map(words_of)
             .any(|words| words.contains(&gpg) && words.iter().any(|word| word == b"--detach-sign"))
     }
@@ -435,8 +432,21 @@ impl Listening {
     }
 }
 
+/// The processes of this machine.
+pub(super) fn all_processes() -> impl Iterator<Item = u32> {
+    let processes = fs::read_dir("/proc").unwrap();
+    processes.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
+}
+
+/// The parent of a process; `None` if the process is gone.
+pub(super) fn parent_of(process: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(") ")?;
+    fields.split(' ').nth(1)?.parse().ok()
+}
+
 /// A process's command line; right after the process starts, this is still its server's.
-fn words_of(process: u32) -> Vec<Vec<u8>> {
+pub(super) fn words_of(process: u32) -> Vec<Vec<u8>> {
     let words = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
     words.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
 }

@@ -6,9 +6,9 @@ use rustix::process::geteuid;
 use serde_json::{Value, json};
 
 use super::{failure, one, provider, run, running, with_mcp};
-use crate::channel::peer::call;
+use crate::channel::peer::{call, cancel};
 use crate::channel::text;
-use crate::channel::world::{World, signal, until};
+use crate::channel::world::{World, all_processes, parent_of, signal, until, words_of};
 use crate::harness::{have, python};
 
 /// Ways of leaving a process behind: in another session, as an orphan, deaf to SIGTERM, with the pipes open, stopped.
@@ -78,9 +78,7 @@ fn a_cancelled_call_ends_its_processes() {
     let mut alice = server.peer("alice");
     alice.send(call(7, "run", &json!({})));
     has_left(&world);
-    let cancel =
-        json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 7}});
-    alice.send(cancel.to_string());
+    alice.send(cancel(7));
     until("they end", || running(&world).is_empty());
     // The connection goes on.
     assert!(alice.list()["result"]["tools"].is_array());
@@ -111,15 +109,12 @@ fn a_server_that_is_killed_takes_the_programs_with_it() {
 /// The processes with this subcommand that serve this world.
 fn processes(world: &World, subcommand: &str) -> Vec<u32> {
     let folder = world.path("").canonicalize().unwrap();
-    let all = fs::read_dir("/proc").unwrap();
-    let pids = all.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse::<u32>().ok());
-    pids.filter(|pid| {
-        let process = format!("/proc/{pid}");
-        let words = fs::read(format!("{process}/cmdline")).unwrap_or_default();
-        let is_it = words.split(|byte| *byte == 0).nth(1) == Some(subcommand.as_bytes());
-        is_it && fs::read_link(format!("{process}/cwd")).is_ok_and(|cwd| cwd == folder)
-    })
-    .collect()
+    let is_it = |process: &u32| {
+        let words = words_of(*process);
+        words.get(1).map(Vec::as_slice) == Some(subcommand.as_bytes())
+            && fs::read_link(format!("/proc/{process}/cwd")).is_ok_and(|cwd| cwd == folder)
+    };
+    all_processes().filter(is_it).collect()
 }
 
 /// The launcher of this world's server.
@@ -283,12 +278,7 @@ ctypes.CDLL(None).syscall(60, 0)";
 
 /// The number of processes, ended or not, that a process has as its children.
 fn children(of: u32) -> usize {
-    let all = fs::read_dir("/proc").unwrap();
-    let parents = all.filter_map(|entry| {
-        let stat = fs::read_to_string(entry.unwrap().path().join("stat")).ok()?;
-        let (_, fields) = stat.rsplit_once(") ")?;
-        fields.split(' ').nth(1)?.parse::<u32>().ok()
-    });
+    let parents = all_processes().filter_map(parent_of);
     parents.filter(|parent| *parent == of).count()
 }
 
@@ -307,8 +297,7 @@ fn calls_that_fail_or_are_cancelled_early_leave_no_zombies() {
     }
     for id in 100..130 {
         alice.send(call(id, "run", &json!({})));
-        let cancel = json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": id}});
-        alice.send(cancel.to_string());
+        alice.send(cancel(id));
     }
     let launcher = launcher(&world);
     until("nothing is left", || {
@@ -331,8 +320,6 @@ fn a_place_is_free_only_when_all_processes_have_ended() {
     let mut alice = server.peer("alice");
     alice.send(call(7, "run", &json!({})));
     until("it runs", || !running(&world).is_empty());
-    let cancel =
-        json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 7}});
-    alice.send(cancel.to_string());
+    alice.send(cancel(7));
     assert_eq!(text(&alice.call("look", &json!({}))), "");
 }
