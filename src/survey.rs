@@ -86,6 +86,22 @@ pub(crate) fn instance<'s>(
     all.find(|one| one.project == domain.as_str() && one.name == machine.as_str())
 }
 
+/// The declared machines that are providers of these edges and run, each with its domain's name.
+fn running_providers<'i>(
+    infra: &'i Infra,
+    edges: &[&Edge],
+    state: &State,
+) -> Vec<(&'i str, &'i Machine)> {
+    let machines = infra.machines().filter(|(domain, machine)| {
+        let runs = instance(state, &domain.name, &machine.name).is_some_and(Instance::is_running);
+        let mut providers = edges.iter().map(|edge| &edge.provider.machine);
+        runs && providers.any(|provider| *provider == machine.name)
+    });
+    machines
+        .map(|(domain, machine)| (domain.name.as_str(), machine))
+        .collect()
+}
+
 /// The machines in Incus that are providers of these edges, each once.
 pub(crate) fn providers<'s>(edges: &[Edge], state: &'s State) -> Vec<&'s Instance> {
     let is_provider = |one: &&Instance| {

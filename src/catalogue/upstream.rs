@@ -46,8 +46,18 @@ pub struct UpstreamServer {
 
 /// The definition of an upstream's tool, as far as it is pinned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Value")]
-pub struct UpstreamTool(Map<String, Value>);
+#[serde(try_from = "Value", into = "Map<String, Value>")]
+pub struct UpstreamTool {
+    definition: Map<String, Value>,
+    /// Computed once: each call compares it.
+    digest: String,
+}
+
+impl From<UpstreamTool> for Map<String, Value> {
+    fn from(tool: UpstreamTool) -> Self {
+        tool.definition
+    }
+}
 
 impl TryFrom<Value> for UpstreamTool {
     type Error = DefinitionFault;
@@ -82,22 +92,26 @@ impl UpstreamTool {
         let pinned = PINNED.into_iter();
         let pinned = pinned.filter_map(|key| Some((key.to_owned(), listed.get(key)?)));
         let pinned = pinned.map(|(key, value)| Some((key, sorted(value, DEPTH_MAX)?)));
-        let pinned = pinned.collect::<Option<_>>();
-        let tool = Self(pinned.ok_or(DefinitionFault::TooDeep)?);
-        let is_object = |key: &str| tool.0.get(key).is_none_or(Value::is_object);
-        let is_text = |key: &str| tool.0.get(key).is_none_or(Value::is_string);
-        let has_shape = tool.0.get("name").is_some_and(Value::is_string)
-            && tool.0.get("inputSchema").is_some_and(Value::is_object)
+        let pinned = pinned.collect::<Option<Map<_, _>>>();
+        let definition = pinned.ok_or(DefinitionFault::TooDeep)?;
+        let is_object = |key: &str| definition.get(key).is_none_or(Value::is_object);
+        let is_text = |key: &str| definition.get(key).is_none_or(Value::is_string);
+        let has_shape = definition.get("name").is_some_and(Value::is_string)
+            && definition.get("inputSchema").is_some_and(Value::is_object)
             && ["outputSchema", "annotations"].into_iter().all(is_object)
             && ["title", "description"].into_iter().all(is_text);
         if !has_shape {
             return Err(DefinitionFault::Shape);
         }
-        let length = tool.canonical().len();
-        if length > DEFINITION_MAX {
-            return Err(DefinitionFault::TooLong(length));
+        // Its keys are sorted already.
+        let canonical = json!(definition).to_string();
+        if canonical.len() > DEFINITION_MAX {
+            return Err(DefinitionFault::TooLong(canonical.len()));
         }
-        Ok(tool)
+        Ok(Self {
+            definition,
+            digest: sha256(canonical),
+        })
     }
 
     /// Returns the tool's name.
@@ -109,31 +123,25 @@ impl UpstreamTool {
     /// Returns a member that is text.
     #[must_use]
     pub fn text(&self, key: &str) -> Option<&str> {
-        self.0.get(key).and_then(Value::as_str)
+        self.definition.get(key).and_then(Value::as_str)
     }
 
     /// Returns a member that is an object.
     #[must_use]
     pub fn object(&self, key: &str) -> Option<&Map<String, Value>> {
-        self.0.get(key).and_then(Value::as_object)
+        self.definition.get(key).and_then(Value::as_object)
     }
 
     /// Returns the definition.
     #[must_use]
     pub const fn definition(&self) -> &Map<String, Value> {
-        &self.0
+        &self.definition
     }
 
-    /// Returns its canonical JSON: without spaces, and with sorted keys.
-    fn canonical(&self) -> String {
-        // Its keys are sorted already.
-        json!(self.0).to_string()
-    }
-
-    /// Returns the SHA-256 of its canonical JSON, in hexadecimal.
+    /// Returns the SHA-256 of its canonical JSON (without spaces, and with sorted keys), in hexadecimal.
     #[must_use]
-    pub fn digest(&self) -> String {
-        sha256(self.canonical())
+    pub fn digest(&self) -> &str {
+        &self.digest
     }
 
     /// Returns the names of its arguments.

@@ -103,7 +103,7 @@ impl Pins {
     ) {
         let servers = self.machines.entry(machine.clone()).or_default();
         let tools = servers.entry(server.clone()).or_default();
-        let sha256 = definition.digest();
+        let sha256 = definition.digest().to_owned();
         tools.insert(tool.clone(), Pin { sha256, definition });
     }
 

@@ -245,7 +245,6 @@ pub(crate) async fn serve(work: Work<'_>, socket: UnixStream) {
                     };
                     // If the report cannot be sent, the worker notices that this process has ended.
                     if let Ok(bytes) = framed(&report) {
-                        let permit = permit;
                         let _ = reports.send(HelperMessage { bytes, permit }).await;
                     }
                 });

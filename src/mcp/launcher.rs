@@ -39,7 +39,7 @@ use crate::name::{MachineName, ServiceTool};
 use crate::policy::{Caller, Grant};
 use crate::tool::{Copies, Resource, ToolError};
 pub(crate) use definitions::definitions;
-use slots::{ProgramSlot, ProgramSlots};
+use slots::{ProgramSlot, ProgramSlots, decrease};
 use upstream::{UpstreamCall, Upstreams};
 
 /// Maximum time for which a server tries to reach the launcher, which may be restarting.
@@ -53,7 +53,7 @@ const HELLO_BYTES: u32 = 1024;
 /// Maximum length of a status, in bytes.
 const STATUS_BYTES: u32 = 1024 * 1024;
 /// Maximum number of connections for one caller: one, and those of earlier workers that are about to end.
-const CONNECTIONS_MAX: usize = 8;
+const CONNECTIONS_MAX: u32 = 8;
 /// Maximum number of calls that one connection runs or lets wait at the same time.
 const CALLS_MAX: usize = 32;
 
@@ -222,10 +222,10 @@ async fn attend(mut stream: UnixStream, programs: Arc<Programs>, connections: Ar
         }
         Ok(Err(_)) | Err(_) => return,
     };
-    let Some(_place) = connections.enter(consumer.as_ref()) else {
+    let caller = consumer.map_or(Caller::Operator, Caller::Consumer);
+    let Some(_place) = connections.enter(&caller) else {
         return;
     };
-    let caller = consumer.map_or(Caller::Operator, Caller::Consumer);
     let session: Arc<dyn CallSession> = Arc::new(ProgramSession(Arc::clone(&programs)));
     let work = Work {
         caller,
@@ -239,25 +239,25 @@ async fn attend(mut stream: UnixStream, programs: Arc<Programs>, connections: Ar
 
 /// The number of connections for each caller.
 #[derive(Default)]
-struct Connections(Mutex<HashMap<Option<MachineName>, usize>>);
+struct Connections(Mutex<HashMap<Caller, u32>>);
 
 /// A connection's place, which is free again when this is dropped.
 struct ConnectionPlace {
     connections: Arc<Connections>,
-    consumer: Option<MachineName>,
+    caller: Caller,
 }
 
 impl Connections {
-    fn enter(self: &Arc<Self>, consumer: Option<&MachineName>) -> Option<ConnectionPlace> {
+    fn enter(self: &Arc<Self>, caller: &Caller) -> Option<ConnectionPlace> {
         let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = open.entry(consumer.cloned()).or_default();
+        let count = open.entry(caller.clone()).or_default();
         if *count == CONNECTIONS_MAX {
             return None;
         }
         *count += 1;
         Some(ConnectionPlace {
             connections: Arc::clone(self),
-            consumer: consumer.cloned(),
+            caller: caller.clone(),
         })
     }
 }
@@ -269,12 +269,7 @@ impl Drop for ConnectionPlace {
             .0
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = open.get_mut(&self.consumer) {
-            *count -= 1;
-            if *count == 0 {
-                open.remove(&self.consumer);
-            }
-        }
+        decrease(&mut open, &self.caller);
     }
 }
 

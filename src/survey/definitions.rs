@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use super::instance;
+use super::running_providers;
 use crate::catalogue::UpstreamTool;
 use crate::edge::Edge;
 use crate::incus::State;
-use crate::incus::state::Instance;
 use crate::infra::Infra;
 use crate::machine_state::{DEFINITIONS, DefinitionReport, DefinitionRequest, PROGRAM};
 use crate::name::{ServerName, UpstreamToolName};
@@ -27,14 +26,9 @@ pub(crate) async fn notes(
     edges: &[&Edge],
     state: &State,
 ) -> Vec<String> {
-    let requests = infra.machines().filter_map(|(domain, machine)| {
-        let runs = instance(state, &domain.name, &machine.name).is_some_and(Instance::is_running);
-        let is_provider = edges
-            .iter()
-            .any(|edge| edge.provider.machine == machine.name);
-        let request = DefinitionRequest::of(machine).filter(|_| runs && is_provider)?;
-        Some((domain.name.as_str(), machine, request))
-    });
+    let providers = running_providers(infra, edges, state).into_iter();
+    let requests = providers
+        .filter_map(|(project, machine)| Some((project, machine, DefinitionRequest::of(machine)?)));
     let requests: Vec<_> = requests.collect();
     let asked = each(&requests, async |(project, machine, request)| {
         let exec = RemoteExec {

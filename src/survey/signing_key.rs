@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::instance;
+use super::running_providers;
 use crate::edge::Edge;
 use crate::incus::State;
-use crate::incus::state::Instance;
 use crate::infra::{DeclaredService, Infra};
 use crate::machine_state::{PROGRAM, SIGNING_KEY, SSH_KEY};
 use crate::name::ToolName;
@@ -30,17 +29,12 @@ pub(crate) async fn notes(
     edges: &[&Edge],
     state: &State,
 ) -> Vec<String> {
-    let machines = infra.machines().filter(|(domain, machine)| {
-        let runs = instance(state, &domain.name, &machine.name).is_some_and(Instance::is_running);
-        runs && edges
-            .iter()
-            .any(|edge| edge.provider.machine == machine.name)
-    });
-    let services = machines.flat_map(|(domain, machine)| {
+    let providers = running_providers(infra, edges, state).into_iter();
+    let services = providers.flat_map(|(project, machine)| {
         let signs = machine.services.iter().filter(|service| {
             service.tool.is(ToolName::GpgSign) || service.tool.is(ToolName::SshSign)
         });
-        signs.map(move |service| (domain.name.as_str(), machine.name.as_str(), service))
+        signs.map(move |service| (project, machine.name.as_str(), service))
     });
     let services: Vec<(&str, &str, &DeclaredService)> = services.collect();
     let asked = each(&services, async |(project, machine, service)| {

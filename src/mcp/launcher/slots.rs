@@ -62,7 +62,7 @@ impl SlotState {
 }
 
 /// Counts one less, and forgets a caller without any.
-fn decrease(counts: &mut HashMap<Caller, u32>, caller: &Caller) {
+pub(super) fn decrease(counts: &mut HashMap<Caller, u32>, caller: &Caller) {
     if let Some(count) = counts.get_mut(caller) {
         *count -= 1;
         if *count == 0 {

@@ -150,7 +150,7 @@ impl Upstreams {
         let mut changed = lock(&self.changed);
         match fault {
             Some(UpstreamFault::Changed(_) | UpstreamFault::Missing(_)) => {
-                let digest = call.tool.digest();
+                let digest = call.tool.digest().to_owned();
                 changed.insert(key, digest.clone()) != Some(digest)
             }
             Some(UpstreamFault::Ended(_) | UpstreamFault::TooLong(_) | UpstreamFault::Deaf) => {
@@ -465,7 +465,7 @@ impl UpstreamConnection {
             let digests = tools.iter().filter_map(|tool| {
                 let name = tool.get("name")?.as_str()?.to_owned();
                 // One that cannot be pinned is never the pinned one.
-                let digest = UpstreamTool::of(tool).map(|tool| tool.digest());
+                let digest = UpstreamTool::of(tool).map(|tool| tool.digest().to_owned());
                 Some((name, digest.unwrap_or_default()))
             });
             *listed = Some(Listed {
