@@ -112,12 +112,12 @@ pub(crate) fn times(anklume: impl Fn() -> Command, folder: &Path) -> Vec<Times> 
         .map(|(number, case)| {
             let folder = folder.join(number.to_string());
             std::fs::create_dir(&folder).unwrap();
-            measure(&anklume, &folder, case)
+            measure(&anklume, &folder, &case)
         });
     measured.collect()
 }
 
-fn measure(anklume: &impl Fn() -> Command, folder: &Path, case: Case) -> Times {
+fn measure(anklume: &impl Fn() -> Command, folder: &Path, case: &Case) -> Times {
     let command = serde_json::to_string(&case.command).unwrap();
     let tool = case.tool;
     let infra = format!(
