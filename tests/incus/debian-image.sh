@@ -20,7 +20,8 @@ fail() {
 
 case $init in
 systemd)
-    packages=systemd,systemd-sysv,dbus,gnupg
+    # For an MCP server that is written in Python.
+    packages=systemd,systemd-sysv,dbus,gnupg,git,python3-venv
     finish() { :; }
     ;;
 openrc)

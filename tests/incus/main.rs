@@ -19,6 +19,7 @@ mod doctor;
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 mod harness;
 mod host;
+mod own_services;
 mod pages;
 mod pin;
 mod processes;
