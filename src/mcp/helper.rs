@@ -29,7 +29,7 @@ use crate::mcp::VALUES_MAX;
 use crate::mcp::client::UpstreamAnswer;
 use crate::mcp::framing::json;
 use crate::mcp::policy_watcher::Policy;
-use crate::name::MachineName;
+use crate::name::{MachineName, ServiceTool};
 use crate::policy::{self, Caller, Decision, Grant, Request};
 use crate::tool::{self, Copies, Resource, ToolError, ToolOutcome, ToolSession};
 
@@ -88,6 +88,8 @@ enum HelperOrder<'a> {
     Cancel { id: u64 },
     /// Forget this connection, which has ended.
     Close { connection: u64 },
+    /// Report which tools have changed.
+    Changed { id: u64 },
 }
 
 /// The message of an error sent to another process.
@@ -109,6 +111,8 @@ enum HelperReport {
     },
     /// Progress of the call, as an upstream reports it.
     Progress { id: u64, params: Box<RawValue> },
+    /// The tools that are not called because their definition has changed since it was accepted.
+    Changed { id: u64, tools: Vec<ServiceTool> },
 }
 
 /// The outcome of a call that a tool has answered.
@@ -179,6 +183,8 @@ pub(crate) struct Work<'a> {
     pub(crate) session: &'a (dyn Fn() -> Arc<dyn CallSession> + Sync),
     /// Maximum number of calls that run at the same time; further ones fail.
     pub(crate) calls_max: usize,
+    /// Returns the tools whose definition has changed since it was accepted.
+    pub(crate) changed: &'a (dyn Fn() -> Vec<ServiceTool> + Sync),
 }
 
 /// Runs the ordered calls that the policy grants, until the socket is closed.
@@ -256,6 +262,17 @@ pub(crate) async fn serve(work: Work<'_>, socket: UnixStream) {
             }
             HelperOrder::Close { connection } => {
                 sessions.remove(&connection);
+            }
+            HelperOrder::Changed { id } => {
+                let tools = (work.changed)();
+                if let Ok(bytes) = framed(&HelperReport::Changed { id, tools }) {
+                    let message = HelperMessage {
+                        bytes,
+                        permit: None,
+                    };
+                    // If it cannot be sent, the worker has ended.
+                    let _ = reports.send(message).await;
+                }
             }
         }
     }

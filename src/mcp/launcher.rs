@@ -12,7 +12,7 @@ mod definitions;
 mod slots;
 mod upstream;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::os::linux::net::SocketAddrExt as _;
@@ -34,13 +34,13 @@ use crate::child::{ChildUser, is_program};
 use crate::ipc::{framed, receive, receive_async};
 use crate::machine_state::LAUNCHER;
 use crate::mcp::helper::{CallOutcome, CallSession, ProgressSink, ToolResult, Work, serve};
-use crate::mcp::policy_watcher::PolicyWatcher;
+use crate::mcp::policy_watcher::{Policy, PolicyWatcher};
 use crate::name::{MachineName, ServiceTool};
-use crate::policy::{Caller, Grant};
+use crate::policy::{self, Caller, Grant};
 use crate::tool::{Copies, Resource, ToolError};
 pub(crate) use definitions::definitions;
 use slots::{ProgramSlot, ProgramSlots, decrease};
-use upstream::{UpstreamCall, Upstreams};
+use upstream::{UpstreamCall, UpstreamTarget, Upstreams};
 
 /// Maximum time for which a server tries to reach the launcher, which may be restarting.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
@@ -228,11 +228,15 @@ async fn attend(mut stream: UnixStream, programs: Arc<Programs>, connections: Ar
     };
     let session: Arc<dyn CallSession> = Arc::new(ProgramSession(Arc::clone(&programs)));
     let work = Work {
-        caller,
+        caller: caller.clone(),
         resource: Resource::Programs,
         policy: &|| programs.policy.current(),
         session: &|| Arc::clone(&session),
         calls_max: CALLS_MAX,
+        changed: &|| {
+            programs.check_again(&caller);
+            programs.changed()
+        },
     };
     serve(work, stream).await;
 }
@@ -315,37 +319,72 @@ impl Programs {
     }
 
     fn status(&self) -> LauncherStatus {
-        let policy = self.policy.current();
         LauncherStatus {
             running: self.slots.running(),
-            changed: self.upstreams.changed(&policy.services),
+            changed: self.changed(),
+        }
+    }
+
+    /// Returns the tools whose definition was not the pinned one when it was last checked.
+    fn changed(&self) -> Vec<ServiceTool> {
+        self.upstreams.changed(&self.policy.current().services)
+    }
+
+    /// Checks the changed tools that a caller may use again, those for which it is time.
+    fn check_again(self: &Arc<Self>, caller: &Caller) {
+        let policy = self.policy.current();
+        let offers = policy::offers(&policy.services, caller);
+        let tools: BTreeSet<ServiceTool> = offers.into_iter().map(|offer| offer.tool).collect();
+        for tool in tools {
+            let ServiceTool::Upstream(name, tool_name) = &tool else {
+                continue;
+            };
+            if !self.upstreams.is_due(name, tool_name) {
+                continue;
+            }
+            let (programs, policy, caller) =
+                (Arc::clone(self), Arc::clone(&policy), caller.clone());
+            tokio::spawn(async move {
+                if let Some(target) = upstream_target(&policy, &caller, &tool) {
+                    programs.upstreams.check(&programs, &target).await;
+                }
+            });
         }
     }
 
     async fn run(self: Arc<Self>, grant: &Grant, progress: Option<ProgressSink>) -> ToolResult {
         let policy = self.policy.current();
-        match (grant.tool(), policy.services.definition(grant.tool())) {
-            (ServiceTool::Own(_), Some(Definition::Own(tool))) => {
-                let slot = self.enter_slot(grant.caller()).await?;
-                let outcome = command::run(grant, tool, &self, slot).await;
-                outcome.map(CallOutcome::Tool)
-            }
-            (ServiceTool::Upstream(name, _), Some(Definition::Upstream(tool))) => {
-                let Some(server) = policy.services.servers.get(name) else {
-                    return Err(ToolError::Broken);
-                };
-                let call = UpstreamCall {
-                    caller: grant.caller(),
-                    name,
-                    server,
-                    tool,
-                    arguments: grant.arguments(),
-                    progress,
-                };
-                let answer = self.upstreams.call(&self, call).await;
-                answer.map(CallOutcome::Upstream)
-            }
-            _ => Err(ToolError::Broken),
+        if let Some(Definition::Own(tool)) = policy.services.definition(grant.tool()) {
+            let slot = self.enter_slot(grant.caller()).await?;
+            let outcome = command::run(grant, tool, &self, slot).await;
+            return outcome.map(CallOutcome::Tool);
         }
+        let target = upstream_target(&policy, grant.caller(), grant.tool());
+        let call = UpstreamCall {
+            target: target.ok_or(ToolError::Broken)?,
+            arguments: grant.arguments(),
+            progress,
+        };
+        let answer = self.upstreams.call(&self, call).await;
+        answer.map(CallOutcome::Upstream)
     }
+}
+
+/// Returns an upstream's tool; `None` if this is none, or unknown, which a valid services file rules out.
+fn upstream_target<'a>(
+    policy: &'a Policy,
+    caller: &'a Caller,
+    tool: &'a ServiceTool,
+) -> Option<UpstreamTarget<'a>> {
+    let (ServiceTool::Upstream(name, _), Some(Definition::Upstream(definition))) =
+        (tool, policy.services.definition(tool))
+    else {
+        return None;
+    };
+    Some(UpstreamTarget {
+        caller,
+        name,
+        server: policy.services.servers.get(name)?,
+        tool: definition,
+    })
 }

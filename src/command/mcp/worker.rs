@@ -120,6 +120,7 @@ pub(crate) fn run_helper(
     let runtime = runtime(THREADS)?;
     let settings = Arc::new(settings);
     let work = Work {
+        changed: &Vec::new,
         caller: Caller::Consumer(caller.clone()),
         resource,
         policy: &|| monitor.policy(),

@@ -51,6 +51,8 @@ struct Helper {
 
 struct HelperState {
     waiting: HashMap<u64, CallReceiver>,
+    /// Receivers of the tools that have changed.
+    asked: HashMap<u64, oneshot::Sender<Vec<ServiceTool>>>,
     /// The connections with an unfinished piecewise transfer.
     busy: HashSet<u64>,
     /// Idle timeout of such a transfer.
@@ -112,6 +114,7 @@ impl Helpers {
             ended: CancellationToken::new(),
             state: Mutex::new(HelperState {
                 waiting: HashMap::new(),
+                asked: HashMap::new(),
                 busy: HashSet::new(),
                 pieces: self.pieces,
                 since: Instant::now(),
@@ -175,6 +178,21 @@ impl Connection {
         }
         let ended = "the process that runs this tool has ended; try again";
         Err(ToolError::Unavailable(ended.to_owned()))
+    }
+}
+
+impl Connection {
+    /// Returns the machine's tools whose definition has changed since it was accepted, as far as the launcher knows.
+    pub(crate) async fn changed(&self) -> Vec<ServiceTool> {
+        let Ok(helper) = self.helpers.of(Resource::Programs) else {
+            return Vec::new();
+        };
+        let id = self.helpers.number();
+        let (sender, changed) = oneshot::channel();
+        helper.state().asked.insert(id, sender);
+        helper.order(&HelperOrder::Changed { id });
+        // A launcher that has just ended knows of none.
+        changed.await.unwrap_or_default()
     }
 }
 
@@ -274,7 +292,9 @@ impl Helper {
         }
         self.ended.cancel();
         // Fails the waiting calls.
-        self.state().waiting.clear();
+        let mut state = self.state();
+        state.waiting.clear();
+        state.asked.clear();
     }
 
     fn take(&self, report: HelperReport) {
@@ -292,6 +312,13 @@ impl Helper {
                 if let Some(progress) = waiting.and_then(|waiting| waiting.progress.as_ref()) {
                     // A caller that is slow misses some.
                     let _ = progress.try_send(params);
+                }
+                return;
+            }
+            HelperReport::Changed { id, tools } => {
+                if let Some(asked) = state.asked.remove(&id) {
+                    // The request may have been cancelled.
+                    let _ = asked.send(tools);
                 }
                 return;
             }
@@ -320,6 +347,6 @@ impl HelperState {
         } else {
             self.pieces
         };
-        self.waiting.is_empty().then(|| self.since + pieces + IDLE)
+        (self.waiting.is_empty() && self.asked.is_empty()).then(|| self.since + pieces + IDLE)
     }
 }

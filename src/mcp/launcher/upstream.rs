@@ -24,7 +24,7 @@ use crate::policy::Caller;
 use crate::services::Services;
 use crate::tool::ToolError;
 pub(super) use connection::connect;
-use connection::{UpstreamConnection, UpstreamFault};
+use connection::{LIST_AGE_MAX, UpstreamConnection, UpstreamFault};
 
 /// Pause after the first failure of an upstream; it doubles with each further one.
 const BACK_OFF: Duration = Duration::from_millis(500);
@@ -36,8 +36,15 @@ const PAUSE_WAITED: Duration = Duration::from_secs(2);
 #[derive(Default)]
 pub(super) struct Upstreams {
     places: Mutex<HashMap<(Caller, ServerName), Arc<UpstreamPlace>>>,
-    /// Tools whose definition was not the pinned one when they were last called, with the digest of the latter.
-    changed: Mutex<BTreeMap<(ServerName, UpstreamToolName), String>>,
+    /// Tools whose definition was not the pinned one when it was last checked.
+    changed: Mutex<BTreeMap<(ServerName, UpstreamToolName), ToolChange>>,
+}
+
+/// A tool whose definition was not the pinned one.
+struct ToolChange {
+    /// The digest of the pinned definition.
+    pinned: String,
+    checked: Instant,
 }
 
 /// A caller's place for one server.
@@ -56,12 +63,23 @@ struct UpstreamFailures {
     until: Option<Instant>,
 }
 
-/// A call to an upstream's tool.
-pub(super) struct UpstreamCall<'a> {
+/// An upstream's tool, for a caller.
+pub(super) struct UpstreamTarget<'a> {
     pub(super) caller: &'a Caller,
     pub(super) name: &'a ServerName,
     pub(super) server: &'a UpstreamServer,
     pub(super) tool: &'a UpstreamTool,
+}
+
+impl UpstreamTarget<'_> {
+    fn key(&self) -> Option<(ServerName, UpstreamToolName)> {
+        Some((self.name.clone(), self.tool.name().parse().ok()?))
+    }
+}
+
+/// A call to an upstream's tool.
+pub(super) struct UpstreamCall<'a> {
+    pub(super) target: UpstreamTarget<'a>,
     pub(super) arguments: &'a Map<String, Value>,
     /// Receives the progress that the upstream reports.
     pub(super) progress: Option<ProgressSink>,
@@ -78,48 +96,73 @@ impl Upstreams {
         programs: &Arc<Programs>,
         call: UpstreamCall<'_>,
     ) -> Result<UpstreamAnswer, ToolError> {
+        let (place, connection) = self.connection(programs, &call.target).await?;
+        let answered = connection.call(&call).await;
+        let fault = answered.as_ref().err();
+        self.note(programs, &call.target, (&place, &connection), fault);
+        answered.map_err(ToolError::from)
+    }
+
+    /// Checks whether the server describes a tool as it is pinned, and starts it if necessary.
+    pub(super) async fn check(&self, programs: &Arc<Programs>, target: &UpstreamTarget<'_>) {
+        // What keeps it from starting was reported.
+        if let Ok((place, connection)) = self.connection(programs, target).await {
+            let checked = connection.check(target.tool).await;
+            let fault = checked.as_ref().err();
+            self.note(programs, target, (&place, &connection), fault);
+        }
+    }
+
+    /// Returns a caller's place for a server, and the connection to the server, which runs.
+    async fn connection(
+        &self,
+        programs: &Arc<Programs>,
+        target: &UpstreamTarget<'_>,
+    ) -> Result<(Arc<UpstreamPlace>, UpstreamConnection), ToolError> {
         let place = {
             let mut places = lock(&self.places);
             // Places without a server and without failures are forgotten.
             places.retain(|_, place| Arc::strong_count(place) > 1 || place.is_in_use());
-            let key = (call.caller.clone(), call.name.clone());
+            let key = (target.caller.clone(), target.name.clone());
             Arc::clone(places.entry(key).or_default())
         };
-        let connection = place.connection(programs, &call).await?;
-        let answered = connection.call(&call).await;
-        if self.note_definition(&call, answered.as_ref().err()) {
-            let (server, tool) = (call.name, call.tool.name());
-            (programs.report)(&format!(
-                "the definition of `{server}/{tool}` is not the one that was accepted, so calls are refused"
-            ));
-        }
-        match &answered {
-            Err(UpstreamFault::Ended(why)) if connection.is_new_failure(*why) => place.has_failed(),
-            Err(_) => {}
-            Ok(_) => *lock(&place.failures) = UpstreamFailures::default(),
-        }
-        answered.map_err(ToolError::from)
+        let connection = place.connection(programs, target).await?;
+        Ok((place, connection))
     }
 
-    /// Notes whether the server still describes a called tool as it is pinned; returns whether a difference is new.
-    fn note_definition(&self, call: &UpstreamCall<'_>, fault: Option<&UpstreamFault>) -> bool {
-        let Ok(tool) = call.tool.name().parse() else {
-            return false;
-        };
-        let key = (call.name.clone(), tool);
-        let mut changed = lock(&self.changed);
+    /// Notes whether the server still describes a tool as it is pinned, and whether it has failed.
+    fn note(
+        &self,
+        programs: &Programs,
+        target: &UpstreamTarget<'_>,
+        (place, connection): (&UpstreamPlace, &UpstreamConnection),
+        fault: Option<&UpstreamFault>,
+    ) {
         match fault {
-            Some(UpstreamFault::Changed(_) | UpstreamFault::Missing(_)) => {
-                let digest = call.tool.digest().to_owned();
-                changed.insert(key, digest.clone()) != Some(digest)
-            }
-            Some(UpstreamFault::Ended(_) | UpstreamFault::TooLong(_) | UpstreamFault::Deaf) => {
-                false
-            }
             None => {
-                changed.remove(&key);
-                false
+                *lock(&place.failures) = UpstreamFailures::default();
+                if let Some(key) = target.key() {
+                    lock(&self.changed).remove(&key);
+                }
             }
+            Some(UpstreamFault::Changed(_) | UpstreamFault::Missing(_)) => {
+                let Some(key) = target.key() else { return };
+                let change = ToolChange {
+                    pinned: target.tool.digest().to_owned(),
+                    checked: Instant::now(),
+                };
+                let before = lock(&self.changed).insert(key, change);
+                if before.is_none_or(|before| before.pinned != target.tool.digest()) {
+                    let (server, tool) = (target.name, target.tool.name());
+                    (programs.report)(&format!(
+                        "the definition of `{server}/{tool}` is not the one that was accepted, so calls are refused"
+                    ));
+                }
+            }
+            Some(UpstreamFault::Ended(why)) if connection.is_new_failure(*why) => {
+                place.has_failed();
+            }
+            Some(UpstreamFault::Ended(_) | UpstreamFault::TooLong(_) | UpstreamFault::Deaf) => {}
         }
     }
 
@@ -139,12 +182,26 @@ impl Upstreams {
     /// Returns the tools whose definition was not the one that is pinned now.
     pub(super) fn changed(&self, services: &Services) -> Vec<ServiceTool> {
         let changed = lock(&self.changed);
-        let changed = changed.iter().filter_map(|((server, tool), digest)| {
+        let changed = changed.iter().filter_map(|((server, tool), change)| {
             let pinned = services.servers.get(server)?.tools.get(tool)?;
             let tool = ServiceTool::Upstream(server.clone(), tool.clone());
-            (pinned.digest() == *digest).then_some(tool)
+            (pinned.digest() == change.pinned).then_some(tool)
         });
         changed.collect()
+    }
+
+    /// Returns whether it is time to check a changed tool again, and counts it as checked: it is not offered, so no call
+    /// would find out that it is described as pinned again.
+    pub(super) fn is_due(&self, server: &ServerName, tool: &UpstreamToolName) -> bool {
+        let mut changed = lock(&self.changed);
+        let change = changed.get_mut(&(server.clone(), tool.clone()));
+        change.is_some_and(|change| {
+            let is_due = change.checked.elapsed() >= LIST_AGE_MAX;
+            if is_due {
+                change.checked = Instant::now();
+            }
+            is_due
+        })
     }
 }
 
@@ -169,12 +226,12 @@ impl UpstreamPlace {
     async fn connection(
         &self,
         programs: &Arc<Programs>,
-        call: &UpstreamCall<'_>,
+        target: &UpstreamTarget<'_>,
     ) -> Result<UpstreamConnection, ToolError> {
         let mut upstream = self.upstream.lock().await;
         if let Some(running) = &*upstream
             && running.is_running()
-            && running.runs_as(call.server)
+            && running.runs_as(target.server)
         {
             return Ok(running.connection.clone());
         }
@@ -188,13 +245,13 @@ impl UpstreamPlace {
             } else {
                 let text = format!(
                     "the server `{}` has failed repeatedly; try again in {:.0} s",
-                    call.name,
+                    target.name,
                     left.as_secs_f64().ceil()
                 );
                 return Err(ToolError::Unavailable(text));
             }
         }
-        let started = Upstream::start(programs, call).await;
+        let started = Upstream::start(programs, target).await;
         if started.is_err() {
             self.has_failed();
         }
@@ -223,11 +280,14 @@ impl Upstream {
             == (&server.command, &server.process, server.idle_seconds)
     }
 
-    async fn start(programs: &Arc<Programs>, call: &UpstreamCall<'_>) -> Result<Self, ToolError> {
-        let slot = programs.enter_slot(call.caller).await?;
-        let label = format!("`{}` (for {})", call.name, call.caller);
+    async fn start(
+        programs: &Arc<Programs>,
+        target: &UpstreamTarget<'_>,
+    ) -> Result<Self, ToolError> {
+        let slot = programs.enter_slot(target.caller).await?;
+        let label = format!("`{}` (for {})", target.name, target.caller);
         let connection = connect(
-            call.server,
+            target.server,
             &programs.user,
             &programs.report,
             label,
@@ -237,7 +297,7 @@ impl Upstream {
         let end = connection.stop_on_drop();
         Ok(Self {
             connection,
-            server: call.server.clone(),
+            server: target.server.clone(),
             _end: end,
         })
     }

@@ -73,6 +73,16 @@ impl ConnectionState {
     }
 }
 
+impl ConnectionState {
+    /// Returns the tools of upstreams whose definition has changed since it was accepted, as far as that is known.
+    pub(super) async fn changed(&self) -> Vec<ServiceTool> {
+        match &self.helpers {
+            Some(helpers) => helpers.changed().await,
+            None => Vec::new(),
+        }
+    }
+}
+
 /// The answer to a call: the result of the tool or of the policy, or a protocol error.
 type Answer = Result<AnswerResult, ErrorData>;
 

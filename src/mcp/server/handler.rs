@@ -25,7 +25,7 @@ use super::message::{is_modern, unknown_method};
 use crate::catalogue::{Definition, UpstreamTool, describe_without};
 use crate::mcp::concurrency::too_many_connections;
 use crate::mcp::{BASE64_KEY, PUBLIC_KEY_KEY, SERVICES_KEY, TOOL_KEY};
-use crate::name::ToolName;
+use crate::name::{ServiceTool, ToolName};
 use crate::policy::{self, Caller, ServiceOffer};
 use crate::services::Services;
 
@@ -88,6 +88,19 @@ impl Handler {
         let answer = call.answer().await?;
         Ok(answer.into_result(is_modern(context.protocol_version())))
     }
+
+    /// Removes the tools of upstreams whose definition has changed since it was accepted: they are not called.
+    async fn drop_changed(&self, tools: &mut Vec<Tool>) {
+        let tool_of = |tool: &Tool| -> Option<ServiceTool> {
+            let tool = tool.meta.as_ref()?.0.get(TOOL_KEY)?.as_str()?;
+            tool.parse().ok()
+        };
+        let is_upstream = |tool| matches!(tool_of(tool), Some(ServiceTool::Upstream(..)));
+        if tools.iter().any(is_upstream) {
+            let changed = self.connection.changed().await;
+            tools.retain(|tool| tool_of(tool).is_none_or(|tool| !changed.contains(&tool)));
+        }
+    }
 }
 
 impl ServerHandler for Handler {
@@ -130,6 +143,7 @@ impl ServerHandler for Handler {
             // The operator's list contains only the tools, whatever the machine offers to others.
             tools.retain(|tool| tool.name.parse::<ToolName>().is_ok());
         }
+        self.drop_changed(&mut tools).await;
         let result = ListToolsResult::with_all_items(tools);
         if is_modern(context.protocol_version()) {
             // The list is private to this caller and may change at any time.

@@ -68,6 +68,15 @@ fn run(server: &Listening) -> Value {
     server.peer("alice").call("run", &json!({"text": "hi"}))
 }
 
+/// The names of alice's tools.
+fn listed(server: &Listening) -> Vec<String> {
+    let tools = server.peer("alice").list();
+    let tools = tools["result"]["tools"].as_array().unwrap().iter();
+    tools
+        .map(|tool| tool["name"].as_str().unwrap().to_owned())
+        .collect()
+}
+
 /// The text of a failed call.
 #[track_caller]
 fn failure(answer: &Value) -> String {
@@ -257,12 +266,19 @@ fn a_definition_that_changes_is_neither_shown_nor_called_until_it_is_accepted() 
     let changed = "the definition of `echo` has changed since it was accepted, so it is not called; \
         the operator can accept it with `anklume mcp pin` and `anklume apply`";
     assert_eq!(failure(&run(&server)), changed);
-    assert_eq!(description(&server), "Echoes its text (echo)");
+    assert_eq!(listed(&server), [""; 0]);
     let status = ["mcp", "status", "--listen", "sockets"];
     let told = world.run(&status);
     let line = "\nprograms: 1 of 8 running\nNOT called: the definition of `fake/echo` has changed; \
         `anklume mcp pin` on the host shows how\n";
     assert!(told.status == 1 && told.stdout.contains(line), "{told:?}");
+    // If the server returns to what was accepted, that is noticed although nobody can call the tool.
+    world.write("settings", "");
+    until("the tool is offered again", || listed(&server) == ["run"]);
+    text(&run(&server));
+    world.write("settings", "changes");
+    text(&run(&server));
+    assert_eq!(failure(&run(&server)), changed);
     // A new process has the new definition from the start.
     server.end();
     let server = world.listen();

@@ -37,7 +37,7 @@ const START_MAX: Duration = Duration::from_secs(30);
 const LIST_BYTES_MAX: usize = 8 * 1024 * 1024;
 const PAGES_MAX: usize = 100;
 /// Age of a list after which it is fetched again before a call, in case an upstream does not say that it has changed.
-const LIST_AGE_MAX: Duration = Duration::from_secs(10);
+pub(super) const LIST_AGE_MAX: Duration = Duration::from_secs(10);
 
 /// Starts a server, and completes `initialize` with it.
 pub(in crate::mcp::launcher) async fn connect(
@@ -234,10 +234,10 @@ impl UpstreamConnection {
         &self,
         call: &UpstreamCall<'_>,
     ) -> Result<UpstreamAnswer, UpstreamFault> {
-        self.check(call.tool).await?;
+        self.check(call.target.tool).await?;
         let wants_progress = call.progress.is_some();
         let params = |id| CallParams {
-            name: call.tool.name(),
+            name: call.target.tool.name(),
             arguments: call.arguments,
             meta: wants_progress.then_some(CallMeta { progress_token: id }),
         };
@@ -253,7 +253,7 @@ impl UpstreamConnection {
     }
 
     /// Checks that the server's definition of a tool is the pinned one.
-    async fn check(&self, tool: &UpstreamTool) -> Result<(), UpstreamFault> {
+    pub(super) async fn check(&self, tool: &UpstreamTool) -> Result<(), UpstreamFault> {
         let mut listed = self.shared.listed.lock().await;
         let is_stale = self.state.is_stale.swap(false, Ordering::Relaxed);
         let is_recent = |listed: &Listed| listed.since.elapsed() < LIST_AGE_MAX;

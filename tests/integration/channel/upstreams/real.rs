@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::{package, pin, provider};
+use super::{listed, package, pin, provider};
 use crate::channel::text;
 use crate::channel::world::World;
 use crate::harness::{have, have_program};
@@ -155,8 +155,11 @@ fn a_newer_version_that_describes_its_tools_differently_must_be_accepted() {
         why.starts_with("the definition of `read_graph` has changed"),
         "{why}"
     );
+    // It is no longer listed; the other one has not been asked for.
+    assert_eq!(listed(&server), ["create_entities"]);
     assert_eq!(pin(&world), tools);
     export(&world);
+    assert_eq!(listed(&server), tools);
     text(&alice.call("read_graph", &json!({})));
 }
 
