@@ -43,7 +43,8 @@ mkdir /root/demo
 cd /root/demo
 anklume init
 # A machine with systemd and gpg, which signs as an ordinary user; a consumer on a btrfs pool; a caller who is not root.
-sed -i '/^      vault-signer:/a\        os_image: deb\n        mcp: {run_as: signer}' infra.yml
+sed -i '/^      vault-signer:/a\        os_image: deb\n        mcp: {run_as: signer, tools: {who: {description: Who, command: [/usr/bin/id, -un]}}}' infra.yml
+sed -i '0,/^        services:/s//&\n          - {name: who, tool: who, consumers: [work-dev]}/' infra.yml
 sed -i '/^      pro-dev:/a\        devices: {root: {type: disk, path: /, pool: btr}}' infra.yml
 sed -i '/^      work-dev:/a\        mcp: {uid: 1000, gid: 1000}' infra.yml
 echo 'global: {default_os_image: bb}' >>infra.yml
@@ -55,7 +56,7 @@ anklume apply | grep -x 'nothing to do: Incus is as declared'
 incus exec vault-signer --project vault -- su signer -c "gpg --batch --passphrase '' --quick-generate-key 'Demo <demo@example.org>' ed25519 sign never"
 incus exec vault-signer --project vault -- su signer -c 'gpg --armor --export' | gpg --import
 X
-    is_well && signs
+    is_well && works
 }
 
 is_well() { root 'cd /root/demo && anklume doctor'; }
@@ -70,6 +71,16 @@ incus exec work-dev --project work --user 1000 --group 1000 -T -- \
 gpg --verify /root/letter.txt.asc /root/letter.txt
 X
 }
+
+# Runs a program of the provider, which is not the server's child.
+runs() {
+    root sh -es <<'X'
+said=$(incus exec work-dev --project work --user 1000 --group 1000 -T -- anklume mcp call -i vault-signer who </dev/null)
+[ "$said" = signer ]
+X
+}
+
+works() { signs && runs; }
 
 pools() { root "incus config device get pro-dev root pool --project pro | grep -x btr && incus exec pro-dev --project pro -- anklume mcp list -i vault-signer | grep file_sign"; }
 
@@ -89,10 +100,10 @@ member_looks() {
 
 machines_restart() {
     root 'incus restart vault-signer --project vault && incus restart work-dev --project work' || return
-    within 120 signs && is_well
+    within 120 works && is_well
 }
 
-incus_restarts() { root 'systemctl restart incus.service' && within 60 signs && is_well; }
+incus_restarts() { root 'systemctl restart incus.service' && within 60 works && is_well; }
 
 came_back() {
     within 240 answers || return
@@ -101,7 +112,7 @@ came_back() {
     seen=$(root 'cd /root/demo; anklume doctor; anklume apply --dry-run') || true
     printf '%s\n' "$seen"
     if grep -E '^\+ (program|name|services)' <<<"$seen"; then return 1; fi
-    within 240 signs || return
+    within 240 works || return
     within 60 is_well && root 'cd /root/demo && anklume apply | grep -x "nothing to do: Incus is as declared"'
 }
 
@@ -144,7 +155,7 @@ upgrades() {
     root 'cd /srv/upgrade && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends ./*.deb >/root/upgrade.log 2>&1 && incus query /1.0 | grep "\"server_version\": \"7"' || return
     within 60 signs || return
     root 'incus restart work-dev --project work && incus restart vault-signer --project vault' || return
-    within 120 signs && is_well && root 'cd /root/demo && anklume apply' && signs && one_process_for_each_device
+    within 120 works && is_well && root 'cd /root/demo && anklume apply' && works && one_process_for_each_device
 }
 
 one_process_for_each_device() { [ "$(root 'pgrep -f "[f]orkproxy" | wc -l')" = 4 ]; }
