@@ -18,14 +18,16 @@ use crate::ssh::{
     BIND_MAX, DATA_MAX, KeyFault, KeyUse, NotSignable, SessionBind, SignatureRequest, SshKey,
 };
 
-pub use check::{FixedFault, alternative, gives_offers, parse, parse_without_data, repeats_key};
+pub use check::{
+    FixedFault, alternative, gives_offers, operator_only, parse, parse_without_data, repeats_key,
+};
 pub use definition::Definition;
 pub use own_tool::{
     ArgumentType, CommandElement, CommandLine, ELEMENT_MAX, ElementFault, OwnArgument, OwnOutput,
     OwnTool, ProcessSettings, STDERR_KEPT, STDIN_MAX, STDOUT_MAX,
 };
 pub use path::PortalPath;
-pub use schema::{Description, describe, describe_without};
+pub use schema::{Description, describe, describe_without, hide};
 pub use upstream::{DefinitionFault, UPSTREAM_IDLE, UpstreamServer, UpstreamTool};
 
 /// Maximum size of a payload in one call, in bytes before base64; a larger one is sent in pieces.

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::catalogue::{OwnTool, UpstreamServer};
+use crate::condition::Conditions;
 use crate::diagnostic::{Diagnostic, Faults, Place};
 use crate::limits::Limits;
 use crate::name::{DomainName, MachineName, OwnToolName, ServerName, ServiceName, ServiceTool};
@@ -461,9 +462,11 @@ pub struct DeclaredService {
     pub consumers: Vec<MachineName>,
     /// Fixed arguments, checked against the tool's schema; empty if not set.
     pub with: Map<String, Value>,
+    /// What a caller may send, and until when.
+    pub conditions: Conditions,
     /// Limits for its callers.
     pub limits: Limits,
-    /// `with` and `limits` as written, for Ansible.
+    /// The optional keys as written, for Ansible.
     pub written: Option<Box<Map<String, Value>>>,
 }
 

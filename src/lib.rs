@@ -9,6 +9,7 @@ pub mod catalogue;
 mod child;
 pub mod cli;
 mod command;
+pub mod condition;
 mod confinement;
 pub mod diagnostic;
 pub mod digest;

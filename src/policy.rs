@@ -1,14 +1,17 @@
 //! Decides whether a caller may use a service with given arguments.
 //!
-//! Only [`decide`] answers that question and creates a [`Grant`], without which no tool runs. Pure: no file, no clock, no network.
+//! Only [`decide`] answers that question and creates a [`Grant`], without which no tool runs. Pure: no file, no
+//! network; the time is part of the question.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-use crate::catalogue::{self, Definition, OFFER_TO, OFFERED_ONLY, SshSign};
+use crate::catalogue::{self, Definition, OFFER_TO, SshSign, operator_only};
+use crate::condition::{BrokenCondition, Conditions, Expiry};
 use crate::name::{MachineName, ServiceName, ServiceTool, ToolName};
 use crate::services::{Service, Services};
 use crate::ssh::{self, Purpose, Refusal};
@@ -46,6 +49,8 @@ pub struct Request<'a> {
     pub name: &'a str,
     /// The caller's arguments, which may be large; a `null` counts as absent.
     pub arguments: &'a Arc<Map<String, Value>>,
+    /// The time of the call.
+    pub now: Timestamp,
 }
 
 /// The decision on a call.
@@ -129,6 +134,15 @@ pub enum Denial {
     },
     /// What is to be signed is not what the service signs.
     NotSigned(Refusal),
+    /// The service is over.
+    Expired {
+        /// The service.
+        service: ServiceName,
+        /// The time at which it ended.
+        expiry: Expiry,
+    },
+    /// An argument breaks a condition of the service.
+    Condition(BrokenCondition),
     /// The caller sent an argument that it may not choose.
     FixedArgument {
         /// The argument's name.
@@ -152,7 +166,7 @@ pub fn no_offers(consumer: &str, others: &[MachineName]) -> String {
 pub fn decide(services: &Services, request: Request<'_>) -> Decision {
     match request.caller {
         Caller::Operator => decide_operator(services, request),
-        Caller::Consumer(consumer) => decide_consumer(services, consumer, request),
+        Caller::Consumer(_) => decide_service(services, request),
     }
 }
 
@@ -175,9 +189,35 @@ fn decide_operator(services: &Services, request: Request<'_>) -> Decision {
             purpose: None,
         });
     }
-    match services.service(request.name) {
-        Some(service) => decide_service(services, service, request),
-        None => Decision::Denied(Denial::Unknown),
+    decide_service(services, request)
+}
+
+fn decide_service(services: &Services, request: Request<'_>) -> Decision {
+    let granted = usable(services, request).and_then(|service| grant(services, service, request));
+    match granted {
+        Ok(grant) => Decision::Allowed(grant),
+        Err(denial) => Decision::Denied(denial),
+    }
+}
+
+/// Returns the service of that name if the caller may use it now, whatever it sends.
+fn usable<'a>(services: &'a Services, request: Request<'_>) -> Result<&'a Service, Denial> {
+    let service = services.service(request.name).ok_or(Denial::Unknown)?;
+    if let Caller::Consumer(consumer) = request.caller
+        && !service.serves(consumer)
+    {
+        return Err(Denial::NotConsumer {
+            service: service.name.clone(),
+            consumers: service.consumers.clone(),
+            declared_at: service.declared_at.clone(),
+        });
+    }
+    match service.conditions.expires {
+        Some(expiry) if service.conditions.have_expired(request.now) => Err(Denial::Expired {
+            service: service.name.clone(),
+            expiry,
+        }),
+        _ => Ok(service),
     }
 }
 
@@ -195,36 +235,20 @@ fn offered_consumers(services: &Services) -> Vec<MachineName> {
     consumers.into_iter().cloned().collect()
 }
 
-fn decide_consumer(services: &Services, consumer: &MachineName, request: Request<'_>) -> Decision {
-    let Some(service) = services.service(request.name) else {
-        return Decision::Denied(Denial::Unknown);
-    };
-    if !service.serves(consumer) {
-        return Decision::Denied(Denial::NotConsumer {
-            service: service.name.clone(),
-            consumers: service.consumers.clone(),
-            declared_at: service.declared_at.clone(),
-        });
-    }
-    decide_service(services, service, request)
-}
-
 /// Decides on the arguments of a caller that may use the service.
-fn decide_service(services: &Services, service: &Service, request: Request<'_>) -> Decision {
-    let allowed = merge(services, service, request).and_then(|arguments| {
-        let purpose = purpose(&service.tool, &arguments).map_err(Denial::NotSigned)?;
-        Ok((arguments, purpose))
-    });
-    match allowed {
-        Ok((arguments, purpose)) => Decision::Allowed(Grant {
-            caller: request.caller.clone(),
-            name: service.name.as_str().to_owned(),
-            tool: service.tool.clone(),
-            arguments,
-            purpose,
-        }),
-        Err(denial) => Decision::Denied(denial),
-    }
+fn grant(services: &Services, service: &Service, request: Request<'_>) -> Result<Grant, Denial> {
+    let sent = sent(request.arguments);
+    let arguments = merge(services, service, request.caller, &sent)?;
+    let conditions = &service.conditions;
+    conditions.check(&sent).map_err(Denial::Condition)?;
+    let purpose = purpose(&service.tool, &arguments).map_err(Denial::NotSigned)?;
+    Ok(Grant {
+        caller: request.caller.clone(),
+        name: service.name.as_str().to_owned(),
+        tool: service.tool.clone(),
+        arguments,
+        purpose,
+    })
 }
 
 /// Returns what a signature of `ssh_sign` would be for; `None` for other tools, and for arguments that the tool refuses.
@@ -246,36 +270,33 @@ pub fn sent(arguments: &Arc<Map<String, Value>>) -> Arc<Map<String, Value>> {
     if !arguments.values().any(Value::is_null) {
         return Arc::clone(arguments);
     }
-    let sent = non_null(arguments).map(|(name, value)| (name.clone(), value.clone()));
+    let sent = arguments.iter().filter(|(_, value)| !value.is_null());
+    let sent = sent.map(|(name, value)| (name.clone(), value.clone()));
     Arc::new(sent.collect())
 }
 
-fn non_null(arguments: &Map<String, Value>) -> impl Iterator<Item = (&String, &Value)> {
-    arguments.iter().filter(|(_, value)| !value.is_null())
-}
-
-/// Merges the caller's arguments with the fixed ones; a caller may repeat a fixed value.
+/// Merges the arguments that the caller sent with the fixed ones; a caller may repeat a fixed value.
 fn merge(
     services: &Services,
     service: &Service,
-    request: Request<'_>,
+    caller: &Caller,
+    sent: &Arc<Map<String, Value>>,
 ) -> Result<Arc<Map<String, Value>>, Denial> {
-    let Request {
-        caller, arguments, ..
-    } = request;
-    let chosen = non_null(arguments).find(|(key, value)| match service.with.get(*key) {
-        Some(fixed) => !repeats(&service.tool, key, fixed, value),
-        None => {
-            !may_choose(caller, &service.tool, &service.with, key)
-                || is_other_spelling(services, service, key)
-        }
-    });
+    let chosen = sent
+        .iter()
+        .find(|(key, value)| match service.with.get(*key) {
+            Some(fixed) => !repeats(&service.tool, key, fixed, value),
+            None => {
+                !may_choose(caller, &service.tool, &service.with, key)
+                    || is_other_spelling(services, service, key)
+            }
+        });
     if let Some((argument, _)) = chosen {
         return Err(Denial::FixedArgument {
             argument: argument.clone(),
         });
     }
-    let mut merged = sent(arguments);
+    let mut merged = Arc::clone(sent);
     if !service.with.is_empty() {
         Arc::make_mut(&mut merged).extend(service.with.clone());
     }
@@ -322,18 +343,6 @@ pub fn may_choose(
             || !built_in.is_some_and(|tool| operator_only(tool, argument)))
 }
 
-/// Returns whether only a service's `with` or the operator may set an argument: consumers choose neither the signing
-/// key and what it signs nor what of a clipboard is returned, and offer nothing to others.
-fn operator_only(tool: ToolName, argument: &str) -> bool {
-    matches!(
-        (tool, argument),
-        (ToolName::GpgSign, "key_id")
-            | (ToolName::SshSign, "key" | "allow" | "hosts")
-            | (ToolName::ClipboardGet, "passwords" | OFFERED_ONLY)
-            | (ToolName::ClipboardSet, OFFER_TO)
-    )
-}
-
 /// A service that a caller may use, or one of the operator's tools.
 #[derive(Debug, Clone)]
 pub struct ServiceOffer {
@@ -343,42 +352,56 @@ pub struct ServiceOffer {
     pub tool: ServiceTool,
     /// Arguments that the service fixes, hidden from the caller's schema.
     pub fixed: Map<String, Value>,
+    /// What the caller may send, and until when.
+    pub conditions: Conditions,
 }
 
-/// Lists what a caller may use: every name that [`decide`] does not refuse.
+/// Returns whether a caller may use a service at this time, whatever it sends.
+///
+/// # Errors
+///
+/// Returns the reason why it may not.
+pub fn may_use(
+    services: &Services,
+    caller: &Caller,
+    name: &str,
+    now: Timestamp,
+) -> Result<(), Denial> {
+    let request = Request {
+        caller,
+        name,
+        arguments: &Arc::default(),
+        now,
+    };
+    usable(services, request).map(drop)
+}
+
+/// Lists what a caller may use at this time: every name that [`decide`] does not refuse whatever is sent.
 #[must_use]
-pub fn offers(services: &Services, caller: &Caller) -> Vec<ServiceOffer> {
-    let none = Arc::default();
+pub fn offers(services: &Services, caller: &Caller, now: Timestamp) -> Vec<ServiceOffer> {
     let tools: &[ToolName] = match caller {
         Caller::Operator => &ToolName::LISTED,
         Caller::Consumer(_) => &[],
     };
-    let tools = tools.iter().map(|tool| tool.as_str());
-    let names = services
-        .services
-        .iter()
-        .map(|service| service.name.as_str());
-    // A service with the name of a tool cannot be called by the operator.
-    let names = names.filter(|name| !tools.clone().any(|tool| tool == *name));
-    tools
-        .clone()
-        .chain(names)
-        .filter_map(|name| {
-            let request = Request {
-                caller,
-                name,
-                arguments: &none,
-            };
-            match decide(services, request) {
-                Decision::Allowed(grant) => Some(ServiceOffer {
-                    name: grant.name,
-                    tool: grant.tool,
-                    fixed: Arc::unwrap_or_clone(grant.arguments),
-                }),
-                Decision::Denied(_) => None,
-            }
-        })
-        .collect()
+    let named = tools.iter().map(|tool| ServiceOffer {
+        name: tool.as_str().to_owned(),
+        tool: (*tool).into(),
+        fixed: Map::new(),
+        conditions: Conditions::default(),
+    });
+    let usable = services.services.iter().filter(|service| {
+        let name = service.name.as_str();
+        // A service with the name of a tool cannot be called by the operator.
+        !tools.iter().any(|tool| tool.as_str() == name)
+            && may_use(services, caller, name, now).is_ok()
+    });
+    let usable = usable.map(|service| ServiceOffer {
+        name: service.name.as_str().to_owned(),
+        tool: service.tool.clone(),
+        fixed: service.with.clone(),
+        conditions: service.conditions.clone(),
+    });
+    named.chain(usable).collect()
 }
 
 #[cfg(test)]
@@ -404,6 +427,7 @@ mod tests {
             caller: &Caller::Consumer("dev".parse().unwrap()),
             name,
             arguments: &Arc::new(arguments.as_object().unwrap().clone()),
+            now: Timestamp::UNIX_EPOCH,
         };
         decide(&services, request)
     }
@@ -473,6 +497,7 @@ mod tests {
             caller: &Caller::Operator,
             name: "gpg_sign",
             arguments: &Arc::new(sent.as_object().unwrap().clone()),
+            now: Timestamp::UNIX_EPOCH,
         };
         let services = Services::none("vault".parse().unwrap());
         let Decision::Allowed(grant) = decide(&services, request) else {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::catalogue::{Definition, OwnTool, UpstreamServer};
+use crate::condition::Conditions;
 use crate::digest::sha256;
 use crate::infra::{Confinement, Machine};
 use crate::limits::{
@@ -57,6 +58,9 @@ pub struct Service {
     /// Fixed arguments, which a caller cannot change.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub with: Map<String, Value>,
+    /// What a caller may send, and until when.
+    #[serde(default, skip_serializing_if = "Conditions::is_none")]
+    pub conditions: Conditions,
     /// Limits for its callers.
     #[serde(default, skip_serializing_if = "Limits::is_default")]
     pub limits: Limits,
@@ -73,7 +77,7 @@ pub struct ServiceOutline {
     pub name: ServiceName,
     /// Its consumers.
     pub consumers: Vec<MachineName>,
-    /// SHA-256 of its tool, fixed arguments and limits, in hexadecimal.
+    /// SHA-256 of its tool, fixed arguments, conditions and limits, in hexadecimal.
     pub terms: String,
 }
 
@@ -97,6 +101,7 @@ impl Services {
                 tool: declared.tool.clone(),
                 consumers: declared.consumers.clone(),
                 with: declared.with.clone(),
+                conditions: declared.conditions.clone(),
                 limits: declared.limits,
                 declared_at: Some(declared.place.short()),
             })

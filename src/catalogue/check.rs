@@ -5,8 +5,8 @@ use serde_json::{Map, Value};
 
 use super::path::PortalPath;
 use super::{
-    BODY_MAX, BadArguments, CLIPBOARD_MAX, OFFERED_ONLY, Payload, TITLE_MAX, WHOLE_PORTAL, bad_key,
-    schema, time_of_change,
+    BODY_MAX, BadArguments, CLIPBOARD_MAX, OFFER_TO, OFFERED_ONLY, Payload, TITLE_MAX,
+    WHOLE_PORTAL, bad_key, schema, time_of_change,
 };
 use crate::name::{ServiceTool, ToolName, closest};
 use crate::ssh::{KeyUse, SshKey, is_fingerprint};
@@ -66,6 +66,19 @@ pub fn parse_without_data<T: DeserializeOwned>(
 #[must_use]
 pub fn gives_offers(tool: &ServiceTool, with: &Map<String, Value>) -> bool {
     tool.is(ToolName::ClipboardGet) && with.get(OFFERED_ONLY) == Some(&Value::Bool(true))
+}
+
+/// Returns whether only a service's `with` or the operator may set an argument: consumers choose neither the signing
+/// key and what it signs nor what of a clipboard is returned, and offer nothing to others.
+#[must_use]
+pub fn operator_only(tool: ToolName, argument: &str) -> bool {
+    matches!(
+        (tool, argument),
+        (ToolName::GpgSign, "key_id")
+            | (ToolName::SshSign, "key" | "allow" | "hosts")
+            | (ToolName::ClipboardGet, "passwords" | OFFERED_ONLY)
+            | (ToolName::ClipboardSet, OFFER_TO)
+    )
 }
 
 fn check_all(tool: ToolName, arguments: &Map<String, Value>) -> Result<(), BadArguments> {

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{BadArguments, FixedFault, OwnTool, UpstreamTool, check};
+use super::{BadArguments, FixedFault, OwnTool, UpstreamTool, check, describe};
 use crate::name::ToolName;
 
 /// The definition of a service's tool.
@@ -18,6 +18,27 @@ pub enum Definition<'a> {
 }
 
 impl Definition<'_> {
+    /// Returns the JSON Schema of the tool's arguments.
+    #[must_use]
+    pub fn input(self) -> Map<String, Value> {
+        match self {
+            Self::BuiltIn(tool) => describe(tool).input,
+            Self::Own(tool) => tool.describe(|_| false).input,
+            Self::Upstream(tool) => tool.input_without(|_| false),
+        }
+    }
+
+    /// Returns the text of an unknown argument's fault.
+    #[must_use]
+    pub fn unknown_argument(self, name: &str, known: &[&str]) -> String {
+        let label = match self {
+            Self::BuiltIn(tool) => format!("`{tool}`"),
+            Self::Own(_) => "this tool".to_owned(),
+            Self::Upstream(tool) => format!("`{}`", tool.name()),
+        };
+        check::unknown_argument(&label, name, known)
+    }
+
     /// Checks the arguments that were sent: known names, right types, allowed values. Any may be missing.
     ///
     /// # Errors
@@ -49,7 +70,7 @@ fn unknown(tool: &UpstreamTool, with: &Map<String, Value>) -> Vec<FixedFault> {
     let unknown = with.keys().filter(|name| !known.contains(&name.as_str()));
     let fault = |name: &String| FixedFault {
         argument: name.clone(),
-        message: check::unknown_argument(&format!("`{}`", tool.name()), name, &known),
+        message: Definition::Upstream(tool).unknown_argument(name, &known),
     };
     unknown.map(fault).collect()
 }

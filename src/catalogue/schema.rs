@@ -126,7 +126,7 @@ pub(super) fn input_without(tool: ToolName, hidden: impl Fn(&str) -> bool) -> Ma
 }
 
 /// Removes arguments from a schema.
-pub(super) fn hide(input: &mut Map<String, Value>, hidden: impl Fn(&str) -> bool) {
+pub fn hide(input: &mut Map<String, Value>, hidden: impl Fn(&str) -> bool) {
     if let Some(properties) = input.get_mut("properties").and_then(Value::as_object_mut) {
         properties.retain(|name, _| !hidden(name));
     }

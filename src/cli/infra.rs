@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use jiff::Timestamp;
 
 /// The path of `infra.yml`.
 #[derive(Debug, Clone, Args)]
@@ -126,6 +127,9 @@ pub struct PolicyCheckArgs {
     /// Arguments of the call, as a JSON object: fixed ones are denied, wrong ones are an error; all are optional
     #[arg(long, value_name = "JSON")]
     pub args: Option<String>,
+    /// The time of the call, in RFC 3339, such as 2027-01-31T18:00:00Z; default: now
+    #[arg(long, value_name = "TIME")]
+    pub at: Option<Timestamp>,
     /// The path of `infra.yml`.
     #[command(flatten)]
     pub infra: InfraArgs,

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use super::output::Output;
 use super::{joined, open_infra};
 use crate::cli::{InfraArgs, PolicyCommand};
+use crate::condition::Conditions;
 use crate::error::Exit;
 use crate::infra::Infra;
 use crate::name::{MachineName, ServiceName, ServiceTool, ToolName};
@@ -58,6 +59,8 @@ struct Row {
     consumers: Vec<MachineName>,
     #[serde(skip_serializing_if = "Map::is_empty")]
     with: Map<String, Value>,
+    #[serde(skip_serializing_if = "Conditions::is_none")]
+    conditions: Conditions,
     declared_at: Option<String>,
 }
 
@@ -71,6 +74,7 @@ fn rows(infra: &Infra) -> Vec<Row> {
             tool: service.tool,
             consumers: service.consumers,
             with: service.with,
+            conditions: service.conditions,
             declared_at: service.declared_at,
         };
         services.services.into_iter().map(row)
@@ -105,28 +109,38 @@ fn tool_text(row: &Row) -> String {
 }
 
 fn table(rows: &[Row]) -> String {
-    let headings = ["SERVICE", "TOOL", "CONSUMERS", "DECLARED"].map(str::to_owned);
+    let headings = ["SERVICE", "TOOL", "CONSUMERS", "CONDITIONS", "DECLARED"].map(str::to_owned);
     let cells = rows.iter().map(|row| {
         [
             format!("{}/{}", row.provider, row.service),
             tool_text(row),
             joined(&row.consumers, "(none)"),
+            row.conditions.describe().join("; "),
             row.declared_at.clone().unwrap_or_default(),
         ]
     });
-    let lines: Vec<[String; 4]> = std::iter::once(headings).chain(cells).collect();
+    let cells: Vec<[String; 5]> = cells.collect();
+    // A column without content is left out.
     let width = |column: usize| {
-        let cells = lines.iter().filter_map(|line| line.get(column));
-        cells.map(String::len).max().unwrap_or_default() + GAP
+        let cells = cells.iter().filter_map(|line| line.get(column));
+        let width = cells.map(String::len).max().unwrap_or_default();
+        let heading = headings.get(column).map_or(0, String::len);
+        if width == 0 {
+            0
+        } else {
+            width.max(heading) + GAP
+        }
     };
-    let (first, second, third) = (width(0), width(1), width(2));
+    let widths = [0, 1, 2, 3, 4].map(width);
     let mut text = String::new();
-    for [service, tool, consumers, declared] in &lines {
-        // Writing to a `String` cannot fail.
-        let _ = writeln!(
-            text,
-            "{service:first$}{tool:second$}{consumers:third$}{declared}"
-        );
+    for line in std::iter::once(&headings).chain(&cells) {
+        let mut row = String::new();
+        for (cell, width) in line.iter().zip(widths).filter(|(_, width)| *width > 0) {
+            // Writing to a `String` cannot fail.
+            let _ = write!(row, "{cell:width$}");
+        }
+        text.push_str(row.trim_end());
+        text.push('\n');
     }
     text
 }

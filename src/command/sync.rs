@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use diffy::{DiffOptions, PatchFormatter};
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::open_infra;
@@ -16,7 +17,7 @@ use crate::edge;
 use crate::error::Exit;
 use crate::infra::{DeclaredService, Infra};
 use crate::inventory::{self, FilePath};
-use crate::name::ToolName;
+use crate::name::{MachineName, ToolName};
 use crate::sync::orphans::{self, Fate, Orphan};
 use crate::sync::tree::{Access, FileTree};
 use crate::sync::{self, FileState, PlannedFile};
@@ -30,7 +31,10 @@ const CONTEXT: usize = 3;
 pub(crate) fn run(args: &SyncArgs, output: &Output) -> anyhow::Result<Exit> {
     let read = open_infra(&args.infra, output)?;
     let edges = edge::edges(&read.infra)?;
-    if let Some(note) = open_clipboards(&read.infra) {
+    for note in open_clipboards(&read.infra)
+        .into_iter()
+        .chain(expired(&read.infra, Timestamp::now()))
+    {
         output.say(&note);
     }
     let files = inventory::files(&read.infra, &edges);
@@ -91,19 +95,37 @@ struct SyncAnswer<'a> {
     orphans: Vec<SyncEntry<'a>>,
 }
 
-/// Returns a note on the services that return whatever is on a clipboard.
-fn open_clipboards(infra: &Infra) -> Option<String> {
-    let machines = infra.machines();
-    let services = machines.flat_map(|(_, machine)| {
+/// Returns all services, each with its machine.
+fn services(infra: &Infra) -> impl Iterator<Item = (&MachineName, &DeclaredService)> {
+    infra.machines().flat_map(|(_, machine)| {
         let services = machine.services.iter();
         services.map(move |service| (&machine.name, service))
-    });
+    })
+}
+
+/// Returns a note on each service that is over at this time.
+fn expired(infra: &Infra, now: Timestamp) -> Vec<String> {
+    let over = services(infra).filter(|(_, service)| service.conditions.have_expired(now));
+    let note = |(machine, service): (&MachineName, &DeclaredService)| {
+        let expiry = service.conditions.expires.map(|expiry| expiry.to_string());
+        format!(
+            "note: `{machine}/{}` expired at {} ({}), so calls are refused",
+            service.name,
+            expiry.unwrap_or_default(),
+            service.place.short()
+        )
+    };
+    over.map(note).collect()
+}
+
+/// Returns a note on the services that return whatever is on a clipboard.
+fn open_clipboards(infra: &Infra) -> Option<String> {
     let is_open = |service: &DeclaredService| {
         service.tool.is(ToolName::ClipboardGet)
             && !gives_offers(&service.tool, &service.with)
             && !service.consumers.is_empty()
     };
-    let mut open = services.filter(|(_, service)| is_open(service));
+    let mut open = services(infra).filter(|(_, service)| is_open(service));
     let (machine, service) = open.next()?;
     let more = match open.count() {
         0 => String::new(),

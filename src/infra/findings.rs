@@ -79,6 +79,11 @@ impl Findings {
             .unwrap_or_default()
     }
 
+    /// Returns the number of findings so far.
+    pub(super) const fn count(&self) -> usize {
+        self.found.len()
+    }
+
     /// Adds a fault, which causes the file to be refused.
     pub(super) fn error(
         &mut self,
@@ -298,6 +303,7 @@ codes! {
         DuplicateConsumer = "duplicate-consumer",
         DisabledConsumer = "disabled-consumer",
         InvalidArgument = "invalid-argument",
+        InvalidCondition = "invalid-condition",
         PrivilegedEnd = "privileged-end",
         PrivilegedContainer = "privileged-container",
         ReservedDeviceName = "reserved-device-name",

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Infra;
 use super::findings::Code;
 use crate::catalogue::{Definition, UpstreamTool};
+use crate::condition::misfits;
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::name::{MachineName, ServerName, ServiceTool, UpstreamToolName};
 
@@ -178,12 +179,19 @@ pub(super) fn faults(infra: &Infra) -> Vec<Diagnostic> {
                 );
                 continue;
             };
-            for wrong in Definition::Upstream(pinned).check_fixed(&service.with) {
+            let definition = Definition::Upstream(pinned);
+            for wrong in definition.check_fixed(&service.with) {
                 fault(
                     Code::InvalidArgument,
                     wrong.message,
                     "correct the argument, or remove it from `with`",
                 );
+            }
+            // What the conditions say by themselves was checked before.
+            if misfits(&service.conditions, None, &service.with).is_empty() {
+                for wrong in misfits(&service.conditions, Some(definition), &service.with) {
+                    fault(Code::InvalidCondition, wrong.message, wrong.help);
+                }
             }
         }
     }
@@ -221,7 +229,8 @@ mod tests {
 
     const INFRA: &str = "domains: {d: {subnet_id: 0, machines: {dev: {}, vault: {mcp: {servers: {github: {command: [/bin/gh]}}}, \
         services: [{name: issues, tool: github/list, consumers: [dev], with: {owner: acme}}, \
-        {name: other, tool: github/get, consumers: [dev]}, {name: bad, tool: github/list, with: {ownr: x}}]}}}}\n";
+        {name: other, tool: github/get, consumers: [dev]}, {name: bad, tool: github/list, with: {ownr: x}}, \
+        {name: rules, tool: github/list, where: {owner: {max: 5}}, only: [owner, owners]}]}}}}\n";
 
     #[test]
     fn a_lock_file_reads_back_and_a_changed_one_is_refused() {
@@ -254,6 +263,8 @@ mod tests {
             [
                 "unpinned-tool: nobody has accepted the definition of `github/get` yet",
                 "invalid-argument: unknown argument `ownr`; closest: `owner`",
+                "invalid-condition: unknown argument `owners`; closest: `owner`",
+                "invalid-condition: `max` is for numbers, but `owner` is of type string",
             ]
         );
     }

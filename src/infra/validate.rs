@@ -3,6 +3,7 @@
 //! A fault never stops the checks: the faulty part is left out and the rest is checked, but a file with any fault
 //! yields no model.
 
+mod conditions;
 mod devices;
 mod domains;
 mod endpoints;

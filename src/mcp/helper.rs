@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -319,6 +320,7 @@ impl Work<'_> {
             caller: &self.caller,
             name: service,
             arguments,
+            now: Timestamp::now(),
         };
         match policy::decide(&(self.policy)().services, request) {
             Decision::Allowed(grant) => {

@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::unix::UCred;
@@ -333,7 +334,7 @@ impl Programs {
     /// Checks the changed tools that a caller may use again, those for which it is time.
     fn check_again(self: &Arc<Self>, caller: &Caller) {
         let policy = self.policy.current();
-        let offers = policy::offers(&policy.services, caller);
+        let offers = policy::offers(&policy.services, caller, Timestamp::now());
         let tools: BTreeSet<ServiceTool> = offers.into_iter().map(|offer| offer.tool).collect();
         for tool in tools {
             let ServiceTool::Upstream(name, tool_name) = &tool else {

@@ -130,6 +130,7 @@ impl Bench {
             caller: &self.caller,
             name: tool,
             arguments: &Arc::new(arguments),
+            now: jiff::Timestamp::now(),
         };
         match decide(&services, request) {
             Decision::Allowed(grant) => grant,

@@ -13,6 +13,7 @@ mod beyond;
 mod client;
 mod clients;
 mod clipboard;
+mod conditions;
 mod confined;
 mod connect;
 mod files;

@@ -8,6 +8,7 @@
 mod channel;
 mod cli;
 mod client;
+mod conditions;
 mod demo;
 mod docs;
 mod foreign;

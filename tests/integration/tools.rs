@@ -107,6 +107,7 @@ fn grant(tool: &str, arguments: Value) -> Grant {
         caller: &Caller::Operator,
         name: tool,
         arguments: &std::sync::Arc::new(arguments),
+        now: jiff::Timestamp::now(),
     };
     match decide(&services, request) {
         Decision::Allowed(grant) => grant,

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use super::serve::{become_the_server_user, shared};
@@ -27,6 +28,7 @@ pub(in crate::command) fn signing_key(key: Option<&str>) -> anyhow::Result<Optio
         caller: &Caller::Operator,
         name: ToolName::GpgSign.as_str(),
         arguments: &Arc::new(arguments),
+        now: Timestamp::now(),
     };
     let Decision::Allowed(grant) = decide(&Services::none("localhost".parse()?), request) else {
         return Ok(None);

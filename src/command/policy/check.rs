@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -14,7 +15,7 @@ use crate::error::{Exit, Failure};
 use crate::infra::{Infra, Machine};
 use crate::mcp::framing::json::read_object;
 use crate::name::{MachineName, ToolName};
-use crate::policy::{self, Caller, Decision, Denial, Request, decide, offers};
+use crate::policy::{self, Caller, Decision, Denial, Request, decide, may_use, offers};
 use crate::services::{Service, Services};
 
 /// Help for an unknown service if no known one is similar.
@@ -55,7 +56,7 @@ fn check_arguments(question: &Question<'_>) -> Result<(), Failure> {
         let Some(service) = services.service(question.service) else {
             continue;
         };
-        let sent = policy::sent(&question.arguments);
+        let sent = policy::sent(&question.arguments.clone().unwrap_or_default());
         let Some(definition) = services.definition(&service.tool) else {
             continue;
         };
@@ -91,9 +92,8 @@ struct CheckVerdict {
     provider: MachineName,
     allowed: bool,
     reason: String,
-    /// True if an argument was denied.
     #[serde(skip)]
-    is_fixed: bool,
+    denial: Option<Denial>,
 }
 
 impl CheckVerdict {
@@ -103,27 +103,16 @@ impl CheckVerdict {
         let service = services.service(name);
         let declared_at = service.and_then(|service| service.declared_at.as_deref());
         let at = declared_at.map_or_else(String::new, |place| format!(" ({place})"));
-        let request = Request {
-            caller,
-            name,
-            arguments: &question.arguments,
-        };
-        let mut is_fixed = false;
-        let (allowed, reason) = match decide(&services, request) {
-            Decision::Allowed(_) => (
-                true,
-                format!("`{caller}` is a consumer of `{name}` on `{machine}`{at}"),
-            ),
-            Decision::Denied(denial) => {
-                is_fixed = matches!(denial, Denial::FixedArgument { .. });
-                (false, reason(&denial, question, machine, &at))
-            }
+        let denial = question.denial(&services);
+        let reason = match &denial {
+            None => format!("`{caller}` is a consumer of `{name}` on `{machine}`{at}"),
+            Some(denial) => reason(denial, question, machine, &at),
         };
         Self {
             provider: machine.clone(),
-            allowed,
+            allowed: denial.is_none(),
             reason,
-            is_fixed,
+            denial,
         }
     }
 
@@ -150,6 +139,10 @@ fn reason(denial: &Denial, question: &Question<'_>, machine: &MachineName, at: &
         }
         Denial::NoOffers { consumer, others } => policy::no_offers(consumer, others),
         Denial::NotSigned(refusal) => format!("`{name}` on `{machine}`{at}: {refusal}"),
+        Denial::Expired { expiry, .. } => {
+            format!("`{name}` on `{machine}`{at} expired at {expiry}")
+        }
+        Denial::Condition(broken) => format!("`{name}` on `{machine}`{at}: {broken}"),
         Denial::FixedArgument { argument } => format!(
             "the caller may not set `{}` in `{name}` on `{machine}`{at}",
             argument.escape_debug()
@@ -165,7 +158,7 @@ pub(super) fn explain(args: &PolicyCheckArgs, output: &Output) -> anyhow::Result
     let explanations: Vec<Explanation> = providers
         .filter_map(|provider| Explanation::of(provider, &question))
         .collect();
-    let reachable = reachable(&infra, &question.caller);
+    let reachable = reachable(&infra, &question);
     let answer = json!({ "explanations": explanations, "reachable": reachable });
     output.answer_as(&answer, || {
         let explained: String = explanations.iter().map(Explanation::text).collect();
@@ -184,6 +177,8 @@ struct Explanation {
     verdict: CheckVerdict,
     tool: String,
     fixed: Vec<String>,
+    /// What the caller may send, and until when.
+    conditions: Vec<String>,
     /// The change that would reverse the decision.
     change: String,
 }
@@ -200,6 +195,7 @@ impl Explanation {
             fixed: fixed
                 .map(|(name, value)| format!("{name}={value}"))
                 .collect(),
+            conditions: service.conditions.describe(),
             verdict,
         })
     }
@@ -209,8 +205,12 @@ impl Explanation {
             [] => String::new(),
             some => format!("  fixed by the service: {}\n", some.join(", ")),
         };
+        let conditions = match self.conditions.as_slice() {
+            [] => String::new(),
+            some => format!("  conditions: {}\n", some.join("; ")),
+        };
         let (verdict, tool, change) = (self.verdict.line(), &self.tool, &self.change);
-        format!("{verdict}  runs: {tool}\n{fixed}  change: {change}\n")
+        format!("{verdict}  runs: {tool}\n{fixed}{conditions}  change: {change}\n")
     }
 }
 
@@ -227,12 +227,23 @@ fn change(
     }
     let is_caller = |consumer: &MachineName| Caller::Consumer(consumer.clone()) == *caller;
     if service.consumers.iter().any(is_caller) {
-        if service.tool.is(ToolName::SshSign) && !verdict.is_fixed {
-            return format!(
+        return match &verdict.denial {
+            Some(Denial::NotSigned(_)) => format!(
                 "add what it is for to `allow`, and a login's host to `hosts`, of `{name}` ({at})"
-            );
-        }
-        return "leave out that argument: only the service may set it, with `with`".to_owned();
+            ),
+            Some(Denial::Expired { .. }) => {
+                format!("set a later time in `expires` of `{name}` ({at}), or remove it")
+            }
+            Some(Denial::Condition(broken)) => format!(
+                "send another value, or change `{}` of `{name}` ({at})",
+                if broken.rule == "only" {
+                    "only"
+                } else {
+                    "where"
+                }
+            ),
+            _ => "leave out that argument: only the service may set it, with `with`".to_owned(),
+        };
     }
     let consumers = joined(&service.consumers, "none");
     if matches!(caller, Caller::Consumer(name) if name == provider) {
@@ -245,11 +256,11 @@ fn change(
 }
 
 /// Lists everything that the caller may call, as PROVIDER/SERVICE.
-fn reachable(infra: &Infra, caller: &Caller) -> Vec<String> {
+fn reachable(infra: &Infra, question: &Question<'_>) -> Vec<String> {
     infra
         .machines()
         .flat_map(|(_, machine)| {
-            offers(&Services::of(machine), caller)
+            offers(&Services::of(machine), &question.caller, question.now)
                 .into_iter()
                 .map(|offer| format!("{}/{}", machine.name, offer.name))
         })
@@ -263,8 +274,10 @@ struct Question<'a> {
     caller: Caller,
     /// The service.
     service: &'a str,
-    /// The caller's arguments.
-    arguments: Arc<Map<String, Value>>,
+    /// The caller's arguments; `None`: the question is about any.
+    arguments: Option<Arc<Map<String, Value>>>,
+    /// The time of the call.
+    now: Timestamp,
     /// The named machine, or all machines that offer the service.
     providers: Vec<&'a Machine>,
 }
@@ -272,8 +285,11 @@ struct Question<'a> {
 impl<'a> Question<'a> {
     /// Resolves the flags against an infrastructure.
     fn new(args: &'a PolicyCheckArgs, infra: &'a Infra) -> Result<Self, Failure> {
-        let text = args.args.as_deref().unwrap_or("{}");
-        let arguments = read_object(text.as_bytes()).map_err(|wrong| {
+        let arguments = args
+            .args
+            .as_deref()
+            .map(|text| read_object(text.as_bytes()));
+        let arguments = arguments.transpose().map_err(|wrong| {
             let message = format!("`--args` is not a JSON object: {wrong}");
             Failure::new(Exit::Usage, message).help("write it as --args '{\"key\": \"value\"}'")
         })?;
@@ -282,9 +298,29 @@ impl<'a> Question<'a> {
         Ok(Self {
             caller: Caller::Consumer(caller),
             service,
-            arguments: Arc::new(arguments),
+            arguments: arguments.map(Arc::new),
+            now: args.at.unwrap_or_else(Timestamp::now),
             providers: providers(infra, provider, service)?,
         })
+    }
+}
+
+impl Question<'_> {
+    /// Returns why the provider of these services would refuse the call.
+    fn denial(&self, services: &Services) -> Option<Denial> {
+        let Some(arguments) = &self.arguments else {
+            return may_use(services, &self.caller, self.service, self.now).err();
+        };
+        let request = Request {
+            caller: &self.caller,
+            name: self.service,
+            arguments,
+            now: self.now,
+        };
+        match decide(services, request) {
+            Decision::Allowed(_) => None,
+            Decision::Denied(denial) => Some(denial),
+        }
     }
 }
 

@@ -100,6 +100,46 @@ const CASES: &[Case] = &[
             "empty-value 11:44 with",
         ],
     ),
+    (
+        "domains:
+  a:
+    subnet_id: 0
+    machines:
+      m:
+        services:
+          - {name: a, tool: file_accept, where: {path: {path_under: a/../b}, mode: {max: x, min: 1}}}
+          - {name: b, tool: file_accept, with: {path: a}, where: {path: {prefix: b}, nope: {const: 1}, data: {}}}
+          - {name: c, tool: file_accept, where: {data: {regex: a, prefix: 5, max_bytes: -1, enum: [a, a, null]}}}
+          - {name: d, tool: file_accept, only: [path, path, nope], expires: 2027-01-31}
+          - {name: e, tool: file_accept, where: [data], only: data, expires: 2027}
+          - {name: f, tool: file_accept, where: {path: {prefix: abc, max_length: 2}, data: {enum: [b], prefix: a}}}
+          - {name: g, tool: file_accept, where: , only: , expires: }
+",
+        &[
+            "invalid-condition 7:57 path_under",
+            "invalid-condition 7:90 x",
+            "invalid-condition 8:67 path",
+            "invalid-condition 8:86 nope",
+            "invalid-condition 8:104 data",
+            "unknown-key 9:57 regex",
+            "wrong-type 9:75 5",
+            "out-of-range 9:89 -1",
+            "duplicate-item 9:103 a",
+            "invalid-condition 9:106 null",
+            "invalid-condition 10:42 only",
+            "duplicate-item 10:55 path",
+            "invalid-condition 10:61 nope",
+            "invalid-condition 10:77 2027-01-31",
+            "wrong-type 11:49 [",
+            "wrong-type 11:63 data",
+            "wrong-type 11:78 2027",
+            "invalid-condition 12:57 prefix",
+            "invalid-condition 12:93 enum",
+            "empty-value 13:42 where",
+            "empty-value 13:51 only",
+            "empty-value 13:59 expires",
+        ],
+    ),
 ];
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
+use super::conditions::conditions;
 use super::{Names, name};
 use crate::catalogue::{Definition, OFFERED_ONLY, OwnTool};
 use crate::diagnostic::quote;
@@ -16,7 +17,17 @@ use crate::name::{
     MACHINE_NAME_MAX, MachineName, OwnToolName, ServerName, ServiceName, ServiceTool, ToolName,
 };
 
-const KEYS: [&str; 6] = ["name", "tool", "consumers", OFFERED_ONLY, "with", "limits"];
+const KEYS: [&str; 9] = [
+    "name",
+    "tool",
+    "consumers",
+    OFFERED_ONLY,
+    "with",
+    "where",
+    "only",
+    "expires",
+    "limits",
+];
 
 /// Example of a service's name.
 const NAME: &str = "such as `file_sign`";
@@ -125,6 +136,7 @@ fn service<'t>(
     if is(ToolName::SshSign) {
         ssh_sign(fields, &with, findings);
     }
+    let conditions = conditions(fields, definition, &with, findings);
     let mut limits = limits(fields, memory, findings);
     if is(ToolName::Notify) {
         limits
@@ -138,6 +150,7 @@ fn service<'t>(
         tool: tool?,
         consumers,
         with,
+        conditions,
         limits,
         written: written(fields),
     })
@@ -212,8 +225,11 @@ fn ssh_sign(fields: Fields<'_, '_>, with: &Map<String, Value>, findings: &mut Fi
 /// Returns the optional keys as written, if there are any.
 fn written(fields: Fields<'_, '_>) -> Option<Box<Map<String, Value>>> {
     let optional = fields.entries().iter();
-    let optional =
-        optional.filter(|entry| [OFFERED_ONLY, "with", "limits"].contains(&&*entry.key.text));
+    let required = ["name", "tool", "consumers"];
+    let optional = optional.filter(|entry| {
+        let key = &*entry.key.text;
+        KEYS.contains(&key) && !required.contains(&key)
+    });
     let mut optional = optional.peekable();
     optional.peek()?;
     let values = optional.map(|entry| (entry.key.text.to_string(), field::json(&entry.value)));

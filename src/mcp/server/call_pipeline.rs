@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use jiff::Timestamp;
 use rmcp::model::{ErrorCode, ErrorData};
 use rmcp::service::{RequestContext, RoleServer};
 use serde_json::{Map, Value, json};
@@ -182,6 +183,7 @@ impl<'a> CallPipeline<'a> {
             caller: &self.connection.server.caller,
             name: self.progress.name,
             arguments: self.arguments,
+            now: Timestamp::now(),
         };
         match policy::decide(&policy.services, request) {
             Decision::Allowed(grant) => Ok(grant),
@@ -306,10 +308,18 @@ impl<'a> CallPipeline<'a> {
     /// Logs and answers a denied call. The answer is the same for a missing service and for a forbidden one.
     fn refuse(&self, policy: &Policy, denial: &Denial) -> Answer {
         let (reason, answer) = match denial {
-            Denial::Unknown | Denial::NotConsumer { .. } => {
+            Denial::Unknown | Denial::NotConsumer { .. } | Denial::Expired { .. } => {
                 let text = format!("Unknown tool: {}", shown(self.progress.name));
                 let error = ErrorData::invalid_params(text, None);
-                ("no such service".to_owned(), Err(error))
+                let reason = match denial {
+                    Denial::Expired { expiry, .. } => format!("the service expired at {expiry}"),
+                    _ => "no such service".to_owned(),
+                };
+                (reason, Err(error))
+            }
+            Denial::Condition(broken) => {
+                let text = broken.to_string();
+                (text.clone(), Ok(refused(text).into()))
             }
             // Only the operator offers.
             Denial::NoOffers { consumer, others } => {

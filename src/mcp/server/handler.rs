@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::FutureExt as _;
+use jiff::Timestamp;
 use rmcp::ServerHandler;
 use rmcp::model::{
     CacheScope, CallToolRequestParams, ClientNotification, ClientRequest, CustomRequest,
@@ -23,6 +24,7 @@ use super::call_pipeline::{CallPipeline, ConnectionState};
 use super::in_flight::InFlightRequests;
 use super::message::{is_modern, unknown_method};
 use crate::catalogue::{Definition, UpstreamTool, describe_without};
+use crate::condition::Conditions;
 use crate::mcp::concurrency::too_many_connections;
 use crate::mcp::{BASE64_KEY, PUBLIC_KEY_KEY, SERVICES_KEY, TOOL_KEY};
 use crate::name::{ServiceTool, ToolName};
@@ -217,7 +219,7 @@ impl Service<RoleServer> for PanicGuard {
 /// Lists a caller's tools in the order of the services or, for the operator, in documentation order. The policy
 /// alone selects them.
 pub(crate) fn list(services: &Services, caller: &Caller) -> Vec<Tool> {
-    policy::offers(services, caller)
+    policy::offers(services, caller, Timestamp::now())
         .into_iter()
         .filter_map(|offer| describe(services, offer, caller))
         .collect()
@@ -229,6 +231,7 @@ pub(crate) fn of_operator(tool: ToolName) -> Tool {
         name: tool.as_str().to_owned(),
         tool: tool.into(),
         fixed: Map::new(),
+        conditions: Conditions::default(),
     };
     describe_as(Definition::BuiltIn(tool), offer, &Caller::Operator)
 }
@@ -244,19 +247,23 @@ fn describe_as(definition: Definition<'_>, offer: ServiceOffer, caller: &Caller)
     let mut meta = MetaObject::new();
     meta.0
         .insert(TOOL_KEY.to_owned(), offer.tool.to_string().into());
-    let docs = match definition {
+    let mut docs = match definition {
         Definition::BuiltIn(tool) => describe_without(tool, hidden),
         Definition::Own(tool) => tool.describe(hidden),
         Definition::Upstream(tool) => {
-            let input = tool.input_without(hidden);
+            let mut input = tool.input_without(hidden);
+            offer.conditions.narrow(&mut input);
             return of_upstream(tool, offer.name, input).with_meta(meta);
         }
     };
+    offer.conditions.narrow(&mut docs.input);
+    let properties = docs.input.get("properties");
+    let is_listed = |argument: &&str| properties.is_some_and(|all| all.get(*argument).is_some());
     let base64: Vec<&str> = docs
         .base64
         .iter()
         .map(String::as_str)
-        .filter(|argument| !hidden(argument))
+        .filter(is_listed)
         .collect();
     if let Some(key) = offer.fixed.get("key")
         && offer.tool.is(ToolName::SshSign)

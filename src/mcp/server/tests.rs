@@ -416,6 +416,7 @@ async fn a_consumer_sees_and_calls_what_the_services_grant_at_that_moment() {
         tool: ToolName::GpgSign.into(),
         consumers: consumers.iter().map(|name| name.parse().unwrap()).collect(),
         with: Map::from_iter([("key_id".to_owned(), json!("ABCD"))]),
+        conditions: crate::condition::Conditions::default(),
         limits: crate::limits::Limits::default(),
         declared_at: None,
     };

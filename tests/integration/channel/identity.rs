@@ -276,7 +276,7 @@ proptest! {
         stray in "[a-z_/ ]{0,6}",
         content in prop::option::of("[a-z]{0,3}"),
     ) {
-        let listed: Vec<String> = offers(&services, &caller).into_iter().map(|offer| offer.name).collect();
+        let listed: Vec<String> = offers(&services, &caller, jiff::Timestamp::now()).into_iter().map(|offer| offer.name).collect();
         let every: BTreeSet<&str> = services.services.iter().map(|service| service.name.as_str())
             .chain(ToolName::ALL.map(ToolName::as_str))
             .chain([stray.as_str()])
@@ -286,16 +286,16 @@ proptest! {
         let arguments: Map<String, Value> =
             content.map(|text| ("content".to_owned(), text.into())).into_iter().collect();
         for name in every {
-            let refused = match decide(&services, Request { caller: &caller, name, arguments: &std::sync::Arc::new(arguments.clone()) }) {
+            let refused = match decide(&services, Request { caller: &caller, name, arguments: &std::sync::Arc::new(arguments.clone()), now: jiff::Timestamp::now() }) {
                 Decision::Allowed(grant) => {
                     prop_assert_eq!(grant.name(), name);
                     prop_assert_eq!(grant.caller(), &caller);
                     false
                 }
                 // The caller may use this service, but not this argument.
-                Decision::Denied(Denial::FixedArgument { .. } | Denial::NotSigned(_)) => false,
+                Decision::Denied(Denial::FixedArgument { .. } | Denial::NotSigned(_) | Denial::Condition(_)) => false,
                 Decision::Denied(
-                    Denial::Unknown | Denial::NotConsumer { .. } | Denial::NoOffers { .. },
+                    Denial::Unknown | Denial::NotConsumer { .. } | Denial::NoOffers { .. } | Denial::Expired { .. },
                 ) => true,
             };
             prop_assert_eq!(listed.iter().any(|listed| listed == name), !refused, "{}", name);

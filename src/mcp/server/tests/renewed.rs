@@ -14,6 +14,7 @@ fn services(limits: Limits) -> Arc<Policy> {
             tool: ToolName::GpgSign.into(),
             consumers: vec!["work-dev".parse().unwrap()],
             with: Map::new(),
+            conditions: crate::condition::Conditions::default(),
             limits,
             declared_at: None,
         }],

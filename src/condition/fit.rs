@@ -1,0 +1,212 @@
+//! Checks whether conditions fit the tool that they are about, so that a mistake is found before it refuses every call.
+
+use serde_json::{Map, Value};
+
+use super::json::{compare, path};
+use super::{ArgumentRule, Conditions, RulePart};
+use crate::catalogue::{Definition, operator_only};
+
+/// A condition that makes no sense for its tool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConditionMisfit {
+    /// The argument.
+    pub argument: String,
+    /// The key of the rule; `None`: the argument is in `only`, or the whole rule is meant.
+    pub key: Option<&'static str>,
+    /// What is wrong.
+    pub message: String,
+    /// What mends it.
+    pub help: &'static str,
+}
+
+const REMOVE: &str = "correct the argument's name, or remove it";
+const NOT_SENT: &str = "remove it: a rule is about what a caller sends";
+
+/// Finds conditions that do not fit a tool with these fixed arguments. Without a definition, only what the conditions say
+/// themselves is checked.
+#[must_use]
+pub fn misfits(
+    conditions: &Conditions,
+    definition: Option<Definition<'_>>,
+    with: &Map<String, Value>,
+) -> Vec<ConditionMisfit> {
+    let schema = definition.map(|definition| Schema::of(definition, with));
+    let mut misfits = Vec::new();
+    let only = conditions.only.iter().flatten().map(|name| (name, None));
+    let rules = conditions.rules.iter();
+    let rules = rules.map(|(name, rule)| (name, Some(rule)));
+    for (name, rule) in only.chain(rules) {
+        let mut add = |key, message, help| {
+            misfits.push(ConditionMisfit {
+                argument: name.clone(),
+                key,
+                message,
+                help,
+            });
+        };
+        if let Some(schema) = &schema
+            && let Some((message, help)) = schema.misfit(name)
+        {
+            add(None, message, help);
+            continue;
+        }
+        if with.contains_key(name) {
+            add(None, format!("`{name}` is fixed by `with`"), NOT_SENT);
+            continue;
+        }
+        let Some(rule) = rule else { continue };
+        let is_listed = |only: &std::collections::BTreeSet<String>| only.contains(name);
+        if !rule.absent && !conditions.only.as_ref().is_none_or(is_listed) {
+            let message = format!("`{name}` must be sent, but `only` does not list it");
+            add(None, message, "add it to `only`");
+        }
+        if let Some(schema) = &schema
+            && let Some((key, message, help)) = schema.rule_misfit(name, rule)
+        {
+            add(Some(key), message, help);
+        } else if let Some((key, message)) = contradiction(name, rule) {
+            add(
+                Some(key),
+                message,
+                "correct the rule: it refuses every call",
+            );
+        }
+    }
+    if let (Some(schema), Some(only)) = (&schema, &conditions.only) {
+        for name in schema.required.iter().filter(|name| !only.contains(*name)) {
+            misfits.push(ConditionMisfit {
+                argument: name.clone(),
+                key: None,
+                message: format!("the tool requires `{name}`, but `only` does not list it"),
+                help: "add it to `only`, or fix it in `with`",
+            });
+        }
+    }
+    misfits
+}
+
+/// The arguments of a tool that a caller may send.
+struct Schema<'a> {
+    definition: Definition<'a>,
+    properties: Map<String, Value>,
+    /// False if the tool takes arguments that it does not name.
+    is_complete: bool,
+    required: Vec<String>,
+}
+
+impl<'a> Schema<'a> {
+    fn of(definition: Definition<'a>, with: &Map<String, Value>) -> Self {
+        let mut input = definition.input();
+        let properties = match input.shift_remove("properties") {
+            Some(Value::Object(properties)) => Some(properties),
+            _ => None,
+        };
+        let required = input.get("required").and_then(Value::as_array);
+        let required = required.into_iter().flatten().filter_map(Value::as_str);
+        let required = required.filter(|name| !with.contains_key(*name));
+        Self {
+            definition,
+            is_complete: properties.is_some(),
+            properties: properties.unwrap_or_default(),
+            required: required.map(str::to_owned).collect(),
+        }
+    }
+
+    /// Returns why a caller never sends an argument.
+    fn misfit(&self, name: &str) -> Option<(String, &'static str)> {
+        if self.is_complete && !self.properties.contains_key(name) {
+            let known: Vec<&str> = self.properties.keys().map(String::as_str).collect();
+            return Some((self.definition.unknown_argument(name, &known), REMOVE));
+        }
+        match self.definition {
+            Definition::BuiltIn(tool) if operator_only(tool, name) => {
+                let message = format!("`{name}` is not a consumer's choice");
+                Some((message, "remove it, or fix it in `with`"))
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns the first part of a rule that does not fit the argument's type.
+    fn rule_misfit(
+        &self,
+        name: &str,
+        rule: &ArgumentRule,
+    ) -> Option<(&'static str, String, &'static str)> {
+        if rule.is_only_absence() && self.required.iter().any(|one| one == name) {
+            let message = format!("the tool requires `{name}`");
+            return Some(("absent", message, "remove the rule: it refuses every call"));
+        }
+        let kind = self.properties.get(name).and_then(|one| one.get("type"));
+        let kind = kind.and_then(Value::as_str);
+        for part in rule.parts() {
+            let (types, of): (&[&str], _) = match part {
+                RulePart::Prefix(_)
+                | RulePart::PathUnder(_)
+                | RulePart::MaxLength(_)
+                | RulePart::MaxBytes(_) => (&["string"], "text"),
+                RulePart::Min(_) | RulePart::Max(_) => (&["number", "integer"], "numbers"),
+                RulePart::Const(_) | RulePart::Enum(_) | RulePart::Absent => continue,
+            };
+            if let Some(kind) = kind.filter(|kind| !types.contains(kind)) {
+                let key = part.key();
+                let message = format!("`{key}` is for {of}, but `{name}` is of type {kind}");
+                return Some((key, message, "remove it, or use `const` or `enum`"));
+            }
+        }
+        let constant = rule.constant.iter().map(|value| ("const", value));
+        let some = rule.r#enum.iter().flatten().map(|value| ("enum", value));
+        constant.chain(some).find_map(|(key, value)| {
+            let argument = Map::from_iter([(name.to_owned(), value.clone())]);
+            let fault = self.definition.check_some(&argument).err()?;
+            Some((key, fault.to_string(), "write a value that the tool takes"))
+        })
+    }
+}
+
+/// Returns why no value satisfies a rule.
+fn contradiction(name: &str, rule: &ArgumentRule) -> Option<(&'static str, String)> {
+    if *rule == ArgumentRule::default() {
+        return Some(("", format!("the rule for `{name}` says nothing")));
+    }
+    if rule
+        .path_under
+        .as_deref()
+        .is_some_and(|base| path(base).is_none())
+    {
+        let message = "`path_under` is not a path without `..`".to_owned();
+        return Some(("path_under", message));
+    }
+    if let (Some(min), Some(max)) = (&rule.min, &rule.max)
+        && compare(min, max).is_gt()
+    {
+        return Some(("max", format!("`max` is {max}, but `min` is {min}")));
+    }
+    if let Some(prefix) = &rule.prefix {
+        let is_longer =
+            |max: Option<u32>, length: usize| max.is_some_and(|max| length > max as usize);
+        if is_longer(rule.max_length, prefix.chars().count())
+            || is_longer(rule.max_bytes, prefix.len())
+        {
+            return Some((
+                "prefix",
+                "`prefix` is longer than the argument may be".to_owned(),
+            ));
+        }
+    }
+    let constant = rule.constant.as_slice();
+    for (key, values) in [
+        ("const", constant),
+        ("enum", rule.r#enum.as_deref().unwrap_or_default()),
+    ] {
+        let broken = |value| rule.broken(Some(value));
+        if !values.is_empty() && values.iter().all(|value| broken(value).is_some()) {
+            let message = format!("no value of `{key}` satisfies the rest of the rule");
+            return Some((key, message));
+        }
+    }
+    rule.r#enum
+        .as_ref()
+        .filter(|values| values.is_empty())
+        .map(|_| ("enum", "`enum` is empty, so no value is allowed".to_owned()))
+}
