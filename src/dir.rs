@@ -10,8 +10,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, fchmod, fstat, mkdirat, open, openat,
-    openat2, renameat, statat, unlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, fchmod, fstat, mkdirat,
+    open, openat, openat2, renameat, renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::path::Arg;
@@ -208,6 +208,11 @@ impl Dir {
     /// Renames an entry in this folder, replacing any entry that has the new name.
     pub(crate) fn rename(&self, from: &str, to: &str) -> Result<(), Errno> {
         renameat(&self.handle, from, &self.handle, to)
+    }
+
+    /// Renames an entry in this folder; `EXIST` if the new name is taken.
+    pub(crate) fn rename_new(&self, from: &str, to: &str) -> Result<(), Errno> {
+        renameat_with(&self.handle, from, &self.handle, to, RenameFlags::NOREPLACE)
     }
 
     /// Removes an entry other than a folder; returns false if it does not exist.

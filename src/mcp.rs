@@ -5,6 +5,7 @@
 pub(crate) mod client;
 pub(crate) mod concurrency;
 pub(crate) mod framing;
+pub(crate) mod gateway;
 pub(crate) mod helper;
 pub(crate) mod launcher;
 pub(crate) mod listen;

@@ -75,6 +75,11 @@ impl RouteContext {
         }
     }
 
+    /// Returns whether this machine may have providers.
+    pub(crate) fn has_sockets(&self) -> bool {
+        self.folder().is_some()
+    }
+
     /// Returns the providers' socket folder; on the host, there is none by default.
     fn folder(&self) -> Option<&Path> {
         let inside = self.in_machine.then_some(Path::new(CONSUMER_FOLDER));

@@ -154,10 +154,10 @@ pub struct McpCallArgs {
 #[group(skip)]
 #[command(
     group = ArgGroup::new("server").args(["provider", "instance", "socket"]).multiple(true),
-    after_help = "Examples:\n  anklume mcp connect vault-signer    # as the command of an MCP client"
+    after_help = "Examples:\n  anklume mcp connect vault-signer    # as the command of an MCP client\n  anklume mcp connect --files .       # all providers of this machine, for an agent"
 )]
 pub struct McpConnectArgs {
-    /// The provider to connect to
+    /// The provider to connect to; in a machine, without one: all of its providers, whose tools are named PROVIDER__SERVICE
     #[arg(value_name = "PROVIDER", conflicts_with = "instance")]
     pub provider: Option<String>,
     /// The provider, as in the other commands
@@ -169,6 +169,9 @@ pub struct McpConnectArgs {
     /// A provider's socket; overrides the machine and its project
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
+    /// The folder of the client's files: tools take and create files below it, instead of content in base64
+    #[arg(long, value_name = "DIR")]
+    pub files: Option<PathBuf>,
     /// Seconds to wait for a silent provider once stdin has ended [default: 30]
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<f64>,

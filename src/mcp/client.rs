@@ -24,7 +24,7 @@ use super::{ANSWER_VALUES_MAX, DECISION_KEY, LINE_MAX, REFUSED};
 use crate::text::Foreign;
 use exchange::{Exchange, INITIALIZED, malformed, request};
 
-pub(crate) use exchange::{Incoming, UpstreamAnswer, Wish, incoming};
+pub(crate) use exchange::{Incoming, PROGRESS_MAX, ProgressSink, UpstreamAnswer, Wish, incoming};
 
 /// Default timeout for a server's first answer.
 const FIRST_ANSWER: Duration = Duration::from_secs(5);
@@ -142,6 +142,11 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         let _: InitializeResult = typed("initialize", &answer)?;
         exchange.queue(INITIALIZED.to_vec());
         Ok(Self { exchange, timeouts })
+    }
+
+    /// Passes on the progress of later requests; `None`: drops it.
+    pub(crate) fn pass_on_progress(&mut self, progress: Option<ProgressSink>) {
+        self.exchange.progress = progress;
     }
 
     /// Returns whether the last request was a call, which may have run even without an answer.

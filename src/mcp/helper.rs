@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::ipc::{framed, receive_bytes};
 use crate::limits::{MESSAGE_BYTES, MESSAGE_BYTES_MAX};
 use crate::mcp::VALUES_MAX;
-use crate::mcp::client::UpstreamAnswer;
+use crate::mcp::client::{PROGRESS_MAX, ProgressSink, UpstreamAnswer};
 use crate::mcp::framing::json;
 use crate::mcp::policy_watcher::Policy;
 use crate::name::{MachineName, ServiceTool};
@@ -124,12 +124,6 @@ pub(crate) enum CallOutcome {
     /// The answer of an upstream.
     Upstream(UpstreamAnswer),
 }
-
-/// Receives the progress of a call: the parameters of `notifications/progress`.
-pub(crate) type ProgressSink = mpsc::Sender<Box<RawValue>>;
-
-/// Maximum number of reports of progress that wait to be passed on; further ones are dropped.
-pub(crate) const PROGRESS_MAX: usize = 16;
 
 /// The calls of one connection.
 pub(crate) trait CallSession: Send + Sync {

@@ -2,28 +2,29 @@
 //!
 //! Nothing here prints, opens sockets or reads files.
 
-mod call;
+pub(in crate::mcp) mod call;
 mod call_pipeline;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
-mod handler;
-mod in_flight;
-mod message;
+pub(in crate::mcp) mod handler;
+pub(in crate::mcp) mod in_flight;
+pub(in crate::mcp) mod message;
 #[cfg(test)]
 mod tests;
 mod transfer_ids;
-mod transport;
+pub(in crate::mcp) mod transport;
 
 pub(crate) use handler::{list, of_operator};
 pub(crate) use in_flight::{AnsweredRequest, RequestOutcome};
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
-use crate::limits::STOP_TIME;
+use crate::limits::{CALL_TIME, STOP_TIME};
 use crate::mcp::ConnectionLimits;
 use crate::mcp::framing::LineLimit;
 use crate::mcp::helper::Helpers;
@@ -34,7 +35,7 @@ use crate::policy::{Caller, Grant};
 use crate::tool::{self, Copies, Settings, ToolError, ToolOutcome, ToolSession};
 use handler::PanicGuard;
 use in_flight::InFlightRequests;
-use transport::ServerTransport;
+use transport::{ServerTransport, TransportRules};
 
 /// Receives each written answer.
 pub(crate) type Observer = Arc<dyn Fn(&AnsweredRequest) + Send + Sync>;
@@ -127,13 +128,32 @@ impl Server {
     {
         let flight = Arc::new(InFlightRequests::default());
         let immediate = stop.immediate.clone();
+        let (max_line, rules) = (self.max_line(), self.rules());
         let transport =
-            ServerTransport::new(reader, writer, Arc::clone(&flight), self.clone(), stop);
+            ServerTransport::new(reader, writer, Arc::clone(&flight), max_line, rules, stop);
         let guard = PanicGuard::new(self, flight);
         // Not `serve`: it ends a connection on an unexpected first message, such as `tools/list` typed by hand.
         let running = rmcp::service::serve_directly_with_ct(guard, transport, None, immediate);
         // A panic ends the loop as well; the peer then sees the end of the stream.
         let _ = running.waiting().await;
+    }
+
+    fn rules(&self) -> TransportRules {
+        let shared = Arc::clone(&self.shared);
+        let (write_idle, write_max) = match self.throttle {
+            Some(_) => (shared.settings.idle, CALL_TIME),
+            // The operator's own terminal may be suspended.
+            None => (Duration::MAX, Duration::MAX),
+        };
+        TransportRules {
+            limits: self.limits,
+            throttle: self.throttle.clone(),
+            answers_once: self.over_limit.is_some(),
+            write_idle,
+            write_max,
+            observer: Arc::clone(&shared.observer),
+            listed: Box::new(move || shared.monitor.policy().services.services.len()),
+        }
     }
 
     /// Returns the maximum length of a request, in bytes, under the policy in force when it begins: the largest of the

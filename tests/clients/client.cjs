@@ -50,7 +50,8 @@ async function main() {
         }
         results.push({
             error: result.isError ?? false,
-            text: result.content.map((block) => block.text),
+            text: result.content.filter((block) => block.type === 'text').map((block) => block.text),
+            types: result.content.map((block) => block.type),
             structured: result.structuredContent ?? null,
         });
     }

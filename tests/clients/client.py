@@ -33,7 +33,8 @@ async def run_plan(session, plan):
         results.append(
             {
                 "error": bool(result.is_error),
-                "text": [block.text for block in result.content],
+                "text": [block.text for block in result.content if block.type == "text"],
+                "types": [block.type for block in result.content],
                 "structured": result.structured_content,
             }
         )

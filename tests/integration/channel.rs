@@ -18,6 +18,7 @@ mod confined;
 mod connect;
 mod files;
 mod flood;
+mod gateway;
 mod git;
 mod greedy;
 mod half_close;

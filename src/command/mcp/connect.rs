@@ -1,19 +1,21 @@
 //! `anklume mcp connect`: connects the stdin and stdout of any MCP client to a provider's socket.
 
+use std::io::IsTerminal as _;
+use std::sync::Arc;
+
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, fstat};
 
 use super::with_client::{
     cannot_reach, find, interruptible, route, timeouts, unavailable, unreachable, watch,
 };
-use std::io::IsTerminal as _;
-
 use crate::cli::{ChannelArgs, McpConnectArgs};
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 use crate::mcp::client::Timeouts;
+use crate::mcp::gateway::{FileFolder, Gateway, Providers};
 use crate::mcp::relay::{Relay, RelayEnd};
-use crate::transport::{self, OpenTransport, Route};
+use crate::transport::{self, OpenTransport, Route, RouteContext};
 
 /// Hint for a person at a terminal.
 const HINT: &str = "waiting for MCP messages on stdin, one a line; Ctrl-D ends\n  \
@@ -28,7 +30,8 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
         timeout: args.timeout,
         dry_run: false,
     };
-    if wanted.instance.is_none() && wanted.socket.is_none() {
+    let names_none = wanted.instance.is_none() && wanted.socket.is_none();
+    if names_none && !RouteContext::look().has_sockets() {
         let failure = Failure::new(Exit::Usage, "neither a provider nor a socket is named");
         let help = "`anklume mcp connect PROVIDER`, or `anklume mcp connect --socket PATH`";
         return Err(failure.help(help).into());
@@ -37,6 +40,9 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
         output.say(HINT);
     }
     let timeouts = timeouts(&wanted)?;
+    if names_none || args.files.is_some() {
+        return serve_gateway(args, wanted, timeouts, output);
+    }
     let route = route(&wanted)?;
     interruptible(async {
         let (input, stdout) = rmcp::transport::stdio_pipes();
@@ -94,6 +100,60 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
                 }
             };
         }
+    })
+}
+
+/// Serves all providers as one MCP server, or one of them with files instead of content.
+fn serve_gateway(
+    args: &McpConnectArgs,
+    wanted: ChannelArgs,
+    timeouts: Timeouts,
+    output: &Output,
+) -> anyhow::Result<Exit> {
+    let files = args.files.as_deref().map(|folder| {
+        FileFolder::open(folder).map_err(|why| {
+            let folder = folder.display().to_string();
+            let message = format!("cannot open the folder `{}`: {why}", folder.escape_debug());
+            Failure::new(Exit::Failed, message).help("name a folder that exists with `--files`")
+        })
+    });
+    let files = files.transpose()?.map(Arc::new);
+    let one = wanted.instance.clone().or_else(|| {
+        let socket = wanted.socket.as_deref()?;
+        Some(socket.display().to_string())
+    });
+    let providers = match &one {
+        Some(name) => {
+            // Reports what is wrong with the flags.
+            route(&wanted)?;
+            Providers::One(name.clone())
+        }
+        None => Providers::All(Box::new(|| {
+            transport::providers().map_err(|why| why.to_string())
+        })),
+    };
+    let is_all = one.is_none();
+    let output = output.clone();
+    let gateway = Gateway {
+        providers,
+        timeouts,
+        files,
+        open: Box::new(move |name| {
+            let mut wanted = wanted.clone();
+            if is_all {
+                wanted.instance = Some(name);
+            }
+            let output = output.clone();
+            Box::pin(async move {
+                let opened = async { open(&route(&wanted)?, timeouts, &output).await };
+                opened.await.map_err(|failure: Failure| failure.message)
+            })
+        }),
+    };
+    interruptible(async {
+        let (input, stdout) = rmcp::transport::stdio_pipes();
+        gateway.serve(input, stdout).await;
+        Ok(Exit::Done)
     })
 }
 

@@ -8,6 +8,7 @@ use rmcp::model::ErrorData;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::{ClientError, IN_ALL};
@@ -45,7 +46,15 @@ pub(super) struct Exchange<R, W> {
     sent: usize,
     /// The answer to a later request than the one that is being waited for, and that request's id.
     early: Option<(i64, Line)>,
+    /// Receives the progress of requests.
+    pub(super) progress: Option<ProgressSink>,
 }
+
+/// Receives the progress of a call: the parameters of `notifications/progress`.
+pub(crate) type ProgressSink = mpsc::Sender<Box<RawValue>>;
+
+/// Maximum number of reports of progress that wait to be passed on; further ones are dropped.
+pub(crate) const PROGRESS_MAX: usize = 16;
 
 /// The remaining budget of a request.
 struct AnswerBudget {
@@ -66,6 +75,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
             unsent: VecDeque::new(),
             sent: 0,
             early: None,
+            progress: None,
         }
     }
 
@@ -125,7 +135,13 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
                     let refusal = Foreign::new(refusal);
                     return Err(ClientError::Refused { method, refusal });
                 }
-                Meaning::Progress => budget.refresh(),
+                Meaning::Progress(params) => {
+                    budget.refresh();
+                    if let Some(progress) = &self.progress {
+                        // A caller that is slow misses some.
+                        let _ = progress.try_send(params);
+                    }
+                }
                 Meaning::Asked(reply) => self.queue(reply.into_bytes()),
                 Meaning::Malformed(why) => return Err(malformed(method, why)),
                 Meaning::Foreign => {}
@@ -323,7 +339,7 @@ enum Meaning {
     Result(Box<RawValue>),
     /// An error, even one without an id, as only one request is in flight.
     Error(Box<RawValue>),
-    Progress,
+    Progress(Box<RawValue>),
     /// The reply to a request from the server.
     Asked(String),
     /// The fault in an invalid answer.
@@ -448,7 +464,7 @@ pub(crate) fn incoming(line: &[u8]) -> Incoming {
             id,
             answer: UpstreamAnswer::Error(malformed_answer()),
         },
-        Meaning::Progress | Meaning::Asked(_) | Meaning::Foreign => Incoming::Other,
+        Meaning::Progress(_) | Meaning::Asked(_) | Meaning::Foreign => Incoming::Other,
     }
 }
 
@@ -506,7 +522,10 @@ impl ServerMessage<'_> {
         let ours = self.id.is_some_and(|it| it.get() == id.to_string());
         match (self.method, self.id, self.result, self.error) {
             (Some(method), Some(asked), ..) => Meaning::Asked(reply(method, asked)),
-            (Some(method), None, ..) if self.is_progress(method, id) => Meaning::Progress,
+            (Some(method), None, ..) => match self.progress(method, id) {
+                Some(params) => Meaning::Progress(params.to_owned()),
+                None => Meaning::Foreign,
+            },
             (None, None, None, Some(error)) => Meaning::Error(error.to_owned()),
             (None, Some(_), result, error) if ours => match (result, error) {
                 (None, Some(error)) => Meaning::Error(error.to_owned()),
@@ -531,12 +550,13 @@ impl ServerMessage<'_> {
         self.id?.get().parse().ok()
     }
 
-    fn is_progress(&self, method: &RawValue, id: i64) -> bool {
-        let params = self.params.map_or("", RawValue::get);
-        method.get() == r#""notifications/progress""#
-            && params.starts_with('{')
-            && serde_json::from_str::<ProgressParams<'_>>(params)
-                .is_ok_and(|progress| progress.progress_token.get() == id.to_string())
+    /// Returns the parameters of a report about the progress of this request.
+    fn progress(&self, method: &RawValue, id: i64) -> Option<&RawValue> {
+        let params = self.params.filter(|params| params.get().starts_with('{'))?;
+        let progress: ProgressParams<'_> = serde_json::from_str(params.get()).ok()?;
+        let is_ours = method.get() == r#""notifications/progress""#
+            && progress.progress_token.get() == id.to_string();
+        is_ours.then_some(params)
     }
 }
 
@@ -567,7 +587,7 @@ mod tests {
             |message| match message.meaning(3) {
                 Meaning::Result(raw) => format!("result {}", raw.get()),
                 Meaning::Error(raw) => format!("error {}", raw.get()),
-                Meaning::Progress => "progress".to_owned(),
+                Meaning::Progress(_) => "progress".to_owned(),
                 Meaning::Asked(reply) => format!("asked {reply}"),
                 Meaning::Malformed(why) => format!("malformed: {why}"),
                 Meaning::Foreign => "foreign".to_owned(),

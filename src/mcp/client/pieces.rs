@@ -226,7 +226,7 @@ pub(crate) struct ArgumentPayload {
 }
 
 /// Called with the number of bytes transferred so far, and with their total if it is known.
-pub(crate) type Moved<'a> = &'a mut dyn FnMut(u64, Option<u64>);
+pub(crate) type Moved<'a> = &'a mut (dyn FnMut(u64, Option<u64>) + Send);
 
 /// The reason why a piecewise transfer failed.
 #[derive(Debug, thiserror::Error)]

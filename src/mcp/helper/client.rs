@@ -15,8 +15,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::{HelperOrder, HelperReport, ProgressSink, REPORT_MAX, ToolResult};
+use super::{HelperOrder, HelperReport, REPORT_MAX, ToolResult};
 use crate::ipc::{framed, receive_async};
+use crate::mcp::client::ProgressSink;
 use crate::name::ServiceTool;
 use crate::policy::Grant;
 use crate::tool::{Copies, Resource, ToolError};

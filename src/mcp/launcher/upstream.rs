@@ -17,8 +17,7 @@ use tokio_util::sync::DropGuard;
 
 use super::Programs;
 use crate::catalogue::{UpstreamServer, UpstreamTool};
-use crate::mcp::client::UpstreamAnswer;
-use crate::mcp::helper::ProgressSink;
+use crate::mcp::client::{ProgressSink, UpstreamAnswer};
 use crate::name::{ServerName, ServiceTool, UpstreamToolName};
 use crate::policy::Caller;
 use crate::services::Services;

@@ -26,23 +26,23 @@ use crate::tool::ToolOutcome;
 /// Maximum time that an answer waits for a progress report being written, so that the report does not follow it.
 const LAST_REPORT: Duration = Duration::from_secs(1);
 
-/// A granted call that is waiting or running.
-pub(super) struct CallProgress<'a> {
-    pub(super) context: &'a RequestContext<RoleServer>,
+/// A call that is waiting or running.
+pub(in crate::mcp) struct CallProgress<'a> {
+    pub(in crate::mcp) context: &'a RequestContext<RoleServer>,
     /// The called service; for the operator, the tool.
-    pub(super) name: &'a str,
+    pub(in crate::mcp) name: &'a str,
     /// The time at which the call arrived.
-    pub(super) since: Instant,
+    pub(in crate::mcp) since: Instant,
     /// Interval between progress reports.
-    pub(super) interval: Duration,
+    pub(in crate::mcp) interval: Duration,
     /// True once an upstream has reported progress of its own.
-    pub(super) is_reported: AtomicBool,
+    pub(in crate::mcp) is_reported: AtomicBool,
 }
 
 impl CallProgress<'_> {
     /// Waits for a future on behalf of the call, reporting progress to a caller that asked for it. Fails if the call is
     /// cancelled.
-    pub(super) async fn wait_for<T>(
+    pub(in crate::mcp) async fn wait_for<T>(
         &self,
         future: impl Future<Output = T>,
     ) -> Result<T, ErrorData> {
@@ -50,12 +50,12 @@ impl CallProgress<'_> {
     }
 
     /// Returns the token under which the caller wants reports, if it does.
-    pub(super) fn token(&self) -> Option<ProgressToken> {
+    pub(in crate::mcp) fn token(&self) -> Option<ProgressToken> {
         self.context.meta.get_progress_token()
     }
 
     /// Passes the progress that an upstream reports on to the caller, until no more can come. Never ends before that.
-    pub(super) async fn pass_on(
+    pub(in crate::mcp) async fn pass_on(
         &self,
         token: ProgressToken,
         mut progress: mpsc::Receiver<Box<RawValue>>,
@@ -176,7 +176,7 @@ impl Drop for OwnCount<'_> {
 }
 
 /// The answer to a call.
-pub(super) enum AnswerResult {
+pub(in crate::mcp) enum AnswerResult {
     /// The result of one of the machine's tools, or of the policy.
     Built(Box<CallToolResult>),
     /// The result of an upstream, unchanged, and its length in bytes.
@@ -228,7 +228,7 @@ impl AnswerResult {
     }
 
     /// Returns the answer for a client of the modern era or of an earlier one.
-    pub(super) fn into_result(self, is_modern: bool) -> ServerResult {
+    pub(in crate::mcp) fn into_result(self, is_modern: bool) -> ServerResult {
         match self {
             Self::Built(mut result) => {
                 if !is_modern {
@@ -305,7 +305,7 @@ pub(super) fn succeeded(outcome: ToolOutcome) -> CallToolResult {
 }
 
 /// Builds the result of a tool that failed.
-pub(super) fn failed(text: impl Into<String>) -> CallToolResult {
+pub(in crate::mcp) fn failed(text: impl Into<String>) -> CallToolResult {
     CallToolResult::error(vec![ContentBlock::text(text)])
 }
 

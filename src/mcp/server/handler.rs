@@ -35,22 +35,25 @@ use crate::services::Services;
 const INSTRUCTIONS: &str = "Tools of one machine, for the machines that the operator allowed. \
     The `_meta[\"anklume/tool\"]` of each tool identifies the tool behind its name.";
 
-/// Handles one connection's requests according to rmcp's rules for each method.
-struct Handler {
-    connection: ConnectionState,
+/// The era of a connection's requests.
+#[derive(Default)]
+pub(in crate::mcp) struct Era {
     /// True after a request of the stateless era: from then on, a request without `_meta` is refused.
-    modern: AtomicBool,
+    is_modern: AtomicBool,
 }
 
-impl Handler {
+impl Era {
     /// Notes the era that a request belongs to, and refuses a request that belongs to none.
-    fn check_era(&self, context: &RequestContext<RoleServer>) -> Result<(), ErrorData> {
+    pub(in crate::mcp) fn check(
+        &self,
+        context: &RequestContext<RoleServer>,
+    ) -> Result<(), ErrorData> {
         if is_modern(context.meta.protocol_version()) {
-            self.modern.store(true, Ordering::Relaxed);
+            self.is_modern.store(true, Ordering::Relaxed);
             return Ok(());
         }
         let bare = context.protocol_version().is_none();
-        if bare && self.modern.load(Ordering::Relaxed) {
+        if bare && self.is_modern.load(Ordering::Relaxed) {
             return Err(ErrorData::invalid_params(
                 "`_meta` lacks `io.modelcontextprotocol/protocolVersion`, which an earlier request on this connection had",
                 None,
@@ -58,7 +61,57 @@ impl Handler {
         }
         Ok(())
     }
+}
 
+/// Answers `initialize`. The agreed version applies to later requests. Nothing else is kept: a client's description has no
+/// size limit.
+pub(in crate::mcp) fn initialize(
+    handler: &impl ServerHandler,
+    request: &InitializeRequestParams,
+    context: &RequestContext<RoleServer>,
+) -> Result<InitializeResult, ErrorData> {
+    let answer = handler.negotiate_initialize(request)?;
+    let mut peer_info = InitializeRequestParams::default();
+    peer_info.protocol_version = answer.protocol_version.clone();
+    context.peer.set_peer_info(peer_info);
+    Ok(answer)
+}
+
+/// Refuses a request that rmcp does not know.
+pub(in crate::mcp) fn refuse_unknown(
+    request: &CustomRequest,
+    context: &RequestContext<RoleServer>,
+) -> ErrorData {
+    let error = context.extensions.get::<ErrorData>().cloned();
+    error.unwrap_or_else(|| unknown_method(&request.method))
+}
+
+/// Refuses a request for another page of the list.
+pub(in crate::mcp) fn check_cursor(
+    request: Option<&PaginatedRequestParams>,
+) -> Result<(), ErrorData> {
+    if request.is_some_and(|request| request.cursor.is_some()) {
+        let text = "`cursor` is unknown: this server's list has one page";
+        return Err(ErrorData::invalid_params(text, None));
+    }
+    Ok(())
+}
+
+/// Waits for the answer to a request; a panic is answered too, as the caller must not wait forever.
+pub(in crate::mcp) async fn caught(
+    answer: impl Future<Output = Result<ServerResult, ErrorData>>,
+) -> Result<ServerResult, ErrorData> {
+    let answer = AssertUnwindSafe(answer).catch_unwind().await;
+    answer.unwrap_or_else(|_panic| Err(fault()))
+}
+
+/// Handles one connection's requests according to rmcp's rules for each method.
+struct Handler {
+    connection: ConnectionState,
+    era: Era,
+}
+
+impl Handler {
     /// Returns the error for a request on a connection beyond its caller's limit; `None` if the connection is served.
     fn turn_away(
         &self,
@@ -84,7 +137,7 @@ impl Handler {
         request: CallToolRequestParams,
         context: &RequestContext<RoleServer>,
     ) -> Result<ServerResult, ErrorData> {
-        self.check_era(context)?;
+        self.era.check(context)?;
         let arguments = Arc::new(request.arguments.unwrap_or_default());
         let call = CallPipeline::new(&self.connection, context, &request.name, &arguments);
         let answer = call.answer().await?;
@@ -117,12 +170,7 @@ impl ServerHandler for Handler {
         request: InitializeRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<InitializeResult, ErrorData> {
-        let answer = self.negotiate_initialize(&request)?;
-        // The agreed version applies to later requests. Nothing else is kept: a client's description has no size limit.
-        let mut peer_info = InitializeRequestParams::default();
-        peer_info.protocol_version = answer.protocol_version.clone();
-        context.peer.set_peer_info(peer_info);
-        Ok(answer)
+        initialize(self, &request, &context)
     }
 
     async fn list_tools(
@@ -130,13 +178,8 @@ impl ServerHandler for Handler {
         request: Option<PaginatedRequestParams>,
         context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
-        self.check_era(&context)?;
-        if request.is_some_and(|request| request.cursor.is_some()) {
-            return Err(ErrorData::invalid_params(
-                "`cursor` is unknown: this server's list has one page",
-                None,
-            ));
-        }
+        self.era.check(&context)?;
+        check_cursor(request.as_ref())?;
         let server = &self.connection.server;
         let policy = server.shared.monitor.refreshed_policy();
         let mut tools = list(&policy.services, &server.caller);
@@ -159,8 +202,7 @@ impl ServerHandler for Handler {
         request: CustomRequest,
         context: RequestContext<RoleServer>,
     ) -> Result<CustomResult, ErrorData> {
-        let error = context.extensions.get::<ErrorData>().cloned();
-        Err(error.unwrap_or_else(|| unknown_method(&request.method)))
+        Err(refuse_unknown(&request, &context))
     }
 }
 
@@ -171,7 +213,7 @@ impl PanicGuard {
     pub(super) fn new(server: Server, flight: Arc<InFlightRequests>) -> Self {
         Self(Handler {
             connection: ConnectionState::new(server, flight),
-            modern: AtomicBool::new(false),
+            era: Era::default(),
         })
     }
 }
@@ -183,7 +225,7 @@ impl Service<RoleServer> for PanicGuard {
         context: RequestContext<RoleServer>,
     ) -> Result<ServerResult, ErrorData> {
         let _handling = self.0.connection.flight.handling(context.id.clone());
-        let answer = AssertUnwindSafe(async {
+        caught(async {
             match self.0.turn_away(&request, &context) {
                 Some(error) => Err(error),
                 None => match request {
@@ -193,10 +235,8 @@ impl Service<RoleServer> for PanicGuard {
                     request => self.0.handle_request(request, context).await,
                 },
             }
-        });
-        // The caller must not wait forever.
-        let answer = answer.catch_unwind().await;
-        answer.unwrap_or_else(|_panic| Err(fault()))
+        })
+        .await
     }
 
     async fn handle_notification(

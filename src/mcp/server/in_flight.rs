@@ -15,7 +15,7 @@ use crate::mcp::throttle::MemoryPermit;
 
 /// The requests in flight.
 #[derive(Default)]
-pub(super) struct InFlightRequests {
+pub(in crate::mcp) struct InFlightRequests {
     requests: Mutex<Requests>,
     changed: Notify,
 }
@@ -88,7 +88,7 @@ pub(crate) struct AnsweredRequest {
 }
 
 /// A request that is being handled; marked as handled when dropped.
-pub(super) struct Handling<'a> {
+pub(in crate::mcp) struct Handling<'a> {
     flight: &'a InFlightRequests,
     inner: RequestId,
 }
@@ -151,7 +151,7 @@ impl InFlightRequests {
     }
 
     /// Marks a request as handled when the returned value is dropped.
-    pub(super) const fn handling(&self, inner: RequestId) -> Handling<'_> {
+    pub(in crate::mcp) const fn handling(&self, inner: RequestId) -> Handling<'_> {
         let flight = self;
         Handling { flight, inner }
     }

@@ -166,7 +166,7 @@ fn read_method(
 }
 
 /// Returns whether this is a version of the stateless protocol.
-pub(super) fn is_modern(version: Option<ProtocolVersion>) -> bool {
+pub(in crate::mcp) fn is_modern(version: Option<ProtocolVersion>) -> bool {
     version.is_some_and(|version| !version.has_initialize())
 }
 

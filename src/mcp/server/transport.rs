@@ -19,12 +19,10 @@ use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
 
 use super::in_flight::{InFlightRequests, RequestOutcome};
 use super::message::{self, AskedRequest, ClientMessage};
-use super::{Server, Shutdown};
-use crate::limits::CALL_TIME;
-use crate::mcp::VALUES_MAX;
-use crate::mcp::framing::Line;
-use crate::mcp::framing::json;
-use crate::mcp::throttle::{HeldLine, MemoryPermit, SHORT, ThrottledLines};
+use super::{Observer, Shutdown};
+use crate::mcp::framing::{Line, LineLimit, json};
+use crate::mcp::throttle::{HeldLine, MemoryPermit, ReadThrottle, SHORT, ThrottledLines};
+use crate::mcp::{ConnectionLimits, VALUES_MAX};
 
 /// Memory for any request, including its task and a short answer, in bytes.
 const REQUEST: usize = 8 * 1024;
@@ -39,9 +37,24 @@ const CANCEL: &[u8] = b"notifications/cancelled";
 /// Maximum length of such a line that need not wait for memory, in bytes: an id of at most 1 KiB, and a short reason.
 const CANCEL_MAX: usize = 2 * 1024;
 
+/// What a connection's server sets for its transport.
+pub(in crate::mcp) struct TransportRules {
+    pub(in crate::mcp) limits: ConnectionLimits,
+    /// The caller's throttle; `None` if its requests are read as fast as it writes them.
+    pub(in crate::mcp) throttle: Option<Arc<ReadThrottle>>,
+    /// True if the connection ends after its first request is answered.
+    pub(in crate::mcp) answers_once: bool,
+    /// Maximum time without progress while an answer is written, and in all.
+    pub(in crate::mcp) write_idle: Duration,
+    pub(in crate::mcp) write_max: Duration,
+    /// Returns the number of tools that a list may have; it is asked only where memory is limited.
+    pub(in crate::mcp) listed: Box<dyn Fn() -> usize + Send + Sync>,
+    pub(in crate::mcp) observer: Observer,
+}
+
 /// One connection.
-pub(super) struct ServerTransport<R, W> {
-    server: Server,
+pub(in crate::mcp) struct ServerTransport<R, W> {
+    rules: TransportRules,
     lines: ThrottledLines<R>,
     writer: Arc<Mutex<W>>,
     flight: Arc<InFlightRequests>,
@@ -53,17 +66,18 @@ pub(super) struct ServerTransport<R, W> {
 }
 
 impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
-    pub(super) fn new(
+    pub(in crate::mcp) fn new(
         reader: R,
         writer: W,
         flight: Arc<InFlightRequests>,
-        server: Server,
+        max_line: LineLimit,
+        rules: TransportRules,
         stop: Shutdown,
     ) -> Self {
         Self {
-            lines: ThrottledLines::new(reader, server.max_line(), server.throttle.clone()),
+            lines: ThrottledLines::new(reader, max_line, rules.throttle.clone()),
             writer: Arc::new(Mutex::new(writer)),
-            server,
+            rules,
             flight,
             stop,
             waiting: None,
@@ -73,7 +87,7 @@ impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
 
     /// Returns the next line as soon as one more request may be in flight; `None` if no more will be read.
     async fn line(&mut self) -> Option<HeldLine> {
-        let mut limits = self.server.limits;
+        let mut limits = self.rules.limits;
         if self.lines.max() > limits.line {
             // Room for two lines of the maximum length.
             limits.in_flight_bytes = self.lines.max().saturating_mul(2);
@@ -99,7 +113,7 @@ impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
     async fn drain(&mut self, deadline: Instant) {
         let stopped = async {
             self.stop.graceful.cancelled().await;
-            sleep(self.server.limits.stop).await;
+            sleep(self.rules.limits.stop).await;
         };
         tokio::select! {
             biased;
@@ -118,14 +132,14 @@ impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
             self.waiting = None;
             return self.flight.cancel(&id).map(cancelled);
         }
-        let memory = match &self.server.throttle {
+        let memory = match &self.rules.throttle {
             None => None,
             Some(throttle) => tokio::select! {
                 // In this order, so that no request is taken after the server is told to end.
                 biased;
                 () = self.stop.graceful.cancelled() => {
                     self.waiting = None;
-                    self.deadline = Some(Instant::now() + self.server.limits.stop);
+                    self.deadline = Some(Instant::now() + self.rules.limits.stop);
                     return None;
                 }
                 memory = throttle.request(self.memory_cost(line)) => memory.ok(),
@@ -148,8 +162,7 @@ impl<R: AsyncRead + Unpin, W> ServerTransport<R, W> {
         let values = json::count(text).unwrap_or_default().min(VALUES_MAX);
         // Escapes allow other spellings of the method.
         let may_list = memmem::find(text, LIST).is_some() || text.contains(&b'\\');
-        let policy = may_list.then(|| self.server.shared.monitor.policy());
-        let listed = policy.map_or(0, |policy| policy.services.services.len());
+        let listed = if may_list { (self.rules.listed)() } else { 0 };
         REQUEST + text.len().min(SHORT) + values * VALUE + listed * LISTED
     }
 
@@ -212,12 +225,8 @@ where
         let writer = Arc::clone(&self.writer);
         let flight = Arc::clone(&self.flight);
         let stop = self.stop.clone();
-        let shared = Arc::clone(&self.server.shared);
-        let (idle_time, max_time) = match self.server.throttle {
-            Some(_) => (shared.settings.idle, CALL_TIME),
-            // The operator's own terminal may be suspended.
-            None => (Duration::MAX, Duration::MAX),
-        };
+        let observer = Arc::clone(&self.rules.observer);
+        let (idle_time, max_time) = (self.rules.write_idle, self.rules.write_max);
         async move {
             if outer.is_none() && !matches!(item, ServerJsonRpcMessage::Notification(_)) {
                 // Cancelled: its answer is no longer wanted.
@@ -241,7 +250,7 @@ where
             if let Some((inner, _)) = outer
                 && let Some(answered) = flight.answered(&inner, outcome, line.len())
             {
-                (shared.observer)(&answered);
+                observer(&answered);
             }
             if written.is_err() {
                 // The peer no longer reads, so end the calls that are still running.
@@ -261,9 +270,9 @@ where
                 self.waiting = self.line().await;
             }
             if let Some(message) = self.parse_waiting().await {
-                if self.server.over_limit.is_some() {
+                if self.rules.answers_once {
                     // Only the first request is answered.
-                    self.deadline = Some(Instant::now() + self.server.limits.drain);
+                    self.deadline = Some(Instant::now() + self.rules.limits.drain);
                 }
                 return Some(message);
             }

@@ -58,7 +58,7 @@ fn pin(world: &World) -> Vec<String> {
 }
 
 /// A provider of one tool of the tests' own server, as the service `run`, for alice and bob.
-fn fake(tool: &str, rest: &str) -> Option<World> {
+pub(super) fn fake(tool: &str, rest: &str) -> Option<World> {
     let service =
         format!("{{name: run, tool: fake/{tool}, consumers: [alice, bob], with: {{owner: acme}}}}");
     provider(&format!("{{fake: {{command: [FAKE]{rest}}}}}"), &[&service])
@@ -95,7 +95,7 @@ fn server_processes(world: &World) -> impl Iterator<Item = u32> {
 }
 
 /// The number of those.
-fn servers(world: &World) -> usize {
+pub(super) fn servers(world: &World) -> usize {
     server_processes(world).count()
 }
 

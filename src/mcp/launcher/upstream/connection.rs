@@ -19,9 +19,8 @@ use super::exchange::{
 use crate::catalogue::{UpstreamServer, UpstreamTool};
 use crate::child::{ChildUser, spec, start};
 use crate::mcp::ANSWER_VALUES_MAX;
-use crate::mcp::client::{UpstreamAnswer, initialize_params};
+use crate::mcp::client::{ProgressSink, UpstreamAnswer, initialize_params};
 use crate::mcp::framing::json as reader;
-use crate::mcp::helper::ProgressSink;
 use crate::mcp::launcher::slots::ProgramSlot;
 use crate::mcp::launcher::{NOT_SET_UP, ReportFault};
 use crate::tool::ToolError;

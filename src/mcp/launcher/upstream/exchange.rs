@@ -17,9 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::error_output::ErrorOutput;
 use crate::child::{GRACE, RunningProgram};
-use crate::mcp::client::{Incoming, UpstreamAnswer, incoming};
+use crate::mcp::client::{Incoming, ProgressSink, UpstreamAnswer, incoming};
 use crate::mcp::framing::{Line, Lines};
-use crate::mcp::helper::ProgressSink;
 
 /// Maximum length of a message from an upstream, in bytes: an image of 8 MiB in base64, twice.
 const LINE_MAX: usize = 32 * 1024 * 1024;

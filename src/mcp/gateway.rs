@@ -1,0 +1,314 @@
+//! Serves the services of a consumer's providers to an MCP client: of all of them as one server, or of one.
+//!
+//! Each call has a connection of its own, so that a provider may restart at any time, and that a cancelled call ends with
+//! its connection. Results pass unchanged. The providers decide on every call; nothing here grants anything.
+
+mod files;
+mod provider;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, join_all};
+use rmcp::ServerHandler;
+use rmcp::model::{
+    CallToolRequestParams, ClientNotification, ClientRequest, CustomRequest, CustomResult,
+    ErrorData, Implementation, InitializeRequestParams, InitializeResult, PaginatedRequestParams,
+    ProtocolVersion, ServerCapabilities, ServerConfig, ServerResult,
+};
+use rmcp::service::{NotificationContext, RequestContext, RoleServer, Service};
+use serde_json::{Map, Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{Instant, timeout};
+
+use crate::mcp::client::{PROGRESS_MAX, ProgressSink, Timeouts};
+use crate::mcp::framing::LineLimit;
+use crate::mcp::server::Shutdown;
+use crate::mcp::server::call::{AnswerResult, CallProgress, failed};
+use crate::mcp::server::handler::{Era, caught, check_cursor, initialize, refuse_unknown};
+use crate::mcp::server::in_flight::InFlightRequests;
+use crate::mcp::server::message::is_modern;
+use crate::mcp::server::transport::{ServerTransport, TransportRules};
+use crate::mcp::{ConnectionLimits, shown};
+use crate::transport::OpenTransport;
+pub(crate) use files::FileFolder;
+use provider::Provider;
+
+/// Maximum time for a provider to list its tools; the list does not wait longer for it.
+const LIST_MAX: Duration = Duration::from_secs(3);
+/// Maximum number of calls that run at the same time.
+const CALLS_MAX: usize = 32;
+/// Separates a provider's name from that of its service. No machine's name has an underscore.
+const SEPARATOR: &str = "__";
+/// An interval that does not end.
+const NEVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// Instructions for a client's model about this server.
+const INSTRUCTIONS: &str = "Tools that other machines offer to this one. \
+    A name of the form MACHINE__SERVICE says which machine runs the tool.";
+
+/// Opens a connection to a provider; the error says why there is none.
+pub(crate) type OpenProvider =
+    Box<dyn Fn(String) -> BoxFuture<'static, Result<OpenTransport, String>> + Send + Sync>;
+
+/// The providers of a gateway.
+pub(crate) enum Providers {
+    /// All of the machine, by a function that returns their names at any time.
+    All(Box<dyn Fn() -> Result<Vec<String>, String> + Send + Sync>),
+    /// One, whose services have their own names.
+    One(String),
+}
+
+/// A gateway for one client.
+pub(crate) struct Gateway {
+    pub(crate) providers: Providers,
+    pub(crate) open: OpenProvider,
+    pub(crate) timeouts: Timeouts,
+    /// The folder whose files stand for content in base64; `None`: content is passed as it is.
+    pub(crate) files: Option<Arc<FileFolder>>,
+}
+
+impl Gateway {
+    /// Serves a client until its input has ended and all requests are answered.
+    pub(crate) async fn serve<R, W>(self, reader: R, writer: W)
+    where
+        R: AsyncRead + Send + Unpin + 'static,
+        W: AsyncWrite + Send + Unpin + 'static,
+    {
+        let flight = Arc::new(InFlightRequests::default());
+        let limits = ConnectionLimits::DEFAULT;
+        let rules = TransportRules {
+            limits,
+            throttle: None,
+            answers_once: false,
+            write_idle: Duration::MAX,
+            write_max: Duration::MAX,
+            listed: Box::new(|| 0),
+            observer: Arc::new(|_| ()),
+        };
+        let stop = Shutdown::default();
+        let immediate = stop.immediate.clone();
+        let max_line = LineLimit::from(limits.line);
+        let flight_of_transport = Arc::clone(&flight);
+        let transport =
+            ServerTransport::new(reader, writer, flight_of_transport, max_line, rules, stop);
+        let service = GatewayService(GatewayHandler {
+            gateway: self,
+            flight,
+            era: Era::default(),
+            calls: Semaphore::new(CALLS_MAX),
+        });
+        let running = rmcp::service::serve_directly_with_ct(service, transport, None, immediate);
+        let _ = running.waiting().await;
+    }
+
+    /// Returns the provider and the service that a tool's name stands for.
+    fn resolve<'a>(&'a self, tool: &'a str) -> Option<(&'a str, &'a str)> {
+        match &self.providers {
+            Providers::All(_) => tool.split_once(SEPARATOR),
+            Providers::One(provider) => Some((provider, tool)),
+        }
+    }
+
+    /// Lists the tools of all providers that answer in time.
+    async fn list(&self) -> Result<Vec<Value>, ErrorData> {
+        let names = match &self.providers {
+            Providers::All(names) => names().map_err(|why| ErrorData::internal_error(why, None))?,
+            Providers::One(name) => vec![name.clone()],
+        };
+        let lists = names.into_iter().map(async |name| {
+            let listing = timeout(LIST_MAX, self.list_of(&name)).await;
+            let silent = || format!("no answer within {} s", LIST_MAX.as_secs());
+            (name, listing.unwrap_or_else(|_| Err(silent())))
+        });
+        let mut tools = Vec::new();
+        for (name, listed) in join_all(lists).await {
+            match (listed, &self.providers) {
+                (Ok(listed), Providers::All(_)) => {
+                    tools.extend(listed.into_iter().map(|tool| with_provider(&name, tool)));
+                }
+                (Ok(listed), Providers::One(_)) => tools = listed,
+                (Err(why), Providers::One(_)) => {
+                    return Err(ErrorData::internal_error(unreachable(&name, &why), None));
+                }
+                // The others are there.
+                (Err(_), Providers::All(_)) => {}
+            }
+        }
+        Ok(tools)
+    }
+
+    async fn list_of(&self, name: &str) -> Result<Vec<Value>, String> {
+        let mut provider = Provider::connect(self, name).await?;
+        let listed = provider.list().await;
+        provider.end().await;
+        let mut listed = listed.map_err(|why| why.to_string())?;
+        if let Some(files) = &self.files {
+            for tool in &mut listed {
+                files.describe(tool);
+            }
+        }
+        Ok(listed)
+    }
+
+    /// Makes a call.
+    async fn call(
+        &self,
+        (name, service): (&str, &str),
+        arguments: Map<String, Value>,
+        progress: Option<ProgressSink>,
+    ) -> Result<AnswerResult, ErrorData> {
+        let mut provider = match Box::pin(Provider::connect(self, name)).await {
+            Ok(provider) => provider,
+            Err(why) => return Ok(failed(unreachable(name, &why)).into()),
+        };
+        provider.report_progress(progress);
+        let answer = Box::pin(provider.call(service, arguments)).await;
+        provider.end().await;
+        answer
+    }
+}
+
+fn unreachable(provider: &str, why: &str) -> String {
+    format!("cannot reach `{}`: {why}", shown(provider))
+}
+
+/// Gives a listed tool the name under which it is called here.
+fn with_provider(provider: &str, mut tool: Value) -> Value {
+    let name = tool.get("name").and_then(Value::as_str).unwrap_or_default();
+    let name = format!("{provider}{SEPARATOR}{name}");
+    if let Some(tool) = tool.as_object_mut() {
+        tool.insert("name".to_owned(), name.into());
+    }
+    tool
+}
+
+/// Handles a client's requests.
+struct GatewayHandler {
+    gateway: Gateway,
+    flight: Arc<InFlightRequests>,
+    era: Era,
+    calls: Semaphore,
+}
+
+impl GatewayHandler {
+    async fn call(
+        &self,
+        params: CallToolRequestParams,
+        context: &RequestContext<RoleServer>,
+    ) -> Result<ServerResult, ErrorData> {
+        self.era.check(context)?;
+        let Some(target) = self.gateway.resolve(&params.name) else {
+            let text = format!("Unknown tool: {}", shown(&params.name));
+            return Err(ErrorData::invalid_params(text, None));
+        };
+        let progress = CallProgress {
+            context,
+            name: &params.name,
+            since: Instant::now(),
+            // The provider reports.
+            interval: NEVER,
+            is_reported: AtomicBool::new(false),
+        };
+        // The semaphore is never closed.
+        let _place = progress.wait_for(self.calls.acquire()).await?;
+        let arguments = params.arguments.clone().unwrap_or_default();
+        let calling = async {
+            match progress.token() {
+                Some(token) => {
+                    let (sink, reports) = mpsc::channel(PROGRESS_MAX);
+                    let calling = self.gateway.call(target, arguments, Some(sink));
+                    let (answer, ()) = tokio::join!(calling, progress.pass_on(token, reports));
+                    answer
+                }
+                None => self.gateway.call(target, arguments, None).await,
+            }
+        };
+        let answer = progress.wait_for(calling).await??;
+        Ok(answer.into_result(is_modern(context.protocol_version())))
+    }
+
+    async fn list(
+        &self,
+        request: Option<&PaginatedRequestParams>,
+        context: &RequestContext<RoleServer>,
+    ) -> Result<ServerResult, ErrorData> {
+        self.era.check(context)?;
+        check_cursor(request)?;
+        let tools = self.gateway.list().await?;
+        let result = if is_modern(context.protocol_version()) {
+            // The list is private to this client and may change at any time.
+            json!({"tools": tools, "resultType": "complete", "ttlMs": 0, "cacheScope": "private"})
+        } else {
+            json!({"tools": tools})
+        };
+        Ok(ServerResult::CustomResult(CustomResult::new(result)))
+    }
+}
+
+impl ServerHandler for GatewayHandler {
+    fn get_info(&self) -> ServerConfig {
+        ServerConfig::new(ServerCapabilities::builder().enable_tools().build())
+            .with_server_info(Implementation::new("anklume", env!("CARGO_PKG_VERSION")))
+            .with_instructions(INSTRUCTIONS)
+    }
+
+    async fn initialize(
+        &self,
+        request: InitializeRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<InitializeResult, ErrorData> {
+        initialize(self, &request, &context)
+    }
+
+    async fn on_custom_request(
+        &self,
+        request: CustomRequest,
+        context: RequestContext<RoleServer>,
+    ) -> Result<CustomResult, ErrorData> {
+        Err(refuse_unknown(&request, &context))
+    }
+}
+
+/// Wraps the handler for rmcp's service loop: its types for lists and results would drop what providers add.
+struct GatewayService(GatewayHandler);
+
+impl Service<RoleServer> for GatewayService {
+    async fn handle_request(
+        &self,
+        request: ClientRequest,
+        context: RequestContext<RoleServer>,
+    ) -> Result<ServerResult, ErrorData> {
+        let handler = &self.0;
+        let _handling = handler.flight.handling(context.id.clone());
+        caught(Box::pin(async {
+            match request {
+                ClientRequest::CallToolRequest(call) => handler.call(call.params, &context).await,
+                ClientRequest::ListToolsRequest(list) => {
+                    handler.list(list.params.as_ref(), &context).await
+                }
+                request => handler.handle_request(request, context).await,
+            }
+        }))
+        .await
+    }
+
+    async fn handle_notification(
+        &self,
+        notification: ClientNotification,
+        context: NotificationContext<RoleServer>,
+    ) -> Result<(), ErrorData> {
+        self.0.handle_notification(notification, context).await
+    }
+
+    fn get_info(&self) -> ServerConfig {
+        Service::get_info(&self.0)
+    }
+
+    fn supported_protocol_versions(&self) -> Cow<'static, [ProtocolVersion]> {
+        Service::supported_protocol_versions(&self.0)
+    }
+}

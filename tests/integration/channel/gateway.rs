@@ -1,0 +1,483 @@
+//! `mcp connect` for agents: all providers of a machine as one server, and files by reference.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use serde_json::{Value, json};
+
+use super::peer::{call, cancel};
+use super::world::{Listening, World, ended, number_of, until};
+use super::{text, upstreams};
+use crate::harness::ANKLUME;
+use crate::serve::clients::{node, python};
+
+const SERVICES: [&str; 4] = [
+    "{name: copy, tool: clipboard_set, consumers: [alice]}",
+    "{name: drop_off, tool: file_accept, consumers: [alice]}",
+    "{name: pick_up, tool: file_provide, consumers: [alice]}",
+    "{name: paste, tool: clipboard_get, consumers: [bob]}",
+];
+
+/// The folders of a consumer: of its sockets, and of its files.
+struct Consumer {
+    folder: tempfile::TempDir,
+}
+
+impl Consumer {
+    fn new(providers: &[(&str, &Listening)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["sockets", "files"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        let consumer = Self { folder };
+        for (name, server) in providers {
+            consumer.provider(name, server);
+        }
+        consumer
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn provider(&self, name: &str, server: &Listening) {
+        let socket = self.path(&format!("sockets/{name}.sock"));
+        let _ = fs::remove_file(&socket);
+        symlink(server.socket("alice"), socket).unwrap();
+    }
+
+    fn command(&self, more: &[&str]) -> Command {
+        let mut command = Command::new(ANKLUME);
+        command
+            .args(["mcp", "connect"])
+            .args(more)
+            .env_clear()
+            .env("ANKLUME_SOCKET_DIR", self.path("sockets"));
+        command
+    }
+
+    /// Starts it with the consumer's files.
+    fn connect(&self) -> Agent {
+        let files = self.path("files");
+        Agent::start(self.command(&["--files", files.to_str().unwrap()]))
+    }
+}
+
+/// A running `mcp connect`.
+struct Agent {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Agent {
+    fn start(mut command: Command) -> Self {
+        let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = piped.spawn().unwrap();
+        Self {
+            stdin: child.stdin.take(),
+            stdout: BufReader::new(child.stdout.take().unwrap()),
+            child,
+        }
+    }
+
+    fn send(&mut self, line: &str) {
+        writeln!(self.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    #[track_caller]
+    fn receive(&mut self) -> Value {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap_or_else(|why| panic!("{why}: {line:?}"))
+    }
+
+    #[track_caller]
+    fn call(&mut self, name: &str, arguments: &Value) -> Value {
+        self.send(&call(1, name, arguments));
+        self.receive()
+    }
+
+    #[track_caller]
+    fn list(&mut self) -> Value {
+        self.send(r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#);
+        self.receive()["result"]["tools"].take()
+    }
+
+    #[track_caller]
+    fn failure(&mut self, name: &str, arguments: &Value) -> String {
+        let answer = self.call(name, arguments);
+        assert_eq!(answer["result"]["isError"], true, "{answer}");
+        answer["result"]["content"][0]["text"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    }
+
+    fn end(mut self) {
+        self.stdin = None;
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn names(tools: &Value) -> Vec<&str> {
+    let tools = tools.as_array().unwrap().iter();
+    tools.map(|tool| tool["name"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn all_providers_are_one_server_and_a_dead_one_is_named() {
+    let (vault, web) = (World::new(&SERVICES), World::new(&SERVICES[..1]));
+    let (vault_server, web_server) = (vault.listen(), web.listen());
+    let consumer = Consumer::new(&[("vault", &vault_server), ("web-1", &web_server)]);
+    drop(UnixListener::bind(consumer.path("sockets/dead.sock")).unwrap());
+    let mut agent = Agent::start(consumer.command(&[]));
+    let listed = agent.list();
+    assert_eq!(
+        names(&listed),
+        [
+            "vault__copy",
+            "vault__drop_off",
+            "vault__pick_up",
+            "web-1__copy"
+        ]
+    );
+    // Everything else is as the provider says.
+    let mut own = vault_server.peer("alice").list()["result"]["tools"][0].take();
+    own["name"] = "vault__copy".into();
+    assert_eq!(listed[0], own);
+    text(&agent.call("web-1__copy", &json!({"content": "hello"})));
+    assert_eq!(web.clipboard().as_deref(), Some("hello"));
+    assert_eq!(vault.clipboard(), None);
+    let why = agent.failure("dead__copy", &json!({"content": "x"}));
+    assert!(why.starts_with("cannot reach `dead`: "), "{why}");
+    let why = agent.failure("none__copy", &json!({}));
+    assert_eq!(
+        why,
+        "cannot reach `none`: this machine has no provider of that name"
+    );
+    let error = agent.call("vault__paste", &json!({}))["error"].take();
+    assert_eq!(
+        error,
+        json!({"code": -32602, "message": "Unknown tool: paste"})
+    );
+    let error = agent.call("copy", &json!({}))["error"].take();
+    assert_eq!(
+        error,
+        json!({"code": -32602, "message": "Unknown tool: copy"})
+    );
+    agent.end();
+}
+
+#[test]
+fn it_outlives_its_providers_and_sees_a_grant_that_changes() {
+    let world = World::new(&SERVICES[..1]);
+    let server = world.listen();
+    let consumer = Consumer::new(&[("vault", &server)]);
+    let mut agent = Agent::start(consumer.command(&[]));
+    let copy = json!({"content": "a"});
+    text(&agent.call("vault__copy", &copy));
+    server.end();
+    let why = agent.failure("vault__copy", &copy);
+    assert!(why.starts_with("cannot reach `vault`: "), "{why}");
+    let server = world.listen();
+    consumer.provider("vault", &server);
+    text(&agent.call("vault__copy", &copy));
+    world.policy(&[SERVICES[3]]);
+    until("the grant is gone", || {
+        agent.call("vault__copy", &copy)["error"]["message"] == "Unknown tool: copy"
+    });
+    assert_eq!(names(&agent.list()), [""; 0]);
+    agent.end();
+}
+
+#[test]
+fn calls_run_at_the_same_time_and_a_cancelled_one_ends_at_its_provider() {
+    let Some(world) = upstreams::fake("slow", "") else {
+        return;
+    };
+    let server = world.listen();
+    let consumer = Consumer::new(&[("vault", &server)]);
+    let mut agent = Agent::start(consumer.command(&[]));
+    let slow = json!({"text": "x"});
+    let request = json!({"jsonrpc": "2.0", "id": "a", "method": "tools/call",
+        "params": {"name": "vault__run", "arguments": slow, "_meta": {"progressToken": "p"}}});
+    agent.send(&request.to_string());
+    let progress = agent.receive();
+    assert_eq!(progress["method"], "notifications/progress");
+    assert_eq!(progress["params"]["progressToken"], "p");
+    assert_eq!(progress["params"]["message"], "working");
+    // Others are answered meanwhile.
+    agent.send(r#"{"jsonrpc":"2.0","id":"b","method":"ping"}"#);
+    let mut pong = agent.receive();
+    while pong["id"] != "b" {
+        pong = agent.receive();
+    }
+    agent.send(&cancel("a"));
+    until("the call is cancelled", || {
+        world
+            .logged("call")
+            .iter()
+            .any(|line| line["outcome"] == "cancelled")
+    });
+    // Killed in the middle of a call.
+    agent.send(&request.to_string());
+    assert_eq!(agent.receive()["method"], "notifications/progress");
+    drop(agent);
+    until("the other call has ended as well", || {
+        let calls = world.logged("call");
+        calls
+            .iter()
+            .filter(|line| line["outcome"] == "cancelled")
+            .count()
+            == 2
+    });
+}
+
+#[test]
+fn files_are_named_and_not_copied() {
+    let world = World::new(&SERVICES);
+    world.write("portal/outgoing/all/note", "from the vault");
+    let server = world.listen();
+    let consumer = Consumer::new(&[("vault", &server)]);
+    let files = consumer.path("files");
+    let mut agent = consumer.connect();
+    let listed = agent.list();
+    let (drop_off, pick_up) = (&listed[1]["inputSchema"], &listed[2]["inputSchema"]);
+    let arguments = |schema: &Value| -> Vec<String> {
+        schema["properties"]
+            .as_object()
+            .unwrap()
+            .keys()
+            .cloned()
+            .collect()
+    };
+    assert_eq!(
+        arguments(drop_off),
+        ["path", "mode", "modified", "folder", "file"]
+    );
+    assert_eq!(drop_off["required"], json!(["path", "file"]));
+    assert_eq!(arguments(pick_up), ["path", "entries", "save_as"]);
+    fs::write(files.join("letter"), "dear vault").unwrap();
+    text(&agent.call(
+        "vault__drop_off",
+        &json!({"path": "letter", "file": "letter"}),
+    ));
+    let arrived = world.path("portal/incoming/alice/letter");
+    assert_eq!(fs::read_to_string(arrived).unwrap(), "dear vault");
+    let saved = agent.call(
+        "vault__pick_up",
+        &json!({"path": "note", "save_as": "note"}),
+    );
+    assert_eq!(text(&saved), "saved 14 bytes as `note`");
+    assert_eq!(saved["result"]["structuredContent"]["saved_as"], "note");
+    assert_eq!(
+        fs::read_to_string(files.join("note")).unwrap(),
+        "from the vault"
+    );
+    // A path may be written in full.
+    let full = files.canonicalize().unwrap().join("letter");
+    text(&agent.call("vault__drop_off", &json!({"path": "again", "file": full})));
+    // Short content may still be passed.
+    text(&agent.call("vault__drop_off", &json!({"path": "short", "data": "aGk="})));
+
+    let here = files.canonicalize().unwrap();
+    let here = here.display();
+    fs::create_dir(files.join("folder")).unwrap();
+    symlink("/etc/passwd", files.join("link")).unwrap();
+    symlink("/tmp", files.join("out")).unwrap();
+    fs::write(consumer.path("secret"), "secret").unwrap();
+    let mut refused = |name: &str, argument: &str, path: &str, why: &str| {
+        let arguments = json!({"path": "note", argument: path});
+        let why = why.replace("HERE", &here.to_string());
+        assert_eq!(agent.failure(name, &arguments), format!("`vault`: {why}"));
+    };
+    for (path, why) in [
+        ("../secret", "`../secret` is not below `HERE`"),
+        ("/etc/passwd", "`/etc/passwd` is not below `HERE`"),
+        ("", "`` is not below `HERE`"),
+        ("none", "there is no file `none` below `HERE`"),
+        ("link", "`link` leads through a link"),
+        ("out/x", "`out/x` leads through a link"),
+        ("folder", "`folder` is not a regular file"),
+    ] {
+        refused("vault__drop_off", "file", path, why);
+    }
+    for (path, why) in [
+        ("../new", "`../new` is not below `HERE`"),
+        ("letter", "`letter` exists, and files are not replaced"),
+        ("link", "`link` exists, and files are not replaced"),
+        ("out/new", "`out/new` leads through a link"),
+        ("none/new", "the folder of `none/new` does not exist"),
+        (".", "`.` names no file"),
+    ] {
+        refused("vault__pick_up", "save_as", path, why);
+    }
+    // What fails leaves nothing behind.
+    let missing = agent.call("vault__pick_up", &json!({"path": "none", "save_as": "new"}));
+    assert_eq!(missing["result"]["isError"], true, "{missing}");
+    let mut left: Vec<_> = fs::read_dir(&files)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["folder", "letter", "link", "note", "out"]);
+    agent.end();
+}
+
+#[test]
+fn a_large_file_passes_both_ways_in_little_memory_and_reports_progress() {
+    const SIZE: usize = 64 * 1024 * 1024;
+    let world = World::new(&SERVICES);
+    let server = world.listen();
+    let consumer = Consumer::new(&[("vault", &server)]);
+    let mut agent = consumer.connect();
+    let content: Vec<u8> = (0..=250_u8).cycle().take(SIZE).collect();
+    fs::write(consumer.path("files/large"), &content).unwrap();
+    let mut transfer = |name: &str, arguments: Value| {
+        let request = json!({"jsonrpc": "2.0", "id": 7, "method": "tools/call",
+            "params": {"name": name, "arguments": arguments, "_meta": {"progressToken": 3}}});
+        agent.send(&request.to_string());
+        let mut last = 0.0;
+        loop {
+            let message = agent.receive();
+            if message["id"] == 7 {
+                text(&message);
+                return last;
+            }
+            let params = &message["params"];
+            assert_eq!(
+                (&params["progressToken"], params["total"].as_f64()),
+                (&json!(3), Some(64.0 * 1024.0 * 1024.0))
+            );
+            let progress = params["progress"].as_f64().unwrap();
+            assert!(progress > last, "{message}");
+            last = progress;
+        }
+    };
+    assert!(transfer("vault__drop_off", json!({"path": "large", "file": "large"})) > 0.0);
+    let arrived = world.path("portal/incoming/alice/large");
+    assert!(fs::read(&arrived).unwrap() == content);
+    fs::create_dir_all(world.path("portal/outgoing/all")).unwrap();
+    fs::rename(&arrived, world.path("portal/outgoing/all/large")).unwrap();
+    assert!(
+        transfer(
+            "vault__pick_up",
+            json!({"path": "large", "save_as": "back"})
+        ) > 0.0
+    );
+    assert!(fs::read(consumer.path("files/back")).unwrap() == content);
+    let most = number_of(agent.child.id(), "VmHWM:");
+    assert!(most < 64 * 1024, "{most} KiB");
+    agent.end();
+}
+
+#[test]
+fn one_provider_with_files_has_its_own_names() {
+    let world = World::new(&SERVICES);
+    let server = world.listen();
+    let consumer = Consumer::new(&[("vault", &server)]);
+    let files = consumer.path("files");
+    let mut agent = Agent::start(consumer.command(&["vault", "--files", files.to_str().unwrap()]));
+    assert_eq!(names(&agent.list()), ["copy", "drop_off", "pick_up"]);
+    fs::write(files.join("a"), "a").unwrap();
+    text(&agent.call("drop_off", &json!({"path": "a", "file": "a"})));
+    agent.end();
+    let gone = files.join("none");
+    let mut command = consumer.command(&["--files", gone.to_str().unwrap()]);
+    command.stdin(Stdio::null());
+    let ran = ended(command);
+    assert_eq!(
+        (ran.status, ran.stderr),
+        (
+            1,
+            format!(
+                "error: cannot open the folder `{}`: No such file or directory (os error 2)\n  = help: name a folder that exists with `--files`\n",
+                gone.display()
+            )
+        )
+    );
+}
+
+/// Makes a client use two providers, hand in and fetch a file, and get an image.
+fn uses_all_providers(client: Option<Command>, version: &str) {
+    let (Some(mut client), Some(pictures)) = (client, upstreams::fake("echo", "")) else {
+        return;
+    };
+    let vault = World::new(&SERVICES);
+    vault.write("portal/outgoing/all/note", "hello");
+    let (vault_server, pictures_server) = (vault.listen(), pictures.listen());
+    let consumer = Consumer::new(&[("pictures", &pictures_server), ("vault", &vault_server)]);
+    fs::write(consumer.path("files/in"), "handed in").unwrap();
+    let plan = json!([
+        ["vault__drop_off", {"path": "in", "file": "in"}],
+        ["vault__pick_up", {"path": "note", "save_as": "out"}],
+        ["pictures__run", {"text": "naïve ✓"}],
+        ["vault__copy", {"content": "x", "image": null}],
+        ["vault__nothing", {}],
+    ]);
+    client
+        .arg(plan.to_string())
+        .args([ANKLUME, "mcp", "connect", "--files"])
+        .arg(consumer.path("files"))
+        .env("ANKLUME_SOCKET_DIR", consumer.path("sockets"));
+    let ran = ended(client);
+    assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+    let told: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(told["version"], version);
+    let tools = [
+        "pictures__run",
+        "vault__copy",
+        "vault__drop_off",
+        "vault__pick_up",
+    ];
+    assert_eq!(told["tools"], json!(tools));
+    let results = told["results"].as_array().unwrap();
+    let errors: Vec<&Value> = results.iter().map(|result| &result["error"]).collect();
+    assert_eq!(errors, [false, false, false, false, true], "{told}");
+    assert_eq!(
+        fs::read_to_string(consumer.path("files/out")).unwrap(),
+        "hello"
+    );
+    let arrived = vault.path("portal/incoming/alice/in");
+    assert_eq!(fs::read_to_string(arrived).unwrap(), "handed in");
+    assert!(results[2].to_string().contains("naïve ✓"), "{told}");
+    let types = ["text", "image", "audio", "resource", "resource_link"];
+    assert_eq!(results[2]["types"], json!(types));
+}
+
+#[test]
+fn python_uses_all_providers() {
+    uses_all_providers(python("initialize"), "2025-11-25");
+}
+
+#[test]
+fn python_that_asks_first_uses_all_providers() {
+    uses_all_providers(python("auto"), "2026-07-28");
+}
+
+#[test]
+fn typescript_1_uses_all_providers() {
+    uses_all_providers(node("sdk"), "2025-11-25");
+}
+
+#[test]
+fn typescript_2_uses_all_providers() {
+    uses_all_providers(node("legacy"), "2025-11-25");
+}
+
+#[test]
+fn typescript_2_that_asks_first_uses_all_providers() {
+    uses_all_providers(node("auto"), "2026-07-28");
+}
