@@ -11,10 +11,10 @@ pub use infra::{
 };
 pub use internal::{ClipboardAction, InternalCommand};
 pub use mcp::{
-    AuditCommand, AuditShowArgs, AuditVerifyArgs, ChannelArgs, ClipboardArgs, ClipboardCommand,
-    ClipboardOfferArgs, FileCommand, FileListArgs, FilePullArgs, FilePushArgs, LogArgs,
-    McpCallArgs, McpCommand, McpConnectArgs, McpListArgs, McpPinArgs, McpServeArgs, ServiceArgs,
-    SignArgs, SshAgentArgs,
+    AgentClient, AuditCommand, AuditShowArgs, AuditVerifyArgs, ChannelArgs, ClipboardArgs,
+    ClipboardCommand, ClipboardOfferArgs, FileCommand, FileListArgs, FilePullArgs, FilePushArgs,
+    LogArgs, McpCallArgs, McpCommand, McpConfigArgs, McpConnectArgs, McpListArgs, McpPinArgs,
+    McpServeArgs, ServiceArgs, SignArgs, SshAgentArgs,
 };
 
 /// Lets machines offer a few services to each other, and to nobody else.

@@ -20,6 +20,8 @@ pub enum McpCommand {
     Call(McpCallArgs),
     /// Connect stdin and stdout to a provider, for any MCP client
     Connect(McpConnectArgs),
+    /// Print or write the entry with which an MCP client starts `mcp connect`
+    Config(McpConfigArgs),
     /// Show and accept the definitions of MCP servers' tools that services offer
     Pin(McpPinArgs),
     /// Show the services of this machine's server and their consumers
@@ -32,6 +34,44 @@ pub enum McpCommand {
         )]
         folder: PathBuf,
     },
+}
+
+/// `anklume mcp config`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  anklume mcp config claude            # prints the entry\n  anklume mcp config vscode --write    # adds it to .vscode/mcp.json"
+)]
+pub struct McpConfigArgs {
+    /// The MCP client
+    #[arg(value_name = "CLIENT")]
+    pub client: AgentClient,
+    /// The provider to connect to [default: all providers of this machine]
+    #[arg(value_name = "PROVIDER")]
+    pub provider: Option<String>,
+    /// Add the entry to the client's file in this folder; an entry of that name is not replaced
+    #[arg(long)]
+    pub write: bool,
+    /// The client's file, instead of the one in this folder
+    #[arg(long, value_name = "FILE", requires = "write")]
+    pub file: Option<PathBuf>,
+    /// The folder of the client's files [default: the project's folder]
+    #[arg(long, value_name = "DIR")]
+    pub files: Option<PathBuf>,
+}
+
+/// An MCP client with a file of its own for servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AgentClient {
+    /// Claude Code: `.mcp.json`
+    Claude,
+    /// Codex: `.codex/config.toml`
+    Codex,
+    /// Gemini CLI: `.gemini/settings.json`
+    Gemini,
+    /// Visual Studio Code: `.vscode/mcp.json`
+    Vscode,
+    /// Cursor: `.cursor/mcp.json`
+    Cursor,
 }
 
 /// `anklume mcp pin`

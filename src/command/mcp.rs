@@ -3,6 +3,7 @@
 mod answer;
 mod arguments;
 mod call;
+mod config;
 mod connect;
 mod key;
 mod launcher;
@@ -34,6 +35,7 @@ pub(crate) fn run(command: &McpCommand, output: &Output) -> anyhow::Result<Exit>
         McpCommand::List(args) => call::list(args, output),
         McpCommand::Call(args) => call::call(args, output),
         McpCommand::Connect(args) => connect::run(args, output),
+        McpCommand::Config(args) => config::run(args, output),
         McpCommand::Pin(args) => pin::run(args, output),
         McpCommand::Status { folder } => status::run(folder, output),
     }

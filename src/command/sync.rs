@@ -17,6 +17,7 @@ use crate::edge;
 use crate::error::Exit;
 use crate::infra::{DeclaredService, Infra};
 use crate::inventory::{self, FilePath};
+use crate::mcp::gateway::{TOOL_NAME_SAFE, tool_name};
 use crate::name::{MachineName, ToolName};
 use crate::sync::orphans::{self, Fate, Orphan};
 use crate::sync::tree::{Access, FileTree};
@@ -34,6 +35,7 @@ pub(crate) fn run(args: &SyncArgs, output: &Output) -> anyhow::Result<Exit> {
     for note in open_clipboards(&read.infra)
         .into_iter()
         .chain(expired(&read.infra, Timestamp::now()))
+        .chain(long_names(&read.infra))
     {
         output.say(&note);
     }
@@ -116,6 +118,24 @@ fn expired(infra: &Infra, now: Timestamp) -> Vec<String> {
         )
     };
     over.map(note).collect()
+}
+
+/// Returns a note on the tools whose name for an agent may be too long: clients put a prefix before it, and some model
+/// providers accept 64 characters.
+fn long_names(infra: &Infra) -> Option<String> {
+    let names = services(infra)
+        .filter(|(_, service)| !service.consumers.is_empty())
+        .map(|(machine, service)| tool_name(machine.as_str(), service.name.as_str()));
+    let mut long = names.filter(|name| name.len() > TOOL_NAME_SAFE);
+    let first = long.next()?;
+    let more = match long.count() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(format!(
+        "note: `{first}`{more}, the name of a tool for agents, has more than {TOOL_NAME_SAFE} characters; some MCP clients \
+         cannot call it"
+    ))
 }
 
 /// Returns a note on the services that return whatever is on a clipboard.

@@ -43,6 +43,8 @@ const LIST_MAX: Duration = Duration::from_secs(3);
 const CALLS_MAX: usize = 32;
 /// Separates a provider's name from that of its service. No machine's name has an underscore.
 const SEPARATOR: &str = "__";
+/// Maximum length of a tool's name that all clients can use, in characters.
+pub(crate) const TOOL_NAME_SAFE: usize = 48;
 /// An interval that does not end.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
@@ -176,10 +178,15 @@ fn unreachable(provider: &str, why: &str) -> String {
     format!("cannot reach `{}`: {why}", shown(provider))
 }
 
-/// Gives a listed tool the name under which it is called here.
+/// Returns the name under which a provider's service is called here.
+pub(crate) fn tool_name(provider: &str, service: &str) -> String {
+    format!("{provider}{SEPARATOR}{service}")
+}
+
+/// Gives a listed tool its name here.
 fn with_provider(provider: &str, mut tool: Value) -> Value {
     let name = tool.get("name").and_then(Value::as_str).unwrap_or_default();
-    let name = format!("{provider}{SEPARATOR}{name}");
+    let name = tool_name(provider, name);
     if let Some(tool) = tool.as_object_mut() {
         tool.insert("name".to_owned(), name.into());
     }

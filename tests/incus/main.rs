@@ -8,6 +8,7 @@
     reason = "a failed unwrap or index is a failed test; tests start processes and read files"
 )]
 
+mod agents;
 mod apply;
 mod channel;
 mod client;

@@ -8,6 +8,7 @@
 mod channel;
 mod cli;
 mod client;
+mod client_entries;
 mod conditions;
 mod demo;
 mod docs;
