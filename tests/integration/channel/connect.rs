@@ -451,7 +451,10 @@ fn a_dead_and_a_silent_socket_end_it_with_4_in_time() {
     );
     // This limit detects a hang; it is not a measurement.
     assert!(since.elapsed() < PATIENCE / 2, "{:?}", since.elapsed());
-    let nothing = world.run(&["mcp", "connect"]);
+    // Outside of a machine, there are no sockets to look for.
+    let nothing = crate::harness::Anklume::new()
+        .args(["mcp", "connect"])
+        .run();
     nothing.is(2, "", "error: neither a provider nor a socket is named\n  = help: `anklume mcp connect PROVIDER`, or `anklume mcp connect --socket PATH`\n");
 }
 
