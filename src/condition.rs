@@ -37,7 +37,7 @@ pub struct Conditions {
     pub expires: Option<Expiry>,
 }
 
-/// What one argument must be. Each part that is set must hold.
+/// Rules for one argument; all that are set must hold.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ArgumentRule {
@@ -88,11 +88,32 @@ impl From<Expiry> for String {
 }
 
 impl TryFrom<String> for Expiry {
-    type Error = jiff::Error;
+    type Error = &'static str;
 
-    fn try_from(text: String) -> Result<Self, jiff::Error> {
-        text.parse().map(Self)
+    fn try_from(text: String) -> Result<Self, &'static str> {
+        time(&text).map(Self)
     }
+}
+
+/// Reads a time in RFC 3339, such as `2027-01-31T18:00:00Z`; other forms of ISO 8601 are not accepted.
+///
+/// # Errors
+///
+/// Returns what is wrong.
+pub fn time(text: &str) -> Result<Timestamp, &'static str> {
+    let shape: String = text
+        .chars()
+        .map(|c| if c.is_ascii_digit() { '0' } else { c })
+        .collect();
+    let rest = shape.strip_prefix("0000-00-00T00:00:00");
+    let rest = rest.map(|rest| match rest.strip_prefix('.') {
+        Some(fraction) if fraction.starts_with('0') => fraction.trim_start_matches('0'),
+        _ => rest,
+    });
+    if !matches!(rest, Some("Z" | "+00:00" | "-00:00")) {
+        return Err("not a time in RFC 3339, such as 2027-01-31T18:00:00Z");
+    }
+    text.parse().map_err(|_| "there is no such time")
 }
 
 /// The condition that a call breaks.
@@ -114,20 +135,26 @@ impl Conditions {
         *self == Self::default()
     }
 
-    /// Returns whether the service is over at this time.
+    /// Returns whether the service has expired at this time.
     #[must_use]
     pub fn have_expired(&self, now: Timestamp) -> bool {
         self.expires.is_some_and(|expiry| now > expiry.0)
     }
 
-    /// Checks the arguments that a caller sends, without those that are `null`.
+    /// Checks the arguments that a caller sends, without those that are `null`. Those that the service fixes may be
+    /// repeated.
     ///
     /// # Errors
     ///
     /// Returns the first broken condition, in the order of the arguments' names.
-    pub fn check(&self, sent: &Map<String, Value>) -> Result<(), BrokenCondition> {
+    pub fn check(
+        &self,
+        sent: &Map<String, Value>,
+        fixed: &Map<String, Value>,
+    ) -> Result<(), BrokenCondition> {
         if let Some(only) = &self.only {
-            let others = sent.keys().filter(|name| !only.contains(*name));
+            let is_listed = |name: &String| only.contains(name) || fixed.contains_key(name);
+            let others = sent.keys().filter(|name| !is_listed(name));
             if let Some(argument) = others.min() {
                 return Err(BrokenCondition {
                     argument: argument.clone(),
@@ -137,11 +164,15 @@ impl Conditions {
             }
         }
         for (argument, rule) in &self.rules {
-            if let Some(part) = rule.broken(sent.get(argument)) {
+            let value = sent.get(argument);
+            if let Some(part) = rule.broken(value) {
                 return Err(BrokenCondition {
                     argument: argument.clone(),
                     rule: part.key(),
-                    what: part.describe(),
+                    what: match value {
+                        Some(_) => part.describe(),
+                        None => "must be sent".to_owned(),
+                    },
                 });
             }
         }
@@ -169,7 +200,8 @@ fn only_text(only: &BTreeSet<String>) -> String {
     if only.is_empty() {
         return "no arguments".to_owned();
     }
-    format!("only {}", listed(&only.iter().collect::<Vec<_>>()))
+    let only: Vec<String> = only.iter().map(|name| format!("`{name}`")).collect();
+    format!("only {}", listed(&only))
 }
 
 impl ArgumentRule {
@@ -272,11 +304,11 @@ impl RulePart<'_> {
                 format!("must be one of {}", listed(&values))
             }
             Self::Prefix(prefix) => format!("must begin with `{}`", text(prefix)),
-            Self::PathUnder(base) => format!("must be a path below `{}`, without `..`", text(base)),
-            Self::MaxLength(max) => format!("may have at most {max} characters"),
-            Self::MaxBytes(max) => format!("may have at most {max} bytes"),
-            Self::Min(min) => format!("must be at least {min}"),
-            Self::Max(max) => format!("must be at most {max}"),
+            Self::PathUnder(base) => format!("must be `{}` or a path below it", text(base)),
+            Self::MaxLength(max) => format!("must be text of at most {max} characters"),
+            Self::MaxBytes(max) => format!("must be text of at most {max} bytes"),
+            Self::Min(min) => format!("must be a number of at least {min}"),
+            Self::Max(max) => format!("must be a number of at most {max}"),
             Self::Absent => "must be left out".to_owned(),
         }
     }

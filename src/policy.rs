@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use crate::catalogue::{self, Definition, OFFER_TO, SshSign, operator_only};
-use crate::condition::{BrokenCondition, Conditions, Expiry};
+use crate::condition::{BrokenCondition, Conditions, Expiry, is_same};
 use crate::name::{MachineName, ServiceName, ServiceTool, ToolName};
 use crate::services::{Service, Services};
 use crate::ssh::{self, Purpose, Refusal};
@@ -134,7 +134,7 @@ pub enum Denial {
     },
     /// What is to be signed is not what the service signs.
     NotSigned(Refusal),
-    /// The service is over.
+    /// The service has expired.
     Expired {
         /// The service.
         service: ServiceName,
@@ -175,7 +175,7 @@ fn decide_operator(services: &Services, request: Request<'_>) -> Decision {
     let named = request.name.parse::<ToolName>();
     if let Some(tool) = named.ok().filter(|tool| ToolName::LISTED.contains(tool)) {
         if let Some(consumer) = offered_to(tool, request) {
-            let others = offered_consumers(services);
+            let others = offered_consumers(services, request.now);
             if !others.iter().any(|other| other.as_str() == consumer) {
                 let consumer = consumer.to_owned();
                 return Decision::Denied(Denial::NoOffers { consumer, others });
@@ -228,9 +228,12 @@ fn offered_to(tool: ToolName, request: Request<'_>) -> Option<&str> {
 }
 
 /// Returns the machines to which something can be offered, each once.
-fn offered_consumers(services: &Services) -> Vec<MachineName> {
+fn offered_consumers(services: &Services, now: Timestamp) -> Vec<MachineName> {
     let giving = services.services.iter();
-    let giving = giving.filter(|service| catalogue::gives_offers(&service.tool, &service.with));
+    let giving = giving.filter(|service| {
+        catalogue::gives_offers(&service.tool, &service.with)
+            && !service.conditions.have_expired(now)
+    });
     let consumers: BTreeSet<&MachineName> = giving.flat_map(|service| &service.consumers).collect();
     consumers.into_iter().cloned().collect()
 }
@@ -240,7 +243,9 @@ fn grant(services: &Services, service: &Service, request: Request<'_>) -> Result
     let sent = sent(request.arguments);
     let arguments = merge(services, service, request.caller, &sent)?;
     let conditions = &service.conditions;
-    conditions.check(&sent).map_err(Denial::Condition)?;
+    conditions
+        .check(&sent, &service.with)
+        .map_err(Denial::Condition)?;
     let purpose = purpose(&service.tool, &arguments).map_err(Denial::NotSigned)?;
     Ok(Grant {
         caller: request.caller.clone(),
@@ -303,12 +308,13 @@ fn merge(
     Ok(merged)
 }
 
-/// Returns whether an argument could be another spelling of a fixed one to an upstream, which may ignore case or know
-/// aliases: beside fixed arguments, a caller chooses only what the pinned definition names.
+/// Returns whether an argument could be another spelling of one that is fixed or has a rule to an upstream, which may
+/// ignore case or know aliases: beside those, a caller chooses only what the pinned definition names.
 fn is_other_spelling(services: &Services, service: &Service, argument: &str) -> bool {
     match services.definition(&service.tool) {
-        Some(Definition::Upstream(tool)) if !service.with.is_empty() => {
-            !tool.arguments().any(|known| known == argument)
+        Some(Definition::Upstream(tool)) => {
+            let is_restricted = !service.with.is_empty() || !service.conditions.rules.is_empty();
+            is_restricted && !tool.arguments().any(|known| known == argument)
         }
         _ => false,
     }
@@ -322,7 +328,7 @@ fn repeats(tool: &ServiceTool, argument: &str, fixed: &Value, sent: &Value) -> b
         {
             catalogue::repeats_key(fixed, sent)
         }
-        _ => fixed == sent,
+        _ => is_same(fixed, sent),
     }
 }
 

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -82,6 +83,12 @@ pub struct ServiceOutline {
 }
 
 impl Service {
+    /// Returns whether this machine is one of its consumers, and it has not expired.
+    #[must_use]
+    pub fn serves_at(&self, machine: &MachineName, now: Timestamp) -> bool {
+        self.serves(machine) && !self.conditions.have_expired(now)
+    }
+
     /// Returns whether this machine is one of its consumers.
     #[must_use]
     pub fn serves(&self, machine: &MachineName) -> bool {

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 
+use crate::condition::time;
+
 /// The path of `infra.yml`.
 #[derive(Debug, Clone, Args)]
 pub struct InfraArgs {
@@ -124,11 +126,11 @@ pub struct PolicyCheckArgs {
     /// The machine that offers the service; needed only if several do
     #[arg(long, value_name = "MACHINE")]
     pub provider: Option<String>,
-    /// Arguments of the call, as a JSON object: fixed ones are denied, wrong ones are an error; all are optional
+    /// Arguments of the call, as a JSON object; without it, only the caller and the time are checked
     #[arg(long, value_name = "JSON")]
     pub args: Option<String>,
-    /// The time of the call, in RFC 3339, such as 2027-01-31T18:00:00Z; default: now
-    #[arg(long, value_name = "TIME")]
+    /// The time of the call, in RFC 3339, such as 2027-01-31T18:00:00Z [default: now]
+    #[arg(long, value_name = "TIME", value_parser = time)]
     pub at: Option<Timestamp>,
     /// The path of `infra.yml`.
     #[command(flatten)]

@@ -8,6 +8,7 @@ use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 
 use super::infra::InfraArgs;
 use crate::audit::Verdict;
+use crate::name::MachineName;
 
 /// `anklume mcp …`
 #[derive(Debug, Subcommand)]
@@ -47,13 +48,13 @@ pub struct McpConfigArgs {
     pub client: AgentClient,
     /// The provider to connect to [default: all providers of this machine]
     #[arg(value_name = "PROVIDER")]
-    pub provider: Option<String>,
+    pub provider: Option<MachineName>,
     /// Add the entry to the client's file in this folder; an entry of that name is not replaced
     #[arg(long)]
     pub write: bool,
-    /// The client's file, instead of the one in this folder
+    /// The file to change [default: the client's file in the current folder]
     #[arg(long, value_name = "FILE", requires = "write")]
-    pub file: Option<PathBuf>,
+    pub config_file: Option<PathBuf>,
     /// The folder of the client's files [default: the project's folder]
     #[arg(long, value_name = "DIR")]
     pub files: Option<PathBuf>,

@@ -105,7 +105,7 @@ fn services(infra: &Infra) -> impl Iterator<Item = (&MachineName, &DeclaredServi
     })
 }
 
-/// Returns a note on each service that is over at this time.
+/// Returns a note on each service that has expired at this time.
 fn expired(infra: &Infra, now: Timestamp) -> Vec<String> {
     let over = services(infra).filter(|(_, service)| service.conditions.have_expired(now));
     let note = |(machine, service): (&MachineName, &DeclaredService)| {
@@ -121,20 +121,17 @@ fn expired(infra: &Infra, now: Timestamp) -> Vec<String> {
 }
 
 /// Returns a note on the tools whose name for an agent may be too long: clients put a prefix before it, and some model
-/// providers accept 64 characters.
+/// APIs accept 64 characters.
 fn long_names(infra: &Infra) -> Option<String> {
     let names = services(infra)
         .filter(|(_, service)| !service.consumers.is_empty())
         .map(|(machine, service)| tool_name(machine.as_str(), service.name.as_str()));
     let mut long = names.filter(|name| name.len() > TOOL_NAME_SAFE);
     let first = long.next()?;
-    let more = match long.count() {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
+    let count = long.count() + 1;
     Some(format!(
-        "note: `{first}`{more}, the name of a tool for agents, has more than {TOOL_NAME_SAFE} characters; some MCP clients \
-         cannot call it"
+        "note: {count} name(s) of tools for agents have more than {TOOL_NAME_SAFE} characters, such as `{first}`; some MCP \
+         clients cannot call them"
     ))
 }
 

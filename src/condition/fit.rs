@@ -1,5 +1,7 @@
 //! Checks whether conditions fit the tool that they are about, so that a mistake is found before it refuses every call.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
 use super::json::{compare, path};
@@ -55,7 +57,7 @@ pub fn misfits(
             continue;
         }
         let Some(rule) = rule else { continue };
-        let is_listed = |only: &std::collections::BTreeSet<String>| only.contains(name);
+        let is_listed = |only: &BTreeSet<String>| only.contains(name);
         if !rule.absent && !conditions.only.as_ref().is_none_or(is_listed) {
             let message = format!("`{name}` must be sent, but `only` does not list it");
             add(None, message, "add it to `only`");
@@ -64,7 +66,14 @@ pub fn misfits(
             && let Some((key, message, help)) = schema.rule_misfit(name, rule)
         {
             add(Some(key), message, help);
-        } else if let Some((key, message)) = contradiction(name, rule) {
+        } else if *rule == ArgumentRule::default() {
+            let message = format!("the rule for `{name}` says nothing");
+            add(
+                None,
+                message,
+                "add a rule, such as `prefix` or `enum`, or remove the argument",
+            );
+        } else if let Some((key, message)) = contradiction(rule) {
             add(
                 Some(key),
                 message,
@@ -78,7 +87,7 @@ pub fn misfits(
                 argument: name.clone(),
                 key: None,
                 message: format!("the tool requires `{name}`, but `only` does not list it"),
-                help: "add it to `only`, or fix it in `with`",
+                help: "add it to `only`, or set it in `with`",
             });
         }
     }
@@ -120,8 +129,8 @@ impl<'a> Schema<'a> {
         }
         match self.definition {
             Definition::BuiltIn(tool) if operator_only(tool, name) => {
-                let message = format!("`{name}` is not a consumer's choice");
-                Some((message, "remove it, or fix it in `with`"))
+                let message = format!("consumers may not set `{name}`");
+                Some((message, "remove it, or set it in `with`"))
             }
             _ => None,
         }
@@ -134,7 +143,7 @@ impl<'a> Schema<'a> {
         rule: &ArgumentRule,
     ) -> Option<(&'static str, String, &'static str)> {
         if rule.is_only_absence() && self.required.iter().any(|one| one == name) {
-            let message = format!("the tool requires `{name}`");
+            let message = format!("the tool requires `{name}`, but this rule forbids it");
             return Some(("absent", message, "remove the rule: it refuses every call"));
         }
         let kind = self.properties.get(name).and_then(|one| one.get("type"));
@@ -165,10 +174,7 @@ impl<'a> Schema<'a> {
 }
 
 /// Returns why no value satisfies a rule.
-fn contradiction(name: &str, rule: &ArgumentRule) -> Option<(&'static str, String)> {
-    if *rule == ArgumentRule::default() {
-        return Some(("", format!("the rule for `{name}` says nothing")));
-    }
+fn contradiction(rule: &ArgumentRule) -> Option<(&'static str, String)> {
     if rule
         .path_under
         .as_deref()

@@ -12,6 +12,8 @@ impl Conditions {
     pub fn narrow(&self, input: &mut Map<String, Value>) {
         if let Some(only) = &self.only {
             hide(input, |name| !only.contains(name));
+        }
+        if self.only.is_some() || !self.rules.is_empty() {
             input.insert("additionalProperties".to_owned(), false.into());
         }
         hide(input, |name| {
@@ -62,7 +64,11 @@ impl ArgumentRule {
         ] {
             let Some(mut allowed) = allowed else { continue };
             if let Some(Value::Array(before)) = property.get("enum") {
-                allowed.retain(|one| before.iter().any(|other| is_same(one, other)));
+                let both = |one: &Value| before.iter().any(|other| is_same(one, other));
+                // Some providers refuse an empty list.
+                if allowed.iter().any(both) {
+                    allowed.retain(both);
+                }
             }
             property.insert("enum".to_owned(), allowed.into());
         }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::slice;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::ListenFolder;
@@ -13,6 +14,7 @@ use crate::incus::State;
 use crate::incus::state::{Instance, InstanceId};
 use crate::infra::{Device, Infra, is_true};
 use crate::machine_state::{DriftKind, Identity, LOGS, ObservedMachine, Serving, Supervisor};
+use crate::name::ServiceTool;
 use crate::plan::{
     Facts, Ownership, PermissionChange, RecreateReason, Role, foreign_devices, in_use,
     machine_owner, profile_devices, runs_privileged,
@@ -416,8 +418,18 @@ impl Examiner<'_> {
         let (_, provider) = self.infra.machine(edge.provider.machine.as_str())?;
         let declared = provider.services.iter();
         let declared = declared.filter(|one| one.consumers.contains(&edge.consumer.machine));
-        let declared: BTreeSet<String> = declared.map(|one| one.name.to_string()).collect();
-        if declared == *services {
+        let now = Timestamp::now();
+        let (mut expected, mut declared_names) = (BTreeSet::new(), BTreeSet::new());
+        for one in declared {
+            declared_names.insert(one.name.to_string());
+            // An upstream's tool is not listed while it differs from the accepted one, of which there is a note.
+            let is_upstream = matches!(one.tool, ServiceTool::Upstream(..));
+            if !is_upstream && !one.conditions.have_expired(now) {
+                expected.insert(one.name.to_string());
+            }
+        }
+        let declared = declared_names;
+        if expected.is_subset(services) && services.is_subset(&declared) {
             return None;
         }
         let list = |names: &BTreeSet<String>| {

@@ -24,7 +24,9 @@ use super::{ANSWER_VALUES_MAX, DECISION_KEY, LINE_MAX, REFUSED};
 use crate::text::Foreign;
 use exchange::{Exchange, INITIALIZED, malformed, request};
 
-pub(crate) use exchange::{Incoming, PROGRESS_MAX, ProgressSink, UpstreamAnswer, Wish, incoming};
+pub(crate) use exchange::{
+    Incoming, PROGRESS_BYTES_MAX, PROGRESS_MAX, ProgressSink, UpstreamAnswer, Wish, incoming,
+};
 
 /// Default timeout for a server's first answer.
 const FIRST_ANSWER: Duration = Duration::from_secs(5);
@@ -256,6 +258,17 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
     ) -> Result<Called, ClientError> {
         let id = self.begin(tool, arguments, one_copy)?;
         self.answer(id).await
+    }
+
+    /// Calls a tool, and returns its result as it was received.
+    pub(crate) async fn call_unread(
+        &mut self,
+        tool: &str,
+        arguments: Map<String, Value>,
+    ) -> Result<UpstreamAnswer, ClientError> {
+        let id = self.begin(tool, arguments, false)?;
+        let raw = self.exchange.answer(id, CALL, self.timeouts.call).await?;
+        Ok(UpstreamAnswer::Result(raw))
     }
 
     /// Queues a call; returns its id.

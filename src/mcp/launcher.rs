@@ -237,7 +237,7 @@ async fn attend(mut stream: UnixStream, programs: Arc<Programs>, connections: Ar
         calls_max: CALLS_MAX,
         changed: &|| {
             programs.check_again(&caller);
-            programs.changed()
+            programs.changed(Some(&caller))
         },
     };
     serve(work, stream).await;
@@ -323,13 +323,15 @@ impl Programs {
     fn status(&self) -> LauncherStatus {
         LauncherStatus {
             running: self.slots.running(),
-            changed: self.changed(),
+            changed: self.changed(None),
         }
     }
 
-    /// Returns the tools whose definition was not the pinned one when it was last checked.
-    fn changed(&self) -> Vec<ServiceTool> {
-        self.upstreams.changed(&self.policy.current().services)
+    /// Returns the tools whose definition was not the pinned one when it was last checked, for this caller or for any.
+    fn changed(&self, caller: Option<&Caller>) -> Vec<ServiceTool> {
+        let policy = self.policy.current();
+        let changed = self.upstreams.changed(&policy.services, caller);
+        changed.into_iter().collect()
     }
 
     /// Checks the changed tools that a caller may use again, those for which it is time.
@@ -341,7 +343,7 @@ impl Programs {
             let ServiceTool::Upstream(name, tool_name) = &tool else {
                 continue;
             };
-            if !self.upstreams.is_due(name, tool_name) {
+            if !self.upstreams.is_due(caller, name, tool_name) {
                 continue;
             }
             let (programs, policy, caller) =

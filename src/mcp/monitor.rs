@@ -14,6 +14,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::audit::{Call, CallEnd, Outcome, Verdict, bounded, bounded_reason};
@@ -90,7 +91,7 @@ impl Local {
             Caller::Consumer(name) => {
                 let called = line.service.raw();
                 let service = policy.services.service(called);
-                let service = service.filter(|service| service.serves(name));
+                let service = service.filter(|service| service.serves_at(name, Timestamp::now()));
                 // The worker decided under another policy, or not at all.
                 let service = service.ok_or(AdmitError::Changed)?;
                 let entered = self.limiter.enter(name.as_str(), called, &service.limits);

@@ -4,6 +4,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
+use crate::ssh::commit;
 use crate::world::World;
 
 /// An MCP server that needs a token, for busybox.
@@ -22,7 +23,7 @@ done
 "#;
 
 /// The tools that the agent calls, in this order, with their arguments, and whether the call fails.
-fn calls() -> [(&'static str, Value, bool); 8] {
+fn calls() -> [(&'static str, Value, bool); 9] {
     [
         ("issues", json!({"repo": "app"}), false),
         ("issues", json!({"repo": "secret"}), true),
@@ -37,6 +38,7 @@ fn calls() -> [(&'static str, Value, bool); 8] {
             json!({"path": "plan.txt", "save_as": "plan.txt"}),
             false,
         ),
+        ("commits", json!({"data": commit()}), false),
         // These bytes are nothing that Git signs.
         ("commits", json!({"data": "AAAA"}), true),
         ("list_issues", json!({"repo": "app"}), true),
@@ -54,7 +56,9 @@ fn declared(page: &str, public_key: &str) -> [String; 2] {
         .replace("  secrets:\n", "  {a}:\n    ephemeral: true\n")
         .replace("  agents:\n", "  {b}:\n    ephemeral: true\n")
         .replace("      vault:\n", "      {a}-vault:\n")
-        .replace("      agent: {}", "      {b}-agent: {}")
+        .replace("      agent: {mcp", "      {b}-agent: {mcp")
+        // busybox has no users.
+        .replace("              run_as: tracker\n", "")
         .replace("[agent]", "[{b}-agent]")
         .replace("subnet_id: 1", "subnet_id: 2")
         .replace("subnet_id: 0", "subnet_id: 1");
@@ -146,7 +150,7 @@ fn an_agent_does_what_was_granted_and_nothing_else() {
     assert_eq!(text(2), "`repo` must be one of \"app\", \"docs\" (`enum`)");
     assert_eq!(
         text(3),
-        "`state` may not be sent: the service takes only repo (`only`)"
+        "`state` may not be sent: the service takes only `repo` (`only`)"
     );
     let fetched = world.exec(1, "agent", "cat project/plan.txt");
     assert_eq!(fetched, (true, "plan\n".to_owned()));

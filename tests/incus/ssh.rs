@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use crate::world::{World, pair};
 
 /// What Git asks an agent to sign for a commit.
-fn commit() -> String {
+pub(crate) fn commit() -> String {
     let mut data = b"SSHSIG".to_vec();
     for part in [b"git".as_slice(), b"", b"sha512", &[7; 64]] {
         data.extend(u32::try_from(part.len()).unwrap().to_be_bytes());

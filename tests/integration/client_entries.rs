@@ -5,7 +5,9 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use crate::harness::Anklume;
 
 fn config(args: &[&str]) -> Anklume {
-    Anklume::new().args([&["mcp", "config"], args].concat())
+    // As in a machine.
+    let run = Anklume::new().env("ANKLUME_SOCKET_DIR", "/nonexistent");
+    run.args([&["mcp", "config"], args].concat())
 }
 
 #[test]
@@ -37,16 +39,17 @@ fn an_entry_is_printed_for_each_client() {
             json("mcpServers", "", "${workspaceFolder}"),
         ),
     ] {
-        let note = format!("this belongs into `{file}` of a project; `--write` adds it there\n");
+        let note = format!("add this to `{file}` in the project's folder, or use `--write`\n");
         config(&[client]).run().is(0, &printed, &note);
         // The same is written.
         let ran = config(&[client, "--write"]).run();
         ran.is(0, "", &format!("added `anklume` to `{file}`\n"));
         assert_eq!(ran.read(file), printed);
-        let again = Anklume::in_folder(ran.folder).args(["mcp", "config", client, "--write"]);
+        let again = Anklume::in_folder(ran.folder).env("ANKLUME_SOCKET_DIR", "/nonexistent");
+        let again = again.args(["mcp", "config", client, "--write"]);
         again
             .run()
-            .is(0, "", &format!("`{file}` has this entry already\n"));
+            .is(0, "", &format!("`{file}` already has this entry\n"));
     }
     let one = config(&["codex", "vault", "--files", "/work"]).run();
     assert!(
@@ -59,7 +62,7 @@ fn an_entry_is_printed_for_each_client() {
 
 #[test]
 fn a_file_keeps_its_other_content_its_permissions_and_its_link() {
-    let run = config(&["claude", "--write", "--file", "link.json"])
+    let run = config(&["claude", "--write", "--config-file", "link.json"])
         .file("real.json", "{\n    \"theme\": \"dark\"\n}\n");
     let real = run.path().join("real.json");
     std::fs::set_permissions(&real, std::fs::Permissions::from_mode(0o600)).unwrap();
@@ -99,7 +102,7 @@ fn what_is_there_is_not_replaced() {
     ran.is(
         1,
         "",
-        "error: `.vscode/mcp.json` cannot be changed: it is not a JSON object: key must be a string at line 2 column 3\n  \
+        "error: `.vscode/mcp.json` cannot be changed: it is not a plain JSON object (comments are not understood): key must be a string at line 2 column 3\n  \
          = help: without `--write`, the entry is printed, to be added by hand\n",
     );
     assert_eq!(ran.read(".vscode/mcp.json"), commented);
@@ -109,7 +112,7 @@ fn what_is_there_is_not_replaced() {
     ran.is(
         1,
         "",
-        "error: `mcpServers` in `.gemini/settings.json` is not a table of servers\n  = help: correct it, or name another file with `--file`\n",
+        "error: `mcpServers` in `.gemini/settings.json` is not a table of servers\n  = help: correct it, or name another file with `--config-file`\n",
     );
     let ran = config(&["cursor", "--write"])
         .file(".cursor/mcp.json/file", "")

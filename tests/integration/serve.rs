@@ -11,7 +11,7 @@ pub(crate) mod clients;
 mod endurance;
 mod protocol;
 pub(crate) mod server;
-mod strangers;
+pub(crate) mod strangers;
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;

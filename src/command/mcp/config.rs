@@ -3,7 +3,7 @@
 use std::fs::{self, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Serialize as _;
 use serde_json::ser::{PrettyFormatter, Serializer};
@@ -13,12 +13,16 @@ use toml_edit::{Array, DocumentMut, Item, Table};
 use crate::cli::{AgentClient, McpConfigArgs};
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
+use crate::name::MachineName;
 use crate::text::escaped;
+use crate::transport::RouteContext;
 
 /// The name of the entry.
 const NAME: &str = "anklume";
 /// Permissions of a new file.
 const MODE: u32 = 0o644;
+/// Permissions of a file that is being written.
+const PRIVATE: u32 = 0o600;
 /// Maximum size of a client's file, in bytes.
 const FILE_MAX: u64 = 4 * 1024 * 1024;
 
@@ -54,7 +58,10 @@ const fn client_file(client: AgentClient) -> ClientFile {
 /// Runs `anklume mcp config`.
 pub(super) fn run(args: &McpConfigArgs, output: &Output) -> anyhow::Result<Exit> {
     let place = client_file(args.client);
-    let arguments = arguments(args, &place);
+    let arguments = arguments(args, &place)?;
+    if args.provider.is_none() && !RouteContext::look().has_sockets() {
+        output.say("note: without a provider, this entry works only inside a machine");
+    }
     if !args.write {
         let text = if place.is_toml {
             with_table(String::new(), &place, &arguments)
@@ -65,11 +72,14 @@ pub(super) fn run(args: &McpConfigArgs, output: &Output) -> anyhow::Result<Exit>
         output.answer(text.as_bytes())?;
         let file = place.file;
         output.say(&format!(
-            "this belongs into `{file}` of a project; `--write` adds it there"
+            "add this to `{file}` in the project's folder, or use `--write`"
         ));
         return Ok(Exit::Done);
     }
-    let path = args.file.clone().unwrap_or_else(|| place.file.into());
+    let path = args
+        .config_file
+        .clone()
+        .unwrap_or_else(|| place.file.into());
     let shown = shown(&path);
     let failed = |doing: &str, why: &io::Error| {
         Failure::new(Exit::Failed, format!("cannot {doing} `{shown}`: {why}"))
@@ -77,27 +87,30 @@ pub(super) fn run(args: &McpConfigArgs, output: &Output) -> anyhow::Result<Exit>
     let before = read(&path).map_err(|why| failed("read", &why))?;
     let after = merged(before.as_deref(), &place, &arguments);
     match after.map_err(|fault| fault.failure(&path))? {
-        None => output.say(&format!("`{shown}` has this entry already")),
+        None => output.say(&format!("`{shown}` already has this entry")),
         Some(after) => {
-            write(&path, after.as_bytes()).map_err(|why| failed("write", &why))?;
+            // Without a named file, a project's link must not lead to another file.
+            let is_bound = args.config_file.is_none();
+            let written = write(&path, before.as_deref(), after.as_bytes(), is_bound);
+            written.map_err(|why| failed("write", &why))?;
             output.say(&format!("added `{NAME}` to `{shown}`"));
         }
     }
     Ok(Exit::Done)
 }
 
-fn arguments(args: &McpConfigArgs, place: &ClientFile) -> Vec<String> {
-    let provider = args.provider.clone();
-    let folder = args
-        .files
-        .as_ref()
-        .map(|folder| folder.display().to_string());
-    let folder = folder.unwrap_or_else(|| place.folder.to_owned());
-    let words = ["mcp", "connect"].map(str::to_owned).into_iter();
-    words
-        .chain(provider)
-        .chain(["--files".to_owned(), folder])
-        .collect()
+fn arguments(args: &McpConfigArgs, place: &ClientFile) -> Result<Vec<String>, Failure> {
+    let folder = match &args.files {
+        None => place.folder,
+        Some(folder) => folder.to_str().ok_or_else(|| {
+            let message = format!("`{}` is not UTF-8", shown(folder));
+            Failure::new(Exit::Usage, message).help("name another folder with `--files`")
+        })?,
+    };
+    let provider = args.provider.as_ref().map(MachineName::as_str);
+    let words = ["mcp", "connect"].into_iter().chain(provider);
+    let words = words.chain(["--files", folder]);
+    Ok(words.map(str::to_owned).collect())
 }
 
 fn shown(path: &Path) -> String {
@@ -125,7 +138,7 @@ impl ConfigFault {
             ),
             Self::NoTable(key) => (
                 format!("`{key}` in `{shown}` is not a table of servers"),
-                "correct it, or name another file with `--file`",
+                "correct it, or name another file with `--config-file`",
             ),
             Self::Differs => (
                 format!("`{shown}` has a different entry `{NAME}`, which is not replaced"),
@@ -150,9 +163,21 @@ fn merged(
             Map::new()
         } else {
             let invalid = |why: serde_json::Error| {
-                ConfigFault::Unreadable(format!("it is not a JSON object: {why}"))
+                let hint = if ["//", "/*"].iter().any(|mark| before.contains(mark)) {
+                    " (comments are not understood)"
+                } else {
+                    ""
+                };
+                ConfigFault::Unreadable(format!("it is not a plain JSON object{hint}: {why}"))
             };
-            serde_json::from_str(before).map_err(invalid)?
+            let file: Map<String, Value> = serde_json::from_str(before).map_err(invalid)?;
+            // Keys that occur twice, and some numbers, would be lost.
+            let compact = serde_json::to_string(&file).unwrap_or_default();
+            if compact != without_spaces(before) {
+                let why = "it has values that would be written differently";
+                return Err(ConfigFault::Unreadable(why.to_owned()));
+            }
+            file
         };
         let is_there = file
             .get(place.servers)
@@ -161,7 +186,12 @@ fn merged(
         if is_there {
             return Ok(None);
         }
-        indented(&after, indentation(before))
+        let after = indented(&after, indentation(before));
+        if before.contains("\r\n") {
+            after.replace('\n', "\r\n")
+        } else {
+            after
+        }
     };
     Ok(Some(after).filter(|after| after != before))
 }
@@ -182,10 +212,17 @@ fn with_member(
     } else {
         json!({"command": NAME, "args": arguments})
     };
-    if servers.get(NAME).is_some_and(|there| *there != entry) {
-        return Err(ConfigFault::Differs);
+    let same = |there: &Value| {
+        ["command", "args"]
+            .iter()
+            .all(|key| there.get(key) == entry.get(key))
+    };
+    match servers.get(NAME) {
+        None => drop(servers.insert(NAME.to_owned(), entry)),
+        // It may have settings of the client besides.
+        Some(there) if same(there) => {}
+        Some(_) => return Err(ConfigFault::Differs),
     }
-    servers.insert(NAME.to_owned(), entry);
     Ok(file)
 }
 
@@ -229,6 +266,21 @@ fn with_table(
     Ok(document.to_string())
 }
 
+/// Returns JSON without the spaces between its tokens.
+fn without_spaces(text: &str) -> String {
+    let (mut in_string, mut is_escaped) = (false, false);
+    let is_kept = |c: &char| {
+        let kept = in_string || !c.is_ascii_whitespace();
+        (in_string, is_escaped) = match c {
+            '"' if !is_escaped => (!in_string, false),
+            '\\' if in_string => (true, !is_escaped),
+            _ => (in_string, false),
+        };
+        kept
+    };
+    text.chars().filter(is_kept).collect()
+}
+
 /// Returns the indentation that a file uses; two spaces if it shows none.
 fn indentation(text: &str) -> &str {
     let indented = text.lines().map(|line| {
@@ -264,32 +316,52 @@ fn read(path: &Path) -> io::Result<Option<String>> {
     Ok(Some(text))
 }
 
-/// Writes a client's file as a whole or not at all; a link stays one, and a file keeps its permissions.
-fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let target = match path.canonicalize() {
-        Err(why) if why.kind() == io::ErrorKind::NotFound => path.to_owned(),
-        target => target?,
-    };
-    let folder = target
+/// Writes a client's file as a whole or not at all; a link stays one, and a file keeps its permissions. `is_bound` refuses
+/// a file outside of the current folder.
+fn write(path: &Path, before: Option<&str>, bytes: &[u8], is_bound: bool) -> io::Result<()> {
+    let folder = path
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.map_or_else(|| PathBuf::from("."), Path::to_owned);
-    fs::create_dir_all(&folder)?;
+    let folder = folder.unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    let target = match path.canonicalize() {
+        Err(why) if why.kind() == io::ErrorKind::NotFound => {
+            if path.is_symlink() {
+                return Err(io::Error::other(
+                    "it is a link to a file that does not exist",
+                ));
+            }
+            folder
+                .canonicalize()?
+                .join(path.file_name().unwrap_or_default())
+        }
+        target => target?,
+    };
+    if is_bound && !target.starts_with(Path::new(".").canonicalize()?) {
+        let why = "a link leads out of this folder; name the file with `--config-file`";
+        return Err(io::Error::other(why));
+    }
+    let metadata = fs::metadata(&target).ok();
+    // The content may be private.
+    let mode = metadata.as_ref().map_or(MODE, |_| PRIVATE);
+    let folder = target.parent().unwrap_or(Path::new("."));
     let mut new = tempfile::Builder::new()
         .prefix(".anklume-")
-        .permissions(Permissions::from_mode(MODE))
-        .tempfile_in(&folder)?;
+        .permissions(Permissions::from_mode(mode))
+        .tempfile_in(folder)?;
     new.write_all(bytes)?;
-    match fs::metadata(&target) {
-        Ok(before) => {
-            new.as_file().set_permissions(before.permissions())?;
-            if (before.uid(), before.gid()) != owner(new.as_file())? {
-                std::os::unix::fs::fchown(new.as_file(), Some(before.uid()), Some(before.gid()))?;
-            }
-            new.persist(&target)?;
-        }
-        Err(_) => drop(new.persist_noclobber(&target)?),
+    let Some(metadata) = metadata else {
+        new.persist_noclobber(&target)?;
+        return Ok(());
+    };
+    if (metadata.uid(), metadata.gid()) != owner(new.as_file())? {
+        std::os::unix::fs::fchown(new.as_file(), Some(metadata.uid()), Some(metadata.gid()))?;
     }
+    new.as_file().set_permissions(metadata.permissions())?;
+    if read(&target)?.as_deref() != before {
+        return Err(io::Error::other("it has just been changed; try again"));
+    }
+    new.persist(&target)?;
     Ok(())
 }
 
@@ -332,6 +404,12 @@ mod tests {
             added(AgentClient::Codex, "").unwrap().unwrap().trim_start(),
             entry.trim_start()
         );
+        let windows = "{\r\n  \"a b\": \"c \\\" d\"\r\n}\r\n";
+        let after = added(AgentClient::Gemini, windows).unwrap().unwrap();
+        assert!(
+            after.starts_with("{\r\n  \"a b\": \"c \\\" d\",\r\n"),
+            "{after}"
+        );
         let inline = "mcp_servers = { other = { url = \"u\" } }\n";
         let after = added(AgentClient::Codex, inline).unwrap().unwrap();
         assert_eq!(added(AgentClient::Codex, &after), Ok(None), "{after}");
@@ -344,6 +422,8 @@ mod tests {
         let other = "[mcp_servers.anklume]\ncommand = \"other\"\n";
         assert_eq!(added(AgentClient::Codex, other), Err(ConfigFault::Differs));
         for (client, text) in [
+            (AgentClient::Claude, r#"{"a": 1, "a": 2}"#),
+            (AgentClient::Claude, r#"{"f": 1.10}"#),
             (AgentClient::Vscode, "{\n// a comment\n}"),
             (AgentClient::Cursor, "[]"),
             (AgentClient::Codex, "= 1"),

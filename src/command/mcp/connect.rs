@@ -1,21 +1,28 @@
-//! `anklume mcp connect`: connects the stdin and stdout of any MCP client to a provider's socket.
+//! `anklume mcp connect`: connects the stdin and stdout of any MCP client to a provider's socket, or serves it all providers
+//! of this machine.
 
 use std::io::IsTerminal as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, fstat};
 
 use super::with_client::{
-    cannot_reach, find, interruptible, route, timeouts, unavailable, unreachable, watch,
+    CANNOT_REACH, cannot_reach, find, interruptible, route, timeouts, unavailable, unreachable,
+    watch,
 };
 use crate::cli::{ChannelArgs, McpConnectArgs};
 use crate::command::output::Output;
 use crate::error::{Exit, Failure};
 use crate::mcp::client::Timeouts;
-use crate::mcp::gateway::{FileFolder, Gateway, Providers};
+use crate::mcp::gateway::{CALL_MAX, FileFolder, Gateway, Providers};
 use crate::mcp::relay::{Relay, RelayEnd};
+use crate::text::escaped;
 use crate::transport::{self, OpenTransport, Route, RouteContext};
+
+/// Interval for looking whether the client still reads.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Hint for a person at a terminal.
 const HINT: &str = "waiting for MCP messages on stdin, one a line; Ctrl-D ends\n  \
@@ -33,7 +40,7 @@ pub(super) fn run(args: &McpConnectArgs, output: &Output) -> anyhow::Result<Exit
     let names_none = wanted.instance.is_none() && wanted.socket.is_none();
     if names_none && !RouteContext::look().has_sockets() {
         let failure = Failure::new(Exit::Usage, "neither a provider nor a socket is named");
-        let help = "`anklume mcp connect PROVIDER`, or `anklume mcp connect --socket PATH`";
+        let help = "`anklume mcp connect PROVIDER`, or `anklume mcp connect --socket PATH`; inside a machine, neither is needed";
         return Err(failure.help(help).into());
     }
     if std::io::stdin().is_terminal() {
@@ -133,11 +140,15 @@ fn serve_gateway(
         })),
     };
     let is_all = one.is_none();
-    let output = output.clone();
+    let (output, report) = (output.clone(), output.clone());
     let gateway = Gateway {
         providers,
-        timeouts,
+        timeouts: Timeouts {
+            call: wanted.timeout.map_or(CALL_MAX, |_| timeouts.call),
+            ..timeouts
+        },
         files,
+        report: Box::new(move |text| report.say(&format!("note: {}", escaped(text)))),
         open: Box::new(move |name| {
             let mut wanted = wanted.clone();
             if is_all {
@@ -146,15 +157,33 @@ fn serve_gateway(
             let output = output.clone();
             Box::pin(async move {
                 let opened = async { open(&route(&wanted)?, timeouts, &output).await };
-                opened.await.map_err(|failure: Failure| failure.message)
+                opened.await.map_err(in_one_line)
             })
         }),
     };
     interruptible(async {
+        if let Some(name) = one {
+            // One that never answered may not exist: reports that immediately, while somebody is watching.
+            let opened = (gateway.open)(name).await;
+            opened.map_err(|why| unavailable(&why))?.end.calm().await;
+        }
         let (input, stdout) = rmcp::transport::stdio_pipes();
-        gateway.serve(input, stdout).await;
+        tokio::select! {
+            () = gateway.serve(input, stdout) => {}
+            () = nobody_reads() => {}
+        }
         Ok(Exit::Done)
     })
+}
+
+/// Writes a failure to reach a provider as a part of a sentence.
+fn in_one_line(failure: Failure) -> String {
+    let why = failure.message.strip_prefix(CANNOT_REACH);
+    let why = why.unwrap_or(&failure.message);
+    match failure.help {
+        Some(help) => format!("{why}; {help}"),
+        None => why.to_owned(),
+    }
 }
 
 /// The message for a client whose provider answers the handshake differently after a reconnection.
@@ -178,6 +207,21 @@ async fn open(
     transport::open(channel, timeouts.first, watch(output))
         .await
         .map_err(|why| unreachable(&why))
+}
+
+/// Waits until the reader of our stdout is gone.
+async fn nobody_reads() {
+    let stdout = rustix::stdio::stdout();
+    let gone = PollFlags::ERR | PollFlags::HUP;
+    loop {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        // Both are reported without being asked for (poll(2)): an error by a pipe, a hangup by a socket.
+        let mut ends = [PollFd::new(&stdout, PollFlags::empty())];
+        let polled = poll(&mut ends, Some(&Timespec::default()));
+        if polled.is_ok() && ends.iter().any(|end| end.revents().intersects(gone)) {
+            return;
+        }
+    }
 }
 
 /// Returns whether the writer of our stdin is gone, though stdin may still hold data.

@@ -254,8 +254,11 @@ pub(super) fn watch(output: &Output) -> Watch {
     })
 }
 
+/// The beginning of a message about a server that cannot be reached.
+pub(super) const CANNOT_REACH: &str = "Cannot reach MCP server: ";
+
 pub(super) fn cannot_reach(why: &impl Display) -> String {
-    format!("Cannot reach MCP server: {why}")
+    format!("{CANNOT_REACH}{why}")
 }
 
 pub(super) fn unavailable(why: &impl Display) -> Failure {

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use jiff::Timestamp;
 use rustix::process::{Signal, set_parent_process_death_signal};
 use rustix::stdio::{dup2_stdin, dup2_stdout, stdin, stdout};
 use tokio::signal::unix::{SignalKind, signal};
@@ -57,8 +58,10 @@ pub(crate) fn run_worker(
     settings.idle = policy.services.idle_of(caller);
     let mut granted = policy.services.services.iter();
     // A portal that does not exist yet stays out of reach; calls to it go to a process that is started later.
-    let has_portal = granted.any(|service| Resource::of(&service.tool) == Resource::Portal)
-        && settings.portal.is_dir();
+    let now = Timestamp::now();
+    let has_portal = granted.any(|service| {
+        service.serves_at(caller, now) && Resource::of(&service.tool) == Resource::Portal
+    }) && settings.portal.is_dir();
     let (own, limits) = if has_portal {
         (Some(Resource::Portal), portal_limits(&settings))
     } else {

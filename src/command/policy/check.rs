@@ -105,7 +105,15 @@ impl CheckVerdict {
         let at = declared_at.map_or_else(String::new, |place| format!(" ({place})"));
         let denial = question.denial(&services);
         let reason = match &denial {
-            None => format!("`{caller}` is a consumer of `{name}` on `{machine}`{at}"),
+            None => {
+                let asked = question.arguments.is_some();
+                let conditions = service.map(|service| service.conditions.describe());
+                let conditions = conditions.filter(|some| !asked && !some.is_empty());
+                let only_if =
+                    conditions.map(|some| format!("; its conditions: {}", some.join("; ")));
+                let only_if = only_if.unwrap_or_default();
+                format!("`{caller}` is a consumer of `{name}` on `{machine}`{at}{only_if}")
+            }
             Some(denial) => reason(denial, question, machine, &at),
         };
         Self {
@@ -234,13 +242,13 @@ fn change(
             Some(Denial::Expired { .. }) => {
                 format!("set a later time in `expires` of `{name}` ({at}), or remove it")
             }
+            Some(Denial::Condition(broken)) if broken.rule == "only" => format!(
+                "leave out `{}`, or add it to `only` of `{name}` ({at})",
+                broken.argument.escape_debug()
+            ),
             Some(Denial::Condition(broken)) => format!(
-                "send another value, or change `{}` of `{name}` ({at})",
-                if broken.rule == "only" {
-                    "only"
-                } else {
-                    "where"
-                }
+                "send `{}` as the rule says, or change `where` of `{name}` ({at})",
+                broken.argument
             ),
             _ => "leave out that argument: only the service may set it, with `with`".to_owned(),
         };

@@ -89,8 +89,8 @@ fn rules(fields: Fields<'_, '_>, findings: &mut Findings) -> BTreeMap<String, Ar
             continue;
         };
         let fields = fields.strict();
-        fields.known("a rule", &RULE_KEYS, findings);
         let before = findings.count();
+        fields.known("a rule", &RULE_KEYS, findings);
         let rule = rule(fields, findings);
         // A rule with a fault says less than was meant.
         if findings.count() == before {
@@ -202,8 +202,8 @@ fn only(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<BTreeSet<Stri
 fn expires(fields: Fields<'_, '_>, findings: &mut Findings) -> Option<Expiry> {
     let Text { text, at } = fields.text_like("expires", || TIME.to_owned(), findings)?;
     let expiry = Expiry::try_from(text.to_owned());
-    if expiry.is_err() {
-        let message = format!("{} is not a time in RFC 3339", quote(text));
+    if let Err(why) = expiry {
+        let message = format!("{}: {why}", quote(text));
         findings
             .error(Code::InvalidCondition, at, message)
             .help(TIME);

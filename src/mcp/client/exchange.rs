@@ -53,6 +53,9 @@ pub(super) struct Exchange<R, W> {
 /// Receives the progress of a call: the parameters of `notifications/progress`.
 pub(crate) type ProgressSink = mpsc::Sender<Box<RawValue>>;
 
+/// Maximum length of a report of progress that is passed on, in bytes; longer ones are dropped.
+pub(crate) const PROGRESS_BYTES_MAX: usize = 64 * 1024;
+
 /// Maximum number of reports of progress that wait to be passed on; further ones are dropped.
 pub(crate) const PROGRESS_MAX: usize = 16;
 
@@ -137,7 +140,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Exchange<R, W> {
                 }
                 Meaning::Progress(params) => {
                     budget.refresh();
-                    if let Some(progress) = &self.progress {
+                    if let Some(progress) = &self.progress
+                        && params.get().len() <= PROGRESS_BYTES_MAX
+                    {
                         // A caller that is slow misses some.
                         let _ = progress.try_send(params);
                     }

@@ -1,9 +1,11 @@
 //! Lets a client name files instead of passing their content, which models cannot copy: the tools of providers get
 //! arguments that are paths below one folder.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Component, Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rmcp::model::Tool;
 use rustix::fs::Mode;
@@ -21,7 +23,9 @@ const FILE: &str = "file";
 /// The argument that names a file to create.
 const SAVE_AS: &str = "save_as";
 /// Arguments for pieces, which a client with files does not need.
-const OF_PIECES: [&str; 6] = ["offset", "final", "size", "sha256", "length", "resume"];
+const PIECE_ARGUMENTS: [&str; 6] = ["offset", "final", "size", "sha256", "length", "resume"];
+/// The argument that asks for a list of files instead of one.
+const ENTRIES: &str = "entries";
 /// Permissions of a new file.
 const MODE: u32 = 0o644;
 
@@ -30,10 +34,12 @@ const MODE: u32 = 0o644;
 pub(crate) struct FileFolder {
     dir: Dir,
     path: PathBuf,
+    /// What the client was told of each tool, by provider and service: a call must mean the same.
+    told: Mutex<HashMap<(String, String), FileUse>>,
 }
 
 /// How a tool transfers files.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum FileUse {
     None,
     /// Its argument takes the content of a file.
@@ -92,20 +98,31 @@ impl FileFolder {
         Ok(Self {
             dir: Dir::open(path, SEARCH, BENEATH)?,
             path: path.canonicalize()?,
+            told: Mutex::default(),
         })
     }
 
     /// Changes a listed tool's schema: a path stands for content in base64.
-    pub(super) fn describe(&self, listed: &mut Value) {
+    pub(super) fn describe(&self, provider: &str, listed: &mut Value) {
         let Ok(tool) = serde_json::from_value::<Tool>(listed.clone()) else {
             return;
         };
         let folder = self.path.display();
-        let (name, text, replaced) = match FileUse::of(&tool) {
+        let file_use = FileUse::of(&tool);
+        self.told().insert(
+            (provider.to_owned(), tool.name.to_string()),
+            file_use.clone(),
+        );
+        let (name, text, replaced) = match file_use {
             FileUse::None => return,
             FileUse::Sends { argument, .. } => {
+                let property = pieces::argument(&tool, &argument);
+                // Of base64, which has four characters for three bytes.
+                let max = property.and_then(|property| property.get("maxLength")?.as_u64());
+                let max = max.map(|max| format!("; at most {} bytes", max / 4 * 3));
                 let text = format!(
-                    "Path of a file below `{folder}`, whose content is sent as `{argument}`"
+                    "Path of a file below `{folder}`, whose content is sent as `{argument}`{}",
+                    max.unwrap_or_default()
                 );
                 (FILE, text, Some(argument))
             }
@@ -128,10 +145,13 @@ impl FileFolder {
         };
         if let Some(properties) = input.get_mut("properties").and_then(Value::as_object_mut) {
             properties.retain(|one, _| {
-                !OF_PIECES.contains(&one.as_str()) && replaced.as_ref() != Some(one)
+                !PIECE_ARGUMENTS.contains(&one.as_str()) && replaced.as_ref() != Some(one)
             });
             let property = json!({"type": "string", "description": text});
             properties.insert(name.to_owned(), property);
+        }
+        if let Some(required) = input.get_mut("required").and_then(Value::as_array_mut) {
+            required.retain(|one| !PIECE_ARGUMENTS.iter().any(|piece| one == piece));
         }
         for required in input
             .get_mut("required")
@@ -151,10 +171,17 @@ impl FileFolder {
     /// Takes the file that a call names out of its arguments.
     pub(super) fn take(
         &self,
+        provider: &str,
         tool: &Tool,
         arguments: &mut Map<String, Value>,
     ) -> Result<FileCall, String> {
         let file_use = FileUse::of(tool);
+        let key = (provider.to_owned(), tool.name.to_string());
+        if self.told().get(&key).is_some_and(|told| *told != file_use) {
+            let text =
+                "the tool takes files differently than when it was listed; list the tools again";
+            return Err(text.to_owned());
+        }
         let name = match file_use {
             FileUse::None => return Ok(FileCall::Plain),
             FileUse::Sends { .. } => FILE,
@@ -165,11 +192,22 @@ impl FileFolder {
             Some(Value::String(path)) => self.relative(&path)?,
             Some(_) => return Err(format!("`{name}` is not a string")),
         };
+        arguments.retain(|_, value| !value.is_null());
+        let own = PIECE_ARGUMENTS.iter().chain([&ENTRIES]);
+        if let Some(other) = own
+            .into_iter()
+            .find(|other| arguments.contains_key(**other))
+        {
+            return Err(format!("send either `{name}` or `{other}`, not both"));
+        }
         let FileUse::Sends { argument, pieces } = file_use else {
             return Ok(FileCall::Receive(self.new_file(&path)?));
         };
-        if arguments.contains_key(&argument) {
-            return Err(format!("`{FILE}` and `{argument}` exclude each other"));
+        if arguments
+            .get(&argument)
+            .is_some_and(|value| !value.is_null())
+        {
+            return Err(format!("send either `{FILE}` or `{argument}`, not both"));
         }
         let file = self.existing(&path)?;
         let size = file.metadata().map(|metadata| metadata.len());
@@ -183,12 +221,16 @@ impl FileFolder {
         read.map_err(|why| unreadable(&path, &why))?;
         if bytes.len() as u64 > ONE_CALL_MAX {
             return Err(format!(
-                "`{}` has more than {} MiB, the maximum for `{argument}`",
+                "`{}` is larger than {} MiB, the maximum for `{argument}`",
                 shown(&path),
                 ONE_CALL_MAX / 1024 / 1024
             ));
         }
         Ok(FileCall::SendWhole { argument, bytes })
+    }
+
+    fn told(&self) -> MutexGuard<'_, HashMap<(String, String), FileUse>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns a path as one below the folder; it may also be written in full.
@@ -214,7 +256,7 @@ impl FileFolder {
                 "there is no file `{quoted}` below `{}`",
                 self.path.display()
             )),
-            Err(NotRead::Link) => Err(format!("`{quoted}` leads through a link")),
+            Err(NotRead::Link) => Err(format!("`{quoted}` contains a symbolic link")),
             Err(NotRead::NotRegular) => Err(format!("`{quoted}` is not a regular file")),
             Err(NotRead::System(why)) => Err(unreadable(path, &why.into())),
         }
@@ -229,12 +271,16 @@ impl FileFolder {
         let parent = if parent.is_empty() { "." } else { parent };
         let parent = self.dir.dir(parent).map_err(|why| match why {
             Errno::NOENT | Errno::NOTDIR => format!("the folder of `{quoted}` does not exist"),
-            Errno::LOOP => format!("`{quoted}` leads through a link"),
+            Errno::LOOP => format!("`{quoted}` contains a symbolic link"),
             why => format!("the folder of `{quoted}` cannot be opened: {why}"),
         })?;
         match parent.stat(name) {
             Ok(None) => {}
-            Ok(Some(_)) => return Err(format!("`{quoted}` exists, and files are not replaced")),
+            Ok(Some(_)) => {
+                return Err(format!(
+                    "`{quoted}` already exists, and files are not replaced"
+                ));
+            }
             Err(why) => return Err(format!("`{quoted}` cannot be looked up: {why}")),
         }
         let made = parent.create_unused(
@@ -275,7 +321,7 @@ impl NewFile {
             Ok(()) => {}
             Err(Errno::EXIST) => {
                 return Err(format!(
-                    "`{}` exists by now, and files are not replaced",
+                    "`{}` was created in the meantime, and files are not replaced",
                     shown(&self.path)
                 ));
             }

@@ -1,24 +1,33 @@
 //! A connection to a provider, for one request of a client.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rmcp::model::{ErrorData, Tool};
 use serde_json::{Map, Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::files::{FileCall, FileFolder, NewFile};
-use super::{Gateway, Providers};
+use super::{Gateway, LIST_MAX, Providers};
 use crate::dir::write_in_parts;
-use crate::mcp::LINE_MAX;
 use crate::mcp::client::pieces::{
     ArgumentPayload, Fetched, Fetching, PayloadSource, Pieces, PiecesError,
 };
-use crate::mcp::client::{Called, Client, ClientError, ProgressSink};
-use crate::mcp::server::call::{AnswerResult, failed};
-use crate::mcp::shown;
+use crate::mcp::client::{Called, Client, ClientError, ProgressSink, UpstreamAnswer};
+use crate::mcp::server::call::{AnswerResult, failed, of_provider};
+use crate::mcp::{LINE_MAX, OVERLOADED, shown};
 use crate::transport::TransportEnd;
+
+/// Maximum time for which a call waits for a provider that has too many of them.
+const OVERLOADED_MAX: Duration = Duration::from_secs(30);
+/// Maximum length of a result that is passed on, in bytes: the official TypeScript clients close the connection at a line
+/// of 10 MiB.
+const RESULT_MAX: usize = 9 * 1024 * 1024;
+/// Minimum pause before a call is repeated.
+const RETRY_MIN: Duration = Duration::from_millis(50);
 
 /// An open connection.
 pub(super) struct Provider {
@@ -113,7 +122,7 @@ impl Provider {
         arguments: Map<String, Value>,
     ) -> Result<AnswerResult, ErrorData> {
         match self.try_call(service, arguments).await {
-            Ok(result) => Ok(AnswerResult::Upstream(result, 0)),
+            Ok(result) => Ok(result),
             Err(CallFault::Refused(error)) => Err(error),
             Err(CallFault::Told(text)) => {
                 let text = format!("`{}`: {text}", shown(&self.name));
@@ -126,16 +135,17 @@ impl Provider {
         &mut self,
         service: &str,
         mut arguments: Map<String, Value>,
-    ) -> Result<Value, CallFault> {
+    ) -> Result<AnswerResult, CallFault> {
         let Some(files) = self.files.clone() else {
             return self.plain_call(service, arguments).await;
         };
-        let tools = self.client.tools().await?;
+        let tools = timeout(LIST_MAX, self.client.tools()).await;
+        let tools = tools.map_err(|_| "it does not list its tools in time".to_owned())??;
         let tools: Vec<&Tool> = tools.iter().map(crate::text::Foreign::raw).collect();
         let Some(tool) = tools.into_iter().find(|tool| tool.name == service) else {
             return self.plain_call(service, arguments).await;
         };
-        match files.take(tool, &mut arguments)? {
+        match files.take(&self.name, tool, &mut arguments)? {
             FileCall::Plain => self.plain_call(service, arguments).await,
             FileCall::SendWhole { argument, bytes } => {
                 arguments.insert(argument, STANDARD.encode(bytes).into());
@@ -153,10 +163,20 @@ impl Provider {
         &mut self,
         service: &str,
         arguments: Map<String, Value>,
-    ) -> Result<Value, CallFault> {
+    ) -> Result<AnswerResult, CallFault> {
         self.client.pass_on_progress(self.progress.clone());
-        let called = self.client.call(service, arguments, false).await?;
-        value(&called)
+        let since = Instant::now();
+        loop {
+            let called = self.client.call_unread(service, arguments.clone()).await;
+            match called {
+                Ok(answer) => return passed_on(&answer),
+                Err(fault) => match retry_after(&fault) {
+                    // It did not run. Over one connection, calls of the same service would wait for each other.
+                    Some(pause) if since.elapsed() + pause < OVERLOADED_MAX => sleep(pause).await,
+                    _ => return Err(fault.into()),
+                },
+            }
+        }
     }
 
     async fn send(
@@ -165,7 +185,7 @@ impl Provider {
         arguments: &Map<String, Value>,
         pieces: Pieces,
         source: PayloadSource,
-    ) -> Result<Value, CallFault> {
+    ) -> Result<AnswerResult, CallFault> {
         let Pieces::Up {
             argument,
             size,
@@ -194,7 +214,7 @@ impl Provider {
         service: &str,
         arguments: &Map<String, Value>,
         mut file: NewFile,
-    ) -> Result<Value, CallFault> {
+    ) -> Result<AnswerResult, CallFault> {
         let mut moved = moved(self.progress.clone());
         let mut fetching = Fetching::default();
         let new = |_| file.file().try_clone();
@@ -228,16 +248,40 @@ impl Provider {
         };
         structured.shift_remove("data");
         structured.insert("saved_as".to_owned(), path.clone().into());
-        Ok(json!({
+        let result = json!({
             "content": [{"type": "text", "text": format!("saved {size} bytes as `{path}`")}],
             "structuredContent": structured,
-        }))
+        });
+        Ok(AnswerResult::Upstream(result, 0))
     }
 }
 
-fn value(called: &Called) -> Result<Value, CallFault> {
+/// Returns the time after which a call may be repeated that the provider was too busy to run.
+fn retry_after(fault: &ClientError) -> Option<Duration> {
+    let ClientError::Refused { refusal, .. } = fault else {
+        return None;
+    };
+    let refusal = refusal.raw();
+    let seconds = refusal.data.as_ref()?.get("retryAfterSeconds")?.as_f64()?;
+    let pause = Duration::try_from_secs_f64(seconds).ok()?;
+    (refusal.code.0 == OVERLOADED).then(|| pause.max(RETRY_MIN))
+}
+
+/// Returns a result that is passed on, without what would ask the client's user something.
+fn passed_on(answer: &UpstreamAnswer) -> Result<AnswerResult, CallFault> {
+    let (UpstreamAnswer::Result(text) | UpstreamAnswer::Error(text)) = answer;
+    let bytes = text.get().len();
+    if bytes > RESULT_MAX {
+        let (size, max) = (bytes.div_ceil(1024 * 1024), RESULT_MAX / 1024 / 1024);
+        let text = format!("the result has {size} MiB; at most {max} MiB are passed on");
+        return Err(CallFault::Told(text));
+    }
+    of_provider(answer).map_err(CallFault::Refused)
+}
+
+fn value(called: &Called) -> Result<AnswerResult, CallFault> {
     let value = called.value().map_err(|why| why.to_string())?;
-    Ok(value.raw().clone())
+    Ok(AnswerResult::Upstream(value.raw().clone(), 0))
 }
 
 /// Reports the progress of a transfer, in bytes.

@@ -7,7 +7,7 @@ mod connection;
 mod error_output;
 mod exchange;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -35,8 +35,8 @@ const PAUSE_WAITED: Duration = Duration::from_secs(2);
 #[derive(Default)]
 pub(super) struct Upstreams {
     places: Mutex<HashMap<(Caller, ServerName), Arc<UpstreamPlace>>>,
-    /// Tools whose definition was not the pinned one when it was last checked.
-    changed: Mutex<BTreeMap<(ServerName, UpstreamToolName), ToolChange>>,
+    /// Tools whose definition was not the pinned one when it was last checked, for each caller: each has a process.
+    changed: Mutex<HashMap<(Caller, ServerName, UpstreamToolName), ToolChange>>,
 }
 
 /// A tool whose definition was not the pinned one.
@@ -71,8 +71,9 @@ pub(super) struct UpstreamTarget<'a> {
 }
 
 impl UpstreamTarget<'_> {
-    fn key(&self) -> Option<(ServerName, UpstreamToolName)> {
-        Some((self.name.clone(), self.tool.name().parse().ok()?))
+    fn key(&self) -> Option<(Caller, ServerName, UpstreamToolName)> {
+        let tool = self.tool.name().parse().ok()?;
+        Some((self.caller.clone(), self.name.clone(), tool))
     }
 }
 
@@ -178,22 +179,34 @@ impl Upstreams {
         }
     }
 
-    /// Returns the tools whose definition was not the one that is pinned now.
-    pub(super) fn changed(&self, services: &Services) -> Vec<ServiceTool> {
+    /// Returns the tools whose definition was not the one that is pinned now, for this caller or, without one, for any.
+    pub(super) fn changed(
+        &self,
+        services: &Services,
+        caller: Option<&Caller>,
+    ) -> BTreeSet<ServiceTool> {
         let changed = lock(&self.changed);
-        let changed = changed.iter().filter_map(|((server, tool), change)| {
-            let pinned = services.servers.get(server)?.tools.get(tool)?;
-            let tool = ServiceTool::Upstream(server.clone(), tool.clone());
-            (pinned.digest() == change.pinned).then_some(tool)
-        });
+        let changed = changed
+            .iter()
+            .filter_map(|((whose, server, tool), change)| {
+                let pinned = services.servers.get(server)?.tools.get(tool)?;
+                let tool = ServiceTool::Upstream(server.clone(), tool.clone());
+                let is_asked = caller.is_none_or(|caller| caller == whose);
+                (is_asked && pinned.digest() == change.pinned).then_some(tool)
+            });
         changed.collect()
     }
 
-    /// Returns whether it is time to check a changed tool again, and counts it as checked: it is not offered, so no call
-    /// would find out that it is described as pinned again.
-    pub(super) fn is_due(&self, server: &ServerName, tool: &UpstreamToolName) -> bool {
+    /// Returns whether it is time to check a caller's changed tool again, and counts it as checked: it is not offered, so
+    /// no call would find out that it is described as pinned again.
+    pub(super) fn is_due(
+        &self,
+        caller: &Caller,
+        server: &ServerName,
+        tool: &UpstreamToolName,
+    ) -> bool {
         let mut changed = lock(&self.changed);
-        let change = changed.get_mut(&(server.clone(), tool.clone()));
+        let change = changed.get_mut(&(caller.clone(), server.clone(), tool.clone()));
         change.is_some_and(|change| {
             let is_due = change.checked.elapsed() >= LIST_AGE_MAX;
             if is_due {

@@ -15,6 +15,7 @@ use std::process::{Child, Command};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
@@ -334,8 +335,9 @@ impl House for WorkerResources {
     fn start(&self, resource: Resource) -> io::Result<OwnedFd> {
         let policy = self.state.watcher.current();
         let mut services = policy.services.services.iter();
-        let is_granted =
-            services.any(|one| one.serves(&self.caller) && Resource::of(&one.tool) == resource);
+        let now = Timestamp::now();
+        let is_granted = services
+            .any(|one| one.serves_at(&self.caller, now) && Resource::of(&one.tool) == resource);
         if !is_granted {
             return Err(io::ErrorKind::PermissionDenied.into());
         }

@@ -247,8 +247,19 @@ impl AnswerResult {
     }
 }
 
-/// Builds the answer from that of an upstream. A JSON-RPC error is passed on as one.
+/// Builds the answer from that of an upstream, without what would look like an answer of this server's own.
 pub(super) fn of_upstream(answer: &UpstreamAnswer) -> Result<AnswerResult, ErrorData> {
+    let mut answer = of_provider(answer)?;
+    if let AnswerResult::Upstream(result, _) = &mut answer
+        && let Some(Value::Object(meta)) = result.get_mut("_meta")
+    {
+        meta.retain(|key, _| !key.starts_with(OWN_KEYS));
+    }
+    Ok(answer)
+}
+
+/// Builds the answer from that of another server. A JSON-RPC error is passed on as one.
+pub(in crate::mcp) fn of_provider(answer: &UpstreamAnswer) -> Result<AnswerResult, ErrorData> {
     let unusable = |why: &str| failed(format!("the server's answer is unusable: {why}")).into();
     match answer {
         UpstreamAnswer::Result(result) => {
@@ -261,15 +272,12 @@ pub(super) fn of_upstream(answer: &UpstreamAnswer) -> Result<AnswerResult, Error
                 }
                 None => return Ok(unusable("it is nested too deeply")),
             }
-            let Ok(Value::Object(mut result)) = serde_json::from_str(text) else {
+            let Ok(Value::Object(result)) = serde_json::from_str(text) else {
                 return Ok(unusable("it is not an object"));
             };
             // Otherwise, its server could ask the caller's user something in this machine's name.
             if result.get("resultType").is_some_and(|is| is != "complete") {
                 return Ok(unusable("it is not complete"));
-            }
-            if let Some(Value::Object(meta)) = result.get_mut("_meta") {
-                meta.retain(|key, _| !key.starts_with(OWN_KEYS));
             }
             Ok(AnswerResult::Upstream(result.into(), text.len() as u64))
         }

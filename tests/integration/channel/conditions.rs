@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::text;
 use super::world::World;
+use super::{text, upstreams};
 
 const TOOLS: &str = "{tools: {deploy: {description: Deploys, command: [/bin/echo, \"{env}\", \"{path}\"], arguments: {env: {type: string, \
     description: Where}, path: {type: string, optional: true}}}}}";
@@ -33,7 +33,7 @@ fn a_caller_sees_the_conditions_and_is_told_which_one_it_breaks() {
             "type": "object",
             "properties": {
                 "env": {"type": "string", "description": "Where", "enum": ["staging", "prod"], "maxLength": 7},
-                "path": {"type": "string", "maxLength": 1000, "description": "It must be a path below `/srv/app`, without `..`."},
+                "path": {"type": "string", "maxLength": 1000, "description": "It must be `/srv/app` or a path below it."},
             },
             "required": ["env"],
             "additionalProperties": false,
@@ -52,10 +52,11 @@ fn a_caller_sees_the_conditions_and_is_told_which_one_it_breaks() {
     };
     let env = "`env` must be one of \"staging\", \"prod\" (`enum`)";
     refused(json!({"env": "test"}), env);
-    refused(json!({}), env);
-    refused(json!({"env": null}), env);
+    let missing = "`env` must be sent (`enum`)";
+    refused(json!({}), missing);
+    refused(json!({"env": null}), missing);
     refused(json!({"env": ["prod"]}), env);
-    let path = "`path` must be a path below `/srv/app`, without `..` (`path_under`)";
+    let path = "`path` must be `/srv/app` or a path below it (`path_under`)";
     refused(json!({"env": "prod", "path": "/srv/app/../x"}), path);
     refused(json!({"env": "prod", "path": "/srv/appx"}), path);
     server.end();
@@ -77,7 +78,7 @@ fn only_listed_arguments_are_sent_and_listed() {
     assert_eq!(properties.unwrap().keys().collect::<Vec<_>>(), ["env"]);
     assert_eq!(text(&alice.call("run", &json!({"env": "prod"}))), "prod\n");
     let answer = alice.call("run", &json!({"env": "prod", "path": "x", "other": 1}));
-    let why = "`other` may not be sent: the service takes only env (`only`)";
+    let why = "`other` may not be sent: the service takes only `env` (`only`)";
     assert_eq!(answer["result"]["content"][0]["text"], why);
 }
 
@@ -105,5 +106,47 @@ fn a_service_that_is_over_is_like_one_that_does_not_exist() {
     assert_eq!(
         calls[1]["reason"],
         "the service expired at 2001-02-03T03:05:06Z"
+    );
+}
+
+#[test]
+fn only_is_about_what_a_caller_sends_and_not_about_what_is_fixed() {
+    let service = "{name: run, tool: deploy, consumers: [alice], with: {path: /srv}, only: [env]}";
+    let world = provider(&[service]);
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    let answer = alice.call("run", &json!({"env": "prod"}));
+    assert_eq!(text(&answer), "prod /srv\n");
+    // A fixed argument may be repeated.
+    let answer = alice.call("run", &json!({"env": "prod", "path": "/srv"}));
+    assert_eq!(text(&answer), "prod /srv\n");
+}
+
+#[test]
+fn a_rule_has_no_other_spelling_to_an_upstream() {
+    let service =
+        "{name: run, tool: fake/echo, consumers: [alice], where: {owner: {enum: [acme]}}}";
+    let Some(world) = upstreams::provider("{fake: {command: [FAKE]}}", &[service]) else {
+        return;
+    };
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    let schema = alice.list()["result"]["tools"][0]["inputSchema"].take();
+    assert_eq!(schema["properties"]["owner"]["enum"], json!(["acme"]));
+    assert_eq!(schema["additionalProperties"], false);
+    text(&alice.call("run", &json!({"owner": "acme", "text": "x"})));
+    let mut refused = |arguments: Value, why: &str| {
+        let answer = alice.call("run", &arguments);
+        assert_eq!(answer["result"]["content"][0]["text"], why, "{answer}");
+        assert_eq!(answer["result"]["isError"], true);
+    };
+    refused(
+        json!({"owner": "acme", "Owner": "other"}),
+        "the caller may not set `Owner`",
+    );
+    refused(json!({"Owner": "other"}), "the caller may not set `Owner`");
+    refused(
+        json!({"owner": "other"}),
+        "`owner` must be one of \"acme\" (`enum`)",
     );
 }

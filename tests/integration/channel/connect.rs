@@ -455,7 +455,7 @@ fn a_dead_and_a_silent_socket_end_it_with_4_in_time() {
     let nothing = crate::harness::Anklume::new()
         .args(["mcp", "connect"])
         .run();
-    nothing.is(2, "", "error: neither a provider nor a socket is named\n  = help: `anklume mcp connect PROVIDER`, or `anklume mcp connect --socket PATH`\n");
+    nothing.is(2, "", "error: neither a provider nor a socket is named\n  = help: `anklume mcp connect PROVIDER`, or `anklume mcp connect --socket PATH`; inside a machine, neither is needed\n");
 }
 
 #[test]

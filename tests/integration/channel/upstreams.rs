@@ -17,7 +17,7 @@ use crate::harness::python;
 
 /// A provider with these servers, each a line of YAML, and these services, whose tools are pinned as they are now; with
 /// `PYTHON` for the interpreter of the tests, `FAKE` for the tests' own server, and `HERE` for the world's folder.
-fn provider(servers: &str, services: &[&str]) -> Option<World> {
+pub(super) fn provider(servers: &str, services: &[&str]) -> Option<World> {
     let python = python("python3")?;
     let world = World::empty();
     let fake = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/upstream.py");

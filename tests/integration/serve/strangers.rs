@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use crate::harness::{ANKLUME, have, have_program, python, scrub};
 
 /// A program from a package in `target/node`, run by node.
-fn node_program(package: &str, file: &str) -> Option<(&'static str, PathBuf)> {
+pub(crate) fn node_program(package: &str, file: &str) -> Option<(&'static str, PathBuf)> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("target/node/node_modules")
         .join(package)

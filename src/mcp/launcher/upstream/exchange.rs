@@ -17,13 +17,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::error_output::ErrorOutput;
 use crate::child::{GRACE, RunningProgram};
-use crate::mcp::client::{Incoming, ProgressSink, UpstreamAnswer, incoming};
+use crate::mcp::client::{Incoming, PROGRESS_BYTES_MAX, ProgressSink, UpstreamAnswer, incoming};
 use crate::mcp::framing::{Line, Lines};
 
 /// Maximum length of a message from an upstream, in bytes: an image of 8 MiB in base64, twice.
 const LINE_MAX: usize = 32 * 1024 * 1024;
-/// Maximum length of a report of progress, in bytes; longer ones are dropped.
-const PROGRESS_BYTES_MAX: usize = 64 * 1024;
 /// Maximum number of messages and bytes that an upstream may send without answering.
 const STRAY_MAX: usize = 20_000;
 const STRAY_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -181,7 +179,10 @@ pub(super) async fn exchange(
             },
             line = lines.next() => match line {
                 Ok(Some(line)) => {
-                    last = Instant::now();
+                    // Without a call, what it says is no use of it.
+                    if !is_idle {
+                        last = Instant::now();
+                    }
                     if !session.receive(&line) {
                         break UpstreamEnd::SentTooMuch;
                     }
