@@ -510,6 +510,76 @@ fn mcporter_hands_in_a_file() {
     });
 }
 
+/// Serves one hostile answer to each request, as an MCP server at this socket.
+fn hostile(socket: &std::path::Path, tools: Value, result: String) {
+    let listener = UnixListener::bind(socket).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let mut line = String::new();
+            while reader.read_line(&mut line).unwrap_or_default() > 0 {
+                let request: Value = serde_json::from_str(&line).unwrap();
+                line.clear();
+                let answer = match request["method"].as_str().unwrap() {
+                    "initialize" => json!({"protocolVersion": "2025-11-25", "capabilities": {}, "serverInfo": {"name": "x", "version": "0"}}).to_string(),
+                    "tools/list" => json!({"tools": tools}).to_string(),
+                    "tools/call" => result.clone(),
+                    _ => continue,
+                };
+                let line = format!(
+                    "{{\"jsonrpc\":\"2.0\",\"id\":{},\"result\":{answer}}}\n",
+                    request["id"]
+                );
+                // The other side may have closed the connection.
+                let _ = stream.write_all(line.as_bytes());
+            }
+        }
+    });
+}
+
+#[test]
+fn a_hostile_provider_costs_only_its_own_tools() {
+    let world = World::new(&SERVICES[..1]);
+    let server = world.listen();
+    let consumer = Consumer::new(&[("vault", &server)]);
+    let schema = json!({"type": "object"});
+    let tool = |name: &str| json!({"name": name, "inputSchema": schema});
+    let tools = json!([
+        tool("good"),
+        tool("good"),
+        tool(""),
+        tool("\u{1b}[2J"),
+        tool(&"x".repeat(1000)),
+        {"name": "no_object", "inputSchema": {}},
+        {"name": "text", "inputSchema": schema, "outputSchema": {"type": "string"}},
+    ]);
+    let long = json!({"content": [{"type": "text", "text": "x".repeat(10 * 1024 * 1024)}]});
+    hostile(&consumer.path("sockets/bad.sock"), tools, long.to_string());
+    let wide = json!([{"name": "wide", "description": "x".repeat(2 * 1024 * 1024), "inputSchema": schema}]);
+    hostile(&consumer.path("sockets/wide.sock"), wide, "{}".to_owned());
+    let asks = json!({"resultType": "input_required", "inputRequests": {}}).to_string();
+    hostile(
+        &consumer.path("sockets/asks.sock"),
+        json!([tool("ask")]),
+        asks,
+    );
+    let mut agent = Agent::start(consumer.command(&[]));
+    assert_eq!(
+        names(&agent.list()),
+        ["asks__ask", "bad__good", "vault__copy"]
+    );
+    let why = agent.failure("bad__good", &json!({}));
+    assert_eq!(
+        why,
+        "`bad`: the result has 11 MiB; at most 9 MiB are passed on"
+    );
+    let why = agent.failure("asks__ask", &json!({}));
+    assert_eq!(why, "the server's answer is unusable: it is not complete");
+    text(&agent.call("vault__copy", &json!({"content": "x"})));
+    agent.end();
+}
+
 #[test]
 fn one_provider_with_files_has_its_own_names() {
     let world = World::new(&SERVICES);
