@@ -150,3 +150,29 @@ fn a_rule_has_no_other_spelling_to_an_upstream() {
         "`owner` must be one of \"acme\" (`enum`)",
     );
 }
+
+#[test]
+fn a_built_in_tool_has_conditions_too() {
+    let service = "{name: push, tool: file_accept, consumers: [alice], where: {path: {path_under: in}, data: {max_bytes: 8}}, only: [path, data]}";
+    let world = World::new(&[service]);
+    let server = world.listen();
+    let mut alice = server.peer("alice");
+    let schema = alice.list()["result"]["tools"][0]["inputSchema"].take();
+    let arguments = schema["properties"].as_object().unwrap();
+    assert_eq!(arguments.keys().collect::<Vec<_>>(), ["path", "data"]);
+    assert_eq!(schema["properties"]["data"]["maxLength"], 8);
+    text(&alice.call("push", &json!({"path": "in/a", "data": "aGVsbG8="})));
+    let mut refused = |arguments: Value, why: &str| {
+        let answer = alice.call("push", &arguments);
+        assert_eq!(answer["result"]["content"][0]["text"], why, "{answer}");
+    };
+    let path = "`path` must be `in` or a path below it (`path_under`)";
+    refused(json!({"path": "out/a", "data": "aGk="}), path);
+    refused(json!({"path": "in/../a", "data": "aGk="}), path);
+    refused(
+        json!({"path": "in/b", "data": "aGVsbG8gd29ybGQ="}),
+        "`data` must be text of at most 8 bytes (`max_bytes`)",
+    );
+    let only = "`offset` may not be sent: the service takes only `data`, `path` (`only`)";
+    refused(json!({"path": "in/b", "data": "aGk=", "offset": 0}), only);
+}

@@ -71,7 +71,7 @@ impl Consumer {
 struct Agent {
     child: Child,
     stdin: Option<ChildStdin>,
-    stdout: BufReader<ChildStdout>,
+    stdout: Option<BufReader<ChildStdout>>,
 }
 
 impl Agent {
@@ -80,7 +80,7 @@ impl Agent {
         let mut child = piped.spawn().unwrap();
         Self {
             stdin: child.stdin.take(),
-            stdout: BufReader::new(child.stdout.take().unwrap()),
+            stdout: child.stdout.take().map(BufReader::new),
             child,
         }
     }
@@ -92,7 +92,8 @@ impl Agent {
     #[track_caller]
     fn receive(&mut self) -> Value {
         let mut line = String::new();
-        self.stdout.read_line(&mut line).unwrap();
+        let stdout = self.stdout.as_mut().unwrap();
+        stdout.read_line(&mut line).unwrap();
         serde_json::from_str(&line).unwrap_or_else(|why| panic!("{why}: {line:?}"))
     }
 
@@ -449,11 +450,16 @@ fn nulls_and_other_arguments_and_large_results_pass() {
     other.end();
 }
 
-/// Makes a client with a command line list the tools, and hand a file in.
-fn hands_in(client: impl Fn(&str, Option<&Value>) -> Option<Command>) {
+/// Makes a client with a command line list the tools, hand a file in, fetch one and get an image. `client` takes the
+/// command of the server, and a tool with its arguments, or nothing for the list.
+fn works_with_files(client: impl Fn(&str, Option<(&str, &Value)>) -> Option<Command>) {
+    let Some(pictures) = upstreams::fake("echo", "") else {
+        return;
+    };
     let world = World::new(&SERVICES);
-    let server = world.listen();
-    let consumer = Consumer::new(&[("vault", &server)]);
+    world.write("portal/outgoing/all/note", "hello");
+    let (server, pictures_server) = (world.listen(), pictures.listen());
+    let consumer = Consumer::new(&[("vault", &server), ("pictures", &pictures_server)]);
     fs::write(consumer.path("files/in"), "handed in").unwrap();
     // Some clients do not pass the environment on to the programs that they start.
     let line = format!(
@@ -470,24 +476,34 @@ fn hands_in(client: impl Fn(&str, Option<&Value>) -> Option<Command>) {
         assert_eq!(ran.status, 0, "{ran:?}");
         ran.stdout
     };
+    let call =
+        |name: &str, arguments: Value| said(client(&line, Some((name, &arguments))).unwrap());
     let listed = said(list);
     assert!(
         listed.contains("vault__drop_off") && listed.contains("save_as"),
         "{listed}"
     );
-    said(client(&line, Some(&json!({"path": "in", "file": "in"}))).unwrap());
+    call("vault__drop_off", json!({"path": "in", "file": "in"}));
     let arrived = world.path("portal/incoming/alice/in");
     assert_eq!(fs::read_to_string(arrived).unwrap(), "handed in");
+    call("vault__pick_up", json!({"path": "note", "save_as": "out"}));
+    let fetched = fs::read_to_string(consumer.path("files/out"));
+    assert_eq!(fetched.unwrap(), "hello");
+    let image = call("pictures__run", json!({"text": "x"}));
+    assert!(
+        image.contains("aW1hZ2U=") && image.contains("image/png"),
+        "{image}"
+    );
 }
 
 #[test]
-fn fastmcp_hands_in_a_file() {
-    hands_in(|line, arguments| {
+fn fastmcp_works_with_files() {
+    works_with_files(|line, call| {
         let mut command = Command::new(program("fastmcp")?);
-        match arguments {
+        match call {
             None => command.args(["list", "--command", line, "--json"]),
-            Some(arguments) => command
-                .args(["call", "--command", line, "--target", "vault__drop_off"])
+            Some((name, arguments)) => command
+                .args(["call", "--command", line, "--target", name, "--json"])
                 .args(["--input-json", &arguments.to_string()]),
         };
         Some(command)
@@ -495,18 +511,38 @@ fn fastmcp_hands_in_a_file() {
 }
 
 #[test]
-fn mcporter_hands_in_a_file() {
-    hands_in(|line, arguments| {
+fn mcporter_works_with_files() {
+    works_with_files(|line, call| {
         let (node, script) = node_program("mcporter", "dist/cli.js")?;
         let mut command = Command::new(node);
         command.arg(script);
-        match arguments {
+        match call {
             None => command.args(["list", "--stdio", line, "--schema"]),
-            Some(_) => command
-                .args(["call", "--stdio", line, "vault__drop_off"])
-                .args(["path=in", "file=in"]),
+            Some((name, arguments)) => command
+                .args(["call", "--stdio", line, name, "--output", "raw"])
+                .args(["--args", &arguments.to_string()]),
         };
         Some(command)
+    });
+}
+
+#[test]
+fn a_client_that_is_gone_takes_its_calls_with_it() {
+    let Some(world) = upstreams::fake("never", "") else {
+        return;
+    };
+    let server = world.listen();
+    let consumer = Consumer::new(&[("vault", &server)]);
+    let mut agent = Agent::start(consumer.command(&[]));
+    agent.send(&call(1, "vault__run", &json!({"text": "x"})));
+    until("the call runs", || upstreams::servers(&world) == 1);
+    // Its ends of the pipes are closed, as when it is killed.
+    agent.stdin = None;
+    agent.stdout = None;
+    assert!(agent.child.wait().unwrap().success());
+    until("its call has ended", || {
+        let calls = world.logged("call");
+        calls.iter().any(|line| line["outcome"] == "cancelled")
     });
 }
 
