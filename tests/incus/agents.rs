@@ -4,6 +4,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
+use crate::debian::{Init, debian};
 use crate::ssh::commit;
 use crate::world::World;
 
@@ -68,8 +69,9 @@ fn declared(page: &str, public_key: &str) -> [String; 2] {
     [first, whole]
 }
 
-/// The vault, with the server and the key of the page, and the agent's machine.
-fn vault_and_agent(page: &str) -> World {
+/// The vault, with the server and the key of the page, and the agent's machine, of this image if it is given; also
+/// returns the public key.
+fn vault_and_agent(page: &str, image: Option<&str>) -> (World, String) {
     let folder = tempfile::tempdir().unwrap();
     let key = folder.path().join("id_ed25519");
     let mut generate = Command::new("ssh-keygen");
@@ -77,7 +79,13 @@ fn vault_and_agent(page: &str) -> World {
     assert!(generate.arg(&key).status().unwrap().success());
     let public = std::fs::read_to_string(key.with_extension("pub")).unwrap();
     let private = std::fs::read_to_string(&key).unwrap();
-    let [first, whole] = declared(page, public.trim());
+    let [first, whole] = declared(page, public.trim()).map(|text| match image {
+        Some(image) => text.replace(
+            "{b}-agent: {",
+            &format!("{{b}}-agent: {{os_image: {image}, "),
+        ),
+        None => text,
+    });
     let mut world = World::new(&first);
     world.apply();
     let put = format!(
@@ -91,7 +99,7 @@ fn vault_and_agent(page: &str) -> World {
     assert_eq!(pinned.status, 0, "{}", pinned.stderr);
     world.lock = Some(pinned.read("anklume.lock"));
     world.apply();
-    world
+    (world, public)
 }
 
 /// The page's console blocks, as their lines.
@@ -105,7 +113,7 @@ fn consoles(page: &str) -> Vec<Vec<&str>> {
 #[test]
 fn an_agent_does_what_was_granted_and_nothing_else() {
     let page = include_str!("../../docs/agents.md");
-    let world = vault_and_agent(page);
+    let (world, _) = vault_and_agent(page, None);
     let consoles = consoles(page);
     assert_eq!(consoles[0], ["$ anklume mcp pin", "$ anklume apply"]);
     let config = consoles[1][0].strip_prefix("agent$ ").unwrap();
@@ -161,4 +169,33 @@ fn an_agent_does_what_was_granted_and_nothing_else() {
     let secrets = "grep -rl -e s3cret -e 'OPENSSH PRIVATE' /root /etc /srv /run 2>/dev/null";
     assert_eq!(world.exec(1, "agent", secrets).1, "");
     world.is_settled();
+}
+
+#[test]
+#[ignore = "long"]
+fn an_agent_s_commit_is_signed_by_the_vault() {
+    let page = include_str!("../../docs/agents.md");
+    let (world, public) = vault_and_agent(page, Some(debian(Init::Systemd)));
+    assert!(world.exec(1, "agent", Init::Systemd.up()).0);
+    let lines = consoles(page).remove(2);
+    let commands = lines
+        .iter()
+        .map(|line| line.strip_prefix("agent$ ").unwrap());
+    let commands = commands.collect::<Vec<_>>().join(" && ");
+    let signs = format!(
+        "git config --global user.name Agent && git config --global user.email agent@example.org && git init -q project && \
+         cd project && git add -A && {}",
+        commands.replace("commit -S", "commit --allow-empty -S")
+    );
+    let (done, said) = world.exec(1, "agent", &format!("{{ {signs}; }} 2>&1"));
+    assert!(done, "{said}");
+    let verifies = format!(
+        "echo 'agent@example.org {}' >signers && cd project && git -c gpg.ssh.allowedSignersFile=../signers verify-commit HEAD 2>&1",
+        public.trim()
+    );
+    let (done, said) = world.exec(1, "agent", &verifies);
+    assert!(
+        done && said.starts_with("Good \"git\" signature for agent@example.org"),
+        "{said}"
+    );
 }

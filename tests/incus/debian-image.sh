@@ -20,8 +20,8 @@ fail() {
 
 case $init in
 systemd)
-    # For an MCP server that is written in Python.
-    packages=systemd,systemd-sysv,dbus,gnupg,git,python3-venv
+    # For an MCP server that is written in Python, and for commits that are signed by SSH.
+    packages=systemd,systemd-sysv,dbus,gnupg,git,openssh-client,python3-venv
     finish() { :; }
     ;;
 openrc)
