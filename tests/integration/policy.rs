@@ -322,3 +322,128 @@ fn there_is_no_services_file_of_what_is_no_machine() {
         assert!(ran.stderr.starts_with(&begin), "{}", ran.stderr);
     }
 }
+
+/// A service with conditions.
+const CONDITIONS: &str = "domains:
+  d:
+    subnet_id: 0
+    machines:
+      dev: {}
+      vault:
+        services:
+          - name: push
+            tool: file_accept
+            consumers: [dev]
+            where: {path: {path_under: in}}
+            only: [path, data]
+            expires: 2027-01-01T00:00:00+01:00
+";
+
+/// Runs a query about the service, as if at the beginning of 2026.
+#[track_caller]
+fn about_conditions(query: &str, more: &[&str]) -> Ran {
+    let asked = ["policy", query, "--caller", "dev", "--service", "push"];
+    let at = ["--at", "2026-01-01T00:00:00Z"];
+    let args = [&asked[..], &at[..], more].concat();
+    Anklume::new().infra(CONDITIONS).args(args).run()
+}
+
+#[test]
+fn the_conditions_of_a_service_are_listed_checked_and_explained() {
+    let conditions =
+        "`path` must be `in` or a path below it; only `data`, `path`; until 2026-12-31T23:00:00Z";
+    let list = Anklume::new()
+        .infra(CONDITIONS)
+        .args(["policy", "list"])
+        .run();
+    let lines: Vec<&str> = list.stdout.lines().collect();
+    assert!(lines[0].contains("  CONDITIONS  "), "{list:?}");
+    assert!(
+        lines[1].contains(&format!("  {conditions}  infra.yml:8")),
+        "{list:?}"
+    );
+    about_conditions("check", &[]).answers(&format!(
+        "allowed: `dev` is a consumer of `push` on `vault` (infra.yml:8); its conditions: {conditions}\n"
+    ));
+    let good = r#"{"path": "in/a", "data": "aGk="}"#;
+    about_conditions("check", &["--args", good])
+        .answers("allowed: `dev` is a consumer of `push` on `vault` (infra.yml:8)\n");
+    let denied = |args: &str, why: &str| {
+        let ran = about_conditions("check", &["--args", args]);
+        ran.is(
+            1,
+            &format!("denied: `push` on `vault` (infra.yml:8): {why}\n"),
+            "",
+        );
+    };
+    denied(
+        r#"{"path": "in/../a"}"#,
+        "`path` must be `in` or a path below it (`path_under`)",
+    );
+    denied(r#"{"data": "aGk="}"#, "`path` must be sent (`path_under`)");
+    denied(
+        r#"{"path": "in", "offset": 0}"#,
+        "`offset` may not be sent: the service takes only `data`, `path` (`only`)",
+    );
+    let late = Anklume::new().infra(CONDITIONS).args([
+        "policy",
+        "check",
+        "--caller",
+        "dev",
+        "--service",
+        "push",
+        "--at",
+        "2027-01-01T00:00:00Z",
+    ]);
+    late.run().is(
+        1,
+        "denied: `push` on `vault` (infra.yml:8) expired at 2026-12-31T23:00:00Z\n",
+        "",
+    );
+    let explained = about_conditions("explain", &["--args", r#"{"path": "in", "final": true}"#]);
+    explained.answers(&format!(
+        "denied: `push` on `vault` (infra.yml:8): `final` may not be sent: the service takes only `data`, `path` (`only`)\n  \
+         runs: file_accept\n  conditions: {conditions}\n  change: leave out `final`, or add it to `only` of `push` (infra.yml:8)\n\
+         `dev` may call: vault/push\n"
+    ));
+    let export = Anklume::new()
+        .infra(CONDITIONS)
+        .args(["policy", "export", "--machine", "vault"]);
+    let export: serde_json::Value = serde_json::from_str(&export.run().stdout).unwrap();
+    assert_eq!(
+        export.pointer("/policy/services/0/conditions"),
+        Some(&serde_json::json!({
+            "where": {"path": {"path_under": "in"}}, "only": ["data", "path"], "expires": "2026-12-31T23:00:00Z",
+        }))
+    );
+    for (time, why) in [
+        (
+            "tomorrow",
+            "not a time in RFC 3339, such as 2027-01-31T18:00:00Z",
+        ),
+        (
+            "20270131T180000Z",
+            "not a time in RFC 3339, such as 2027-01-31T18:00:00Z",
+        ),
+        ("2027-02-30T18:00:00Z", "there is no such time"),
+    ] {
+        let args = [
+            "policy",
+            "check",
+            "--caller",
+            "dev",
+            "--service",
+            "push",
+            "--at",
+            time,
+        ];
+        let ran = Anklume::new().infra(CONDITIONS).args(args).run();
+        assert_eq!(ran.status, 2);
+        assert!(
+            ran.stderr
+                .contains(&format!("'{time}' for '--at <TIME>': {why}\n")),
+            "{}",
+            ran.stderr
+        );
+    }
+}
