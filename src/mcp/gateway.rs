@@ -30,7 +30,7 @@ use crate::mcp::client::{PROGRESS_MAX, ProgressSink, Timeouts};
 use crate::mcp::framing::LineLimit;
 use crate::mcp::server::Shutdown;
 use crate::mcp::server::call::{AnswerResult, CallProgress, failed};
-use crate::mcp::server::handler::{Era, caught, check_cursor, initialize, refuse_unknown};
+use crate::mcp::server::handler::{Era, catch_panic, check_cursor, initialize, refuse_unknown};
 use crate::mcp::server::in_flight::InFlightRequests;
 use crate::mcp::server::message::is_modern;
 use crate::mcp::server::transport::{ServerTransport, TransportRules};
@@ -378,7 +378,7 @@ impl Service<RoleServer> for GatewayService {
     ) -> Result<ServerResult, ErrorData> {
         let handler = &self.0;
         let _handling = handler.flight.handling(context.id.clone());
-        caught(Box::pin(async {
+        catch_panic(Box::pin(async {
             match request {
                 ClientRequest::CallToolRequest(call) => handler.call(call.params, &context).await,
                 ClientRequest::ListToolsRequest(list) => {

@@ -343,7 +343,7 @@ impl Programs {
             let ServiceTool::Upstream(name, tool_name) = &tool else {
                 continue;
             };
-            if !self.upstreams.is_due(caller, name, tool_name) {
+            if !self.upstreams.claim_check(caller, name, tool_name) {
                 continue;
             }
             let (programs, policy, caller) =

@@ -160,9 +160,11 @@ impl Upstreams {
                 }
             }
             Some(UpstreamFault::Ended(why)) if connection.is_new_failure(*why) => {
-                place.has_failed();
+                place.record_failure();
             }
-            Some(UpstreamFault::Ended(_) | UpstreamFault::TooLong(_) | UpstreamFault::Deaf) => {}
+            Some(
+                UpstreamFault::Ended(_) | UpstreamFault::TooLong(_) | UpstreamFault::NotReading,
+            ) => {}
         }
     }
 
@@ -199,7 +201,7 @@ impl Upstreams {
 
     /// Returns whether it is time to check a caller's changed tool again, and counts it as checked: it is not offered, so
     /// no call would find out that it is described as pinned again.
-    pub(super) fn is_due(
+    pub(super) fn claim_check(
         &self,
         caller: &Caller,
         server: &ServerName,
@@ -227,7 +229,7 @@ impl UpstreamPlace {
         runs || until.is_some_and(|until| until + BACK_OFF_MAX > Instant::now())
     }
 
-    fn has_failed(&self) {
+    fn record_failure(&self) {
         let mut failures = lock(&self.failures);
         let pause = BACK_OFF.saturating_mul(1 << failures.count.min(10));
         failures.count = failures.count.saturating_add(1);
@@ -265,7 +267,7 @@ impl UpstreamPlace {
         }
         let started = Upstream::start(programs, target).await;
         if started.is_err() {
-            self.has_failed();
+            self.record_failure();
         }
         let started = upstream.insert(started?);
         Ok(started.connection.clone())

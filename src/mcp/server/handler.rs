@@ -98,7 +98,7 @@ pub(in crate::mcp) fn check_cursor(
 }
 
 /// Waits for the answer to a request; a panic is answered too, as the caller must not wait forever.
-pub(in crate::mcp) async fn caught(
+pub(in crate::mcp) async fn catch_panic(
     answer: impl Future<Output = Result<ServerResult, ErrorData>>,
 ) -> Result<ServerResult, ErrorData> {
     let answer = AssertUnwindSafe(answer).catch_unwind().await;
@@ -225,7 +225,7 @@ impl Service<RoleServer> for PanicGuard {
         context: RequestContext<RoleServer>,
     ) -> Result<ServerResult, ErrorData> {
         let _handling = self.0.connection.flight.handling(context.id.clone());
-        caught(async {
+        catch_panic(async {
             match self.0.turn_away(&request, &context) {
                 Some(error) => Err(error),
                 None => match request {

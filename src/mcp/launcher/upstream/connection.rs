@@ -102,7 +102,7 @@ pub(in crate::mcp::launcher) enum UpstreamFault {
     #[error("the server no longer has a tool `{0}`")]
     Missing(String),
     #[error("the server does not read the calls that already wait; try again later")]
-    Deaf,
+    NotReading,
 }
 
 impl From<UpstreamLoss> for UpstreamFault {
@@ -117,7 +117,7 @@ impl From<UpstreamLoss> for UpstreamFault {
 impl From<UpstreamFault> for ToolError {
     fn from(fault: UpstreamFault) -> Self {
         match fault {
-            UpstreamFault::Deaf => Self::Busy(fault.to_string()),
+            UpstreamFault::NotReading => Self::Busy(fault.to_string()),
             UpstreamFault::Ended(_) => Self::Unavailable(fault.to_string()),
             UpstreamFault::TooLong(_) => Self::TooLarge(fault.to_string()),
             UpstreamFault::Changed(_) | UpstreamFault::Missing(_) => {
@@ -334,7 +334,7 @@ impl UpstreamConnection {
         params: impl FnOnce(i64) -> P,
     ) -> Result<UpstreamAnswer, UpstreamFault> {
         if self.state.unsent.load(Ordering::Relaxed) >= UNSENT_MAX {
-            return Err(UpstreamFault::Deaf);
+            return Err(UpstreamFault::NotReading);
         }
         let id = self.state.last_id.fetch_add(1, Ordering::Relaxed) + 1;
         let line = serde_json::to_vec(&UpstreamMessage {
