@@ -208,11 +208,7 @@ impl ArgumentRule {
     /// Returns whether nothing but [`ArgumentRule::absent`] is set.
     #[must_use]
     pub fn is_only_absence(&self) -> bool {
-        let rest = Self {
-            absent: false,
-            ..self.clone()
-        };
-        self.absent && rest == Self::default()
+        matches!(self.parts().as_slice(), [RulePart::Absent])
     }
 
     /// Returns the part that an argument breaks.
@@ -227,9 +223,6 @@ impl ArgumentRule {
 
     /// Returns what an argument that is sent must satisfy.
     fn parts(&self) -> Vec<RulePart<'_>> {
-        if self.is_only_absence() {
-            return vec![RulePart::Absent];
-        }
         let parts = [
             self.constant.as_ref().map(RulePart::Const),
             self.r#enum.as_deref().map(RulePart::Enum),
@@ -240,7 +233,11 @@ impl ArgumentRule {
             self.min.as_ref().map(RulePart::Min),
             self.max.as_ref().map(RulePart::Max),
         ];
-        parts.into_iter().flatten().collect()
+        let mut parts: Vec<RulePart<'_>> = parts.into_iter().flatten().collect();
+        if parts.is_empty() && self.absent {
+            parts.push(RulePart::Absent);
+        }
+        parts
     }
 }
 

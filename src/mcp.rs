@@ -86,6 +86,10 @@ impl ConnectionLimits {
     };
 }
 
+/// Maximum length of another server's result that is passed on, in bytes: the official TypeScript clients close the
+/// connection at a line of 10 MiB.
+pub(crate) const RESULT_MAX: usize = 9 * 1024 * 1024;
+
 /// Truncates a peer's text to 100 characters and escapes it, for an answer to the peer or for a log.
 pub(crate) fn shown(text: &str) -> String {
     crate::text::shown(text, 100)

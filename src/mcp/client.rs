@@ -265,10 +265,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
         &mut self,
         tool: &str,
         arguments: Map<String, Value>,
-    ) -> Result<UpstreamAnswer, ClientError> {
+    ) -> Result<Box<RawValue>, ClientError> {
         let id = self.begin(tool, arguments, false)?;
-        let raw = self.exchange.answer(id, CALL, self.timeouts.call).await?;
-        Ok(UpstreamAnswer::Result(raw))
+        self.exchange.answer(id, CALL, self.timeouts.call).await
     }
 
     /// Queues a call; returns its id.

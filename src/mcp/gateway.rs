@@ -6,7 +6,6 @@
 mod files;
 mod provider;
 
-use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,22 +14,24 @@ use std::time::Duration;
 use futures_util::future::{BoxFuture, join_all};
 use rmcp::ServerHandler;
 use rmcp::model::{
-    CallToolRequestParams, ClientNotification, ClientRequest, CustomRequest, CustomResult,
-    ErrorData, Implementation, InitializeRequestParams, InitializeResult, PaginatedRequestParams,
-    ProtocolVersion, ServerCapabilities, ServerConfig, ServerResult,
+    CallToolRequestParams, ClientRequest, CustomRequest, CustomResult, ErrorData, Implementation,
+    InitializeRequestParams, InitializeResult, PaginatedRequestParams, ServerCapabilities,
+    ServerConfig, ServerResult,
 };
-use rmcp::service::{NotificationContext, RequestContext, RoleServer, Service};
+use rmcp::service::{RequestContext, RoleServer, Service as _};
 use serde_json::{Map, Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::mcp::client::{PROGRESS_MAX, ProgressSink, Timeouts};
+use crate::mcp::client::{ProgressSink, Timeouts};
 use crate::mcp::framing::LineLimit;
 use crate::mcp::server::Shutdown;
 use crate::mcp::server::call::{AnswerResult, CallProgress, failed};
-use crate::mcp::server::handler::{Era, catch_panic, check_cursor, initialize, refuse_unknown};
+use crate::mcp::server::handler::{
+    Era, PanicGuard, RequestHandler, check_cursor, initialize, refuse_unknown,
+};
 use crate::mcp::server::in_flight::InFlightRequests;
 use crate::mcp::server::message::is_modern;
 use crate::mcp::server::transport::{ServerTransport, TransportRules};
@@ -115,7 +116,7 @@ impl Gateway {
         let flight_of_transport = Arc::clone(&flight);
         let transport =
             ServerTransport::new(reader, writer, flight_of_transport, max_line, rules, stop);
-        let service = GatewayService(GatewayHandler {
+        let service = PanicGuard(GatewayHandler {
             gateway: Arc::new(self),
             flight,
             looks: Arc::default(),
@@ -283,17 +284,7 @@ impl GatewayHandler {
         let places = self.places_of(target.0);
         let _place = progress.wait_for(places.acquire()).await?;
         let arguments = params.arguments.clone().unwrap_or_default();
-        let calling = async {
-            match progress.token() {
-                Some(token) => {
-                    let (sink, reports) = mpsc::channel(PROGRESS_MAX);
-                    let calling = self.gateway.call(target, arguments, Some(sink));
-                    let (answer, ()) = tokio::join!(calling, progress.pass_on(token, reports));
-                    answer
-                }
-                None => self.gateway.call(target, arguments, None).await,
-            }
-        };
+        let calling = progress.passing_on(|sink| self.gateway.call(target, arguments, sink));
         let answer = progress.wait_for(calling).await??;
         Ok(answer.into_result(is_modern(context.protocol_version())))
     }
@@ -367,42 +358,24 @@ impl ServerHandler for GatewayHandler {
     }
 }
 
-/// Wraps the handler for rmcp's service loop: its types for lists and results would drop what providers add.
-struct GatewayService(GatewayHandler);
+impl RequestHandler for GatewayHandler {
+    fn flight(&self) -> &InFlightRequests {
+        &self.flight
+    }
 
-impl Service<RoleServer> for GatewayService {
-    async fn handle_request(
+    async fn answer(
         &self,
         request: ClientRequest,
         context: RequestContext<RoleServer>,
     ) -> Result<ServerResult, ErrorData> {
-        let handler = &self.0;
-        let _handling = handler.flight.handling(context.id.clone());
-        catch_panic(Box::pin(async {
-            match request {
-                ClientRequest::CallToolRequest(call) => handler.call(call.params, &context).await,
-                ClientRequest::ListToolsRequest(list) => {
-                    handler.list(list.params.as_ref(), &context).await
-                }
-                request => handler.handle_request(request, context).await,
+        match request {
+            ClientRequest::CallToolRequest(call) => {
+                Box::pin(self.call(call.params, &context)).await
             }
-        }))
-        .await
-    }
-
-    async fn handle_notification(
-        &self,
-        notification: ClientNotification,
-        context: NotificationContext<RoleServer>,
-    ) -> Result<(), ErrorData> {
-        self.0.handle_notification(notification, context).await
-    }
-
-    fn get_info(&self) -> ServerConfig {
-        Service::get_info(&self.0)
-    }
-
-    fn supported_protocol_versions(&self) -> Cow<'static, [ProtocolVersion]> {
-        Service::supported_protocol_versions(&self.0)
+            ClientRequest::ListToolsRequest(list) => {
+                Box::pin(self.list(list.params.as_ref(), &context)).await
+            }
+            request => self.handle_request(request, context).await,
+        }
     }
 }

@@ -33,7 +33,7 @@ use crate::mcp::throttle::ReadThrottle;
 use crate::name::MachineName;
 use crate::policy::{Caller, Grant};
 use crate::tool::{self, Copies, Settings, ToolError, ToolOutcome, ToolSession};
-use handler::PanicGuard;
+use handler::{Handler, PanicGuard};
 use in_flight::InFlightRequests;
 use transport::{ServerTransport, TransportRules};
 
@@ -131,7 +131,7 @@ impl Server {
         let (max_line, rules) = (self.max_line(), self.rules());
         let transport =
             ServerTransport::new(reader, writer, Arc::clone(&flight), max_line, rules, stop);
-        let guard = PanicGuard::new(self, flight);
+        let guard = PanicGuard(Handler::new(self, flight));
         // Not `serve`: it ends a connection on an unexpected first message, such as `tools/list` typed by hand.
         let running = rmcp::service::serve_directly_with_ct(guard, transport, None, immediate);
         // A panic ends the loop as well; the peer then sees the end of the stream.

@@ -1,11 +1,9 @@
 //! The page about coding agents, with a scripted client in the place of the agent.
 
-use std::process::Command;
-
 use serde_json::{Value, json};
 
 use crate::debian::{Init, debian};
-use crate::ssh::commit;
+use crate::ssh::{commit, key_pair};
 use crate::world::World;
 
 /// An MCP server that needs a token, for busybox.
@@ -72,13 +70,7 @@ fn declared(page: &str, public_key: &str) -> [String; 2] {
 /// The vault, with the server and the key of the page, and the agent's machine, of this image if it is given; also
 /// returns the public key.
 fn vault_and_agent(page: &str, image: Option<&str>) -> (World, String) {
-    let folder = tempfile::tempdir().unwrap();
-    let key = folder.path().join("id_ed25519");
-    let mut generate = Command::new("ssh-keygen");
-    generate.args(["-q", "-t", "ed25519", "-N", "", "-C", "me", "-f"]);
-    assert!(generate.arg(&key).status().unwrap().success());
-    let public = std::fs::read_to_string(key.with_extension("pub")).unwrap();
-    let private = std::fs::read_to_string(&key).unwrap();
+    let (public, private) = key_pair();
     let [first, whole] = declared(page, public.trim()).map(|text| match image {
         Some(image) => text.replace(
             "{b}-agent: {",

@@ -17,15 +17,20 @@ pub(crate) fn commit() -> String {
     STANDARD.encode(data)
 }
 
-#[test]
-fn a_key_signs_in_another_machine_and_doctor_says_if_it_is_not_there() {
+/// A new public key, in one line, and its private key.
+pub(crate) fn key_pair() -> (String, String) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("id_ed25519");
     let mut generate = Command::new("ssh-keygen");
     generate.args(["-q", "-t", "ed25519", "-N", "", "-C", "me", "-f"]);
     assert!(generate.arg(&file).status().unwrap().success());
-    let public = std::fs::read_to_string(file.with_extension("pub")).unwrap();
-    let private = std::fs::read_to_string(&file).unwrap();
+    let read = |path| std::fs::read_to_string(path).unwrap();
+    (read(file.with_extension("pub")), read(file))
+}
+
+#[test]
+fn a_key_signs_in_another_machine_and_doctor_says_if_it_is_not_there() {
+    let (public, private) = key_pair();
     let service = format!(
         "name: commits, tool: ssh_sign, with: {{key: \"{}\"}}",
         public.trim()

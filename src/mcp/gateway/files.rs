@@ -152,18 +152,10 @@ impl FileFolder {
         }
         if let Some(required) = input.get_mut("required").and_then(Value::as_array_mut) {
             required.retain(|one| !PIECE_ARGUMENTS.iter().any(|piece| one == piece));
-        }
-        for required in input
-            .get_mut("required")
-            .and_then(Value::as_array_mut)
-            .into_iter()
-            .flatten()
-        {
-            if replaced
-                .as_ref()
-                .is_some_and(|replaced| required == replaced.as_str())
-            {
-                *required = name.into();
+            for one in required {
+                if replaced.as_deref().is_some_and(|replaced| one == replaced) {
+                    *one = name.into();
+                }
             }
         }
     }
@@ -203,10 +195,7 @@ impl FileFolder {
         let FileUse::Sends { argument, pieces } = file_use else {
             return Ok(FileCall::Receive(self.new_file(&path)?));
         };
-        if arguments
-            .get(&argument)
-            .is_some_and(|value| !value.is_null())
-        {
+        if arguments.contains_key(&argument) {
             return Err(format!("send either `{FILE}` or `{argument}`, not both"));
         }
         let file = self.existing(&path)?;

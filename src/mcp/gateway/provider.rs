@@ -6,6 +6,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rmcp::model::{ErrorData, Tool};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep, timeout};
@@ -18,14 +19,11 @@ use crate::mcp::client::pieces::{
 };
 use crate::mcp::client::{Called, Client, ClientError, ProgressSink, UpstreamAnswer};
 use crate::mcp::server::call::{AnswerResult, failed, of_provider};
-use crate::mcp::{LINE_MAX, OVERLOADED, shown};
+use crate::mcp::{LINE_MAX, OVERLOADED, RESULT_MAX, shown};
 use crate::transport::TransportEnd;
 
 /// Maximum time for which a call waits for a provider that has too many of them.
 const OVERLOADED_MAX: Duration = Duration::from_secs(30);
-/// Maximum length of a result that is passed on, in bytes: the official TypeScript clients close the connection at a line
-/// of 10 MiB.
-const RESULT_MAX: usize = 9 * 1024 * 1024;
 /// Minimum pause before a call is repeated.
 const RETRY_MIN: Duration = Duration::from_millis(50);
 
@@ -169,7 +167,7 @@ impl Provider {
         loop {
             let called = self.client.call_unread(service, arguments.clone()).await;
             match called {
-                Ok(answer) => return passed_on(&answer),
+                Ok(result) => return passed_on(result),
                 Err(fault) => match retry_after(&fault) {
                     // It did not run. Over one connection, calls of the same service would wait for each other.
                     Some(pause) if since.elapsed() + pause < OVERLOADED_MAX => sleep(pause).await,
@@ -268,15 +266,14 @@ fn retry_after(fault: &ClientError) -> Option<Duration> {
 }
 
 /// Returns a result that is passed on, without what would ask the client's user something.
-fn passed_on(answer: &UpstreamAnswer) -> Result<AnswerResult, CallFault> {
-    let (UpstreamAnswer::Result(text) | UpstreamAnswer::Error(text)) = answer;
-    let bytes = text.get().len();
+fn passed_on(result: Box<RawValue>) -> Result<AnswerResult, CallFault> {
+    let bytes = result.get().len();
     if bytes > RESULT_MAX {
         let (size, max) = (bytes.div_ceil(1024 * 1024), RESULT_MAX / 1024 / 1024);
         let text = format!("the result has {size} MiB; at most {max} MiB are passed on");
         return Err(CallFault::Told(text));
     }
-    of_provider(answer).map_err(CallFault::Refused)
+    of_provider(&UpstreamAnswer::Result(result)).map_err(CallFault::Refused)
 }
 
 fn value(called: &Called) -> Result<AnswerResult, CallFault> {

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Duration, Instant, MissedTickBehavior, interval_at, timeout};
 
 use crate::catalogue::PNG;
-use crate::mcp::client::UpstreamAnswer;
+use crate::mcp::client::{PROGRESS_MAX, ProgressSink, UpstreamAnswer};
 use crate::mcp::concurrency::LimitKind;
 use crate::mcp::framing::json;
 use crate::mcp::monitor::{AdmitError, Admitted};
@@ -50,16 +50,12 @@ impl CallProgress<'_> {
     }
 
     /// Returns the token under which the caller wants reports, if it does.
-    pub(in crate::mcp) fn token(&self) -> Option<ProgressToken> {
+    fn token(&self) -> Option<ProgressToken> {
         self.context.meta.get_progress_token()
     }
 
     /// Passes the progress that an upstream reports on to the caller, until no more can come. Never ends before that.
-    pub(in crate::mcp) async fn pass_on(
-        &self,
-        token: ProgressToken,
-        mut progress: mpsc::Receiver<Box<RawValue>>,
-    ) {
+    async fn pass_on(&self, token: ProgressToken, mut progress: mpsc::Receiver<Box<RawValue>>) {
         while let Some(params) = progress.recv().await {
             self.is_reported.store(true, Ordering::Relaxed);
             let Ok(mut params) = serde_json::from_str::<ProgressNotificationParam>(params.get())
@@ -70,6 +66,19 @@ impl CallProgress<'_> {
             // If the connection has ended, the call ends anyway.
             let _ = self.context.peer.notify_progress(params).await;
         }
+    }
+
+    /// Runs a call whose progress is passed on to the caller, if it wants to know of it.
+    pub(in crate::mcp) async fn passing_on<F: Future>(
+        &self,
+        call: impl FnOnce(Option<ProgressSink>) -> F,
+    ) -> F::Output {
+        let Some(token) = self.token() else {
+            return call(None).await;
+        };
+        let (sink, progress) = mpsc::channel(PROGRESS_MAX);
+        let (result, ()) = tokio::join!(call(Some(sink)), self.pass_on(token, progress));
+        result
     }
 
     /// Waits as [`Self::wait_for`] does, with reports of its own until an upstream reports. `per_second` is the progress of

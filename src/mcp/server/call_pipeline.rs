@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use rmcp::model::{ErrorCode, ErrorData};
 use rmcp::service::{RequestContext, RoleServer};
 use serde_json::{Map, Value, json};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 use super::Server;
@@ -23,7 +23,6 @@ use super::in_flight::InFlightRequests;
 use super::transfer_ids::TransferIds;
 use crate::audit::{self, CallEnd, Outcome, Verdict, bounded, digest_of};
 use crate::limits::CALL_TIME;
-use crate::mcp::client::PROGRESS_MAX;
 use crate::mcp::concurrency::{Overloaded, too_many_connections};
 use crate::mcp::helper::{CallOutcome, Connection, ToolResult};
 use crate::mcp::monitor::AdmitError;
@@ -73,9 +72,7 @@ impl ConnectionState {
             flight,
         }
     }
-}
 
-impl ConnectionState {
     /// Returns the tools of upstreams whose definition has changed since it was accepted, as far as that is known.
     pub(super) async fn changed(&self) -> Vec<ServiceTool> {
         match &self.helpers {
@@ -287,14 +284,12 @@ impl<'a> CallPipeline<'a> {
             let outcome = (connection.server.run)(grant, &connection.session, copies).await;
             return outcome.map(CallOutcome::Tool);
         };
-        match (grant.tool(), self.progress.token()) {
-            (ServiceTool::Upstream(..), Some(token)) => {
-                let (sink, progress) = mpsc::channel(PROGRESS_MAX);
-                let running = helpers.run(grant, copies, Some(sink));
-                let (result, ()) = tokio::join!(running, self.progress.pass_on(token, progress));
-                result
+        match grant.tool() {
+            ServiceTool::Upstream(..) => {
+                let run = |sink| helpers.run(grant, copies, sink);
+                self.progress.passing_on(run).await
             }
-            _ => helpers.run(grant, copies, None).await,
+            ServiceTool::BuiltIn(_) | ServiceTool::Own(_) => helpers.run(grant, copies, None).await,
         }
     }
 
@@ -309,15 +304,13 @@ impl<'a> CallPipeline<'a> {
     /// Logs and answers a denied call. The answer is the same for a missing service and for a forbidden one.
     fn refuse(&self, policy: &Policy, denial: &Denial) -> Answer {
         let (reason, answer) = match denial {
-            Denial::Unknown | Denial::NotConsumer { .. } | Denial::Expired { .. } => {
-                let text = format!("Unknown tool: {}", shown(self.progress.name));
-                let error = ErrorData::invalid_params(text, None);
-                let reason = match denial {
-                    Denial::Expired { expiry, .. } => format!("the service expired at {expiry}"),
-                    _ => "no such service".to_owned(),
-                };
-                (reason, Err(error))
+            Denial::Unknown | Denial::NotConsumer { .. } => {
+                ("no such service".to_owned(), Err(self.unknown_tool()))
             }
+            Denial::Expired { expiry, .. } => (
+                format!("the service expired at {expiry}"),
+                Err(self.unknown_tool()),
+            ),
             Denial::Condition(broken) => {
                 let text = broken.to_string();
                 (text.clone(), Ok(refused(text).into()))
@@ -338,6 +331,11 @@ impl<'a> CallPipeline<'a> {
         };
         self.log(self.line(policy, Verdict::Refused, reason))?;
         answer
+    }
+
+    fn unknown_tool(&self) -> ErrorData {
+        let text = format!("Unknown tool: {}", shown(self.progress.name));
+        ErrorData::invalid_params(text, None)
     }
 
     /// Logs a call on a connection beyond the caller's limit of `max`, without applying the policy; returns the error.

@@ -97,16 +97,21 @@ pub(in crate::mcp) fn check_cursor(
     Ok(())
 }
 
-/// Waits for the answer to a request; a panic is answered too, as the caller must not wait forever.
-pub(in crate::mcp) async fn catch_panic(
-    answer: impl Future<Output = Result<ServerResult, ErrorData>>,
-) -> Result<ServerResult, ErrorData> {
-    let answer = AssertUnwindSafe(answer).catch_unwind().await;
-    answer.unwrap_or_else(|_panic| Err(fault()))
+/// Handles the requests for which rmcp's own types would drop something.
+pub(in crate::mcp) trait RequestHandler: ServerHandler {
+    /// Returns the requests of its connection.
+    fn flight(&self) -> &InFlightRequests;
+
+    /// Answers a request.
+    fn answer(
+        &self,
+        request: ClientRequest,
+        context: RequestContext<RoleServer>,
+    ) -> impl Future<Output = Result<ServerResult, ErrorData>> + Send;
 }
 
 /// Handles one connection's requests according to rmcp's rules for each method.
-struct Handler {
+pub(super) struct Handler {
     connection: ConnectionState,
     era: Era,
 }
@@ -206,37 +211,49 @@ impl ServerHandler for Handler {
     }
 }
 
-/// Wraps a [`Handler`] for rmcp's service loop, and catches panics in each request.
-pub(super) struct PanicGuard(Handler);
-
-impl PanicGuard {
+impl Handler {
     pub(super) fn new(server: Server, flight: Arc<InFlightRequests>) -> Self {
-        Self(Handler {
+        Self {
             connection: ConnectionState::new(server, flight),
             era: Era::default(),
-        })
+        }
     }
 }
 
-impl Service<RoleServer> for PanicGuard {
+impl RequestHandler for Handler {
+    fn flight(&self) -> &InFlightRequests {
+        &self.connection.flight
+    }
+
+    async fn answer(
+        &self,
+        request: ClientRequest,
+        context: RequestContext<RoleServer>,
+    ) -> Result<ServerResult, ErrorData> {
+        match self.turn_away(&request, &context) {
+            Some(error) => Err(error),
+            None => match request {
+                ClientRequest::CallToolRequest(call) => self.call(call.params, &context).await,
+                request => self.handle_request(request, context).await,
+            },
+        }
+    }
+}
+
+/// Wraps a handler for rmcp's service loop, and catches panics in each request.
+pub(in crate::mcp) struct PanicGuard<H>(pub(in crate::mcp) H);
+
+impl<H: RequestHandler> Service<RoleServer> for PanicGuard<H> {
     async fn handle_request(
         &self,
         request: ClientRequest,
         context: RequestContext<RoleServer>,
     ) -> Result<ServerResult, ErrorData> {
-        let _handling = self.0.connection.flight.handling(context.id.clone());
-        catch_panic(async {
-            match self.0.turn_away(&request, &context) {
-                Some(error) => Err(error),
-                None => match request {
-                    ClientRequest::CallToolRequest(call) => {
-                        self.0.call(call.params, &context).await
-                    }
-                    request => self.0.handle_request(request, context).await,
-                },
-            }
-        })
-        .await
+        let _handling = self.0.flight().handling(context.id.clone());
+        let answer = AssertUnwindSafe(self.0.answer(request, context));
+        // The caller must not wait forever.
+        let answer = answer.catch_unwind().await;
+        answer.unwrap_or_else(|_panic| Err(fault()))
     }
 
     async fn handle_notification(

@@ -18,16 +18,13 @@ use super::exchange::{
 };
 use crate::catalogue::{UpstreamServer, UpstreamTool};
 use crate::child::{ChildUser, spec, start};
-use crate::mcp::ANSWER_VALUES_MAX;
 use crate::mcp::client::{ProgressSink, UpstreamAnswer, initialize_params};
 use crate::mcp::framing::json as reader;
 use crate::mcp::launcher::slots::ProgramSlot;
 use crate::mcp::launcher::{NOT_SET_UP, ReportFault};
+use crate::mcp::{ANSWER_VALUES_MAX, RESULT_MAX};
 use crate::tool::ToolError;
 
-/// Maximum length of a result that is passed on, in bytes: the official TypeScript clients close the connection at a line
-/// of 10 MiB.
-const RESULT_MAX: usize = 9 * 1024 * 1024;
 /// Number of bytes that wait to be written to an upstream, from which on further requests are refused.
 const UNSENT_MAX: usize = 32 * 1024 * 1024;
 /// Maximum time for an upstream to start, and to list its tools.
