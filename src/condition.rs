@@ -194,6 +194,13 @@ impl Conditions {
         let expires = self.expires.map(|expiry| format!("until {expiry}"));
         rules.chain(only).chain(expires).collect()
     }
+
+    /// Describes each condition like [`Conditions::describe`], and says whether the service has expired.
+    #[must_use]
+    pub fn describe_at(&self, now: Timestamp) -> Vec<String> {
+        let expired = self.have_expired(now).then(|| "expired".to_owned());
+        self.describe().into_iter().chain(expired).collect()
+    }
 }
 
 fn only_text(only: &BTreeSet<String>) -> String {

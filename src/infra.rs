@@ -468,6 +468,29 @@ pub struct DeclaredService {
     pub limits: Limits,
     /// The optional keys as written, for Ansible.
     pub written: Option<Box<Map<String, Value>>>,
+    /// Locations of its arguments, if its tool belongs to an MCP server: they are checked when its definition is known.
+    pub(crate) arguments: Option<Box<ArgumentPlaces>>,
+}
+
+/// Where a service mentions its arguments.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ArgumentPlaces {
+    /// The arguments in `with`.
+    pub(crate) with: HashMap<String, Place>,
+    /// The arguments in `where` and `only`, and the keys of their rules.
+    pub(crate) conditions: HashMap<(String, Option<&'static str>), Place>,
+    /// The key `only`.
+    pub(crate) only: Option<Place>,
+}
+
+impl ArgumentPlaces {
+    /// Returns the location of an argument in the conditions, or of a key of its rule.
+    pub(crate) fn condition(&self, argument: &str, key: Option<&'static str>) -> Option<&Place> {
+        let find = |key| self.conditions.get(&(argument.to_owned(), key));
+        key.and_then(|key| find(Some(key)))
+            .or_else(|| find(None))
+            .or(self.only.as_ref())
+    }
 }
 
 impl Machine {

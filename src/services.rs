@@ -211,24 +211,35 @@ impl Services {
             .find(|service| service.name.as_str() == name)
     }
 
-    /// Returns the server memory that a consumer may use, in bytes: the maximum over its services.
+    /// Returns the server memory that a consumer may use, in bytes: the maximum over its services. It is set when a
+    /// consumer's process starts, so that expired services count until they are removed.
     #[must_use]
     pub fn memory_of(&self, consumer: &MachineName) -> u64 {
         let max = self.max_of(consumer, |limits| limits.memory.unwrap_or(MEMORY));
         max.unwrap_or(MEMORY).min(self.memory_of_all())
     }
 
-    /// Returns the number of connections that a consumer may have: the maximum over the services that set it.
+    /// Returns the number of connections that a consumer may have: the maximum over the services that set it
+    /// and have not expired.
     #[must_use]
-    pub fn connections_of(&self, consumer: &MachineName) -> u32 {
-        let set = self.max_of(consumer, |limits| limits.connections);
-        set.flatten().unwrap_or(CONNECTIONS)
+    pub fn connections_of(&self, consumer: &MachineName, now: Timestamp) -> u32 {
+        let services = self.services.iter();
+        let theirs = services.filter(|service| service.serves_at(consumer, now));
+        let set = theirs
+            .filter_map(|service| service.limits.connections)
+            .max();
+        set.unwrap_or(CONNECTIONS)
     }
 
-    /// Returns the maximum size of a consumer's messages, in bytes: the maximum over its services, `default` if unset.
+    /// Returns the maximum size of a consumer's messages, in bytes: the maximum over its services that have not expired,
+    /// `default` if unset.
     #[must_use]
-    pub fn message_bytes_of(&self, consumer: &MachineName, default: u64) -> u64 {
-        let max = self.max_of(consumer, |limits| limits.message_bytes.unwrap_or(default));
+    pub fn message_bytes_of(&self, consumer: &MachineName, default: u64, now: Timestamp) -> u64 {
+        let services = self.services.iter();
+        let theirs = services.filter(|service| service.serves_at(consumer, now));
+        let max = theirs
+            .map(|service| service.limits.message_bytes.unwrap_or(default))
+            .max();
         max.unwrap_or(default)
     }
 

@@ -5,6 +5,7 @@
 //! [`super::check`] enforces them. A test checks the limits in the texts against the constants.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 use schemars::JsonSchema;
@@ -125,16 +126,53 @@ pub(super) fn input_without(tool: ToolName, hidden: impl Fn(&str) -> bool) -> Ma
     input
 }
 
-/// Removes arguments from a schema.
+/// Keywords that combine schemas, of JSON Schema 2020-12 and draft 7.
+const COMBINING: [&str; 10] = [
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "not",
+    "if",
+    "then",
+    "else",
+    "dependentRequired",
+    "dependentSchemas",
+    "dependencies",
+];
+
+/// Removes arguments from a schema, and the combined schemas that name them: a caller could not satisfy these, and the
+/// tool checks the call in any case.
 pub fn hide(input: &mut Map<String, Value>, hidden: impl Fn(&str) -> bool) {
+    let mut removed = BTreeSet::new();
     if let Some(properties) = input.get_mut("properties").and_then(Value::as_object_mut) {
-        properties.retain(|name, _| !hidden(name));
+        properties.retain(|name, _| {
+            let is_hidden = hidden(name);
+            if is_hidden {
+                removed.insert(name.clone());
+            }
+            !is_hidden
+        });
     }
+    input.retain(|key, value| {
+        !COMBINING.contains(&key.as_str()) || !removed.iter().any(|name| names(value, name))
+    });
     if let Some(required) = input.get_mut("required").and_then(Value::as_array_mut) {
         required.retain(|name| !name.as_str().is_some_and(&hidden));
         if required.is_empty() {
             input.shift_remove("required");
         }
+    }
+}
+
+/// Returns whether a name is a key or a text in a value.
+fn names(value: &Value, name: &str) -> bool {
+    match value {
+        Value::String(text) => text == name,
+        Value::Array(values) => values.iter().any(|value| names(value, name)),
+        Value::Object(map) => map
+            .iter()
+            .any(|(key, value)| key == name || names(value, name)),
+        _ => false,
     }
 }
 

@@ -257,5 +257,17 @@ mod tests {
             Value::from(tool.input_without(|name| name == "a")),
             json!({"properties": {"b": {}}, "required": ["b"], "type": "object"})
         );
+        // So do combined schemas that name it, which a caller could not satisfy.
+        let mut branches = listed();
+        branches["inputSchema"]["anyOf"] = json!([{"required": ["a"]}, {"required": ["b"]}]);
+        branches["inputSchema"]["not"] = json!({"properties": {"b": {"const": "a b"}}});
+        let tool = UpstreamTool::of(&branches).unwrap();
+        let kept = |hidden: &str| {
+            let input = tool.input_without(|name| name == hidden);
+            ["anyOf", "not"].map(|key| input.contains_key(key))
+        };
+        assert_eq!(kept("a"), [false, true]);
+        assert_eq!(kept("b"), [false, false]);
+        assert_eq!(kept("c"), [true, true]);
     }
 }

@@ -4,6 +4,7 @@ mod check;
 
 use std::fmt::Write as _;
 
+use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -48,7 +49,7 @@ fn list(args: &InfraArgs, output: &Output) -> anyhow::Result<()> {
         output.say("no services are declared, so no calls are allowed");
         return Ok(());
     }
-    output.answer_as(&rows, || table(&rows))
+    output.answer_as(&rows, || table(&rows, Timestamp::now()))
 }
 
 #[derive(Debug, Serialize)]
@@ -108,14 +109,14 @@ fn tool_text(row: &Row) -> String {
     format!("{} ({}{hosts})", row.tool, allowed.join(", "))
 }
 
-fn table(rows: &[Row]) -> String {
+fn table(rows: &[Row], now: Timestamp) -> String {
     let headings = ["SERVICE", "TOOL", "CONSUMERS", "CONDITIONS", "DECLARED"].map(str::to_owned);
     let cells = rows.iter().map(|row| {
         [
             format!("{}/{}", row.provider, row.service),
             tool_text(row),
             joined(&row.consumers, "(none)"),
-            row.conditions.describe().join("; "),
+            row.conditions.describe_at(now).join("; "),
             row.declared_at.clone().unwrap_or_default(),
         ]
     });

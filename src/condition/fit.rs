@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use super::json::{compare, path};
 use super::{ArgumentRule, Conditions, RulePart};
 use crate::catalogue::{Definition, operator_only};
+use crate::text::listed;
 
 /// A condition that makes no sense for its tool.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub struct ConditionMisfit {
 }
 
 const REMOVE: &str = "correct the argument's name, or remove it";
+const TAKEN: &str = "write a value that the tool takes";
+const REFUSES_ALL: &str = "correct the rule: no value satisfies it";
 const NOT_SENT: &str = "remove it: a rule is about what a caller sends";
 
 /// Finds conditions that do not fit a tool with these fixed arguments. Without a definition, only what the conditions say
@@ -74,11 +77,7 @@ pub fn misfits(
                 "add a rule, such as `prefix` or `enum`, or remove the argument",
             );
         } else if let Some((key, message)) = contradiction(rule) {
-            add(
-                Some(key),
-                message,
-                "correct the rule: it refuses every call",
-            );
+            add(Some(key), message, REFUSES_ALL);
         }
     }
     if let (Some(schema), Some(only)) = (&schema, &conditions.only) {
@@ -163,13 +162,66 @@ impl<'a> Schema<'a> {
                 return Some((key, message, "remove it, or use `const` or `enum`"));
             }
         }
+        let fault = |value: Value| {
+            let argument = Map::from_iter([(name.to_owned(), value)]);
+            self.definition.check_some(&argument).err()
+        };
         let constant = rule.constant.iter().map(|value| ("const", value));
         let some = rule.r#enum.iter().flatten().map(|value| ("enum", value));
-        constant.chain(some).find_map(|(key, value)| {
-            let argument = Map::from_iter([(name.to_owned(), value.clone())]);
-            let fault = self.definition.check_some(&argument).err()?;
-            Some((key, fault.to_string(), "write a value that the tool takes"))
-        })
+        let mut values = constant.chain(some);
+        if let Some((key, fault)) =
+            values.find_map(|(key, value)| Some((key, fault(value.clone())?)))
+        {
+            return Some((key, fault.to_string(), TAKEN));
+        }
+        // What a built-in tool takes as a path does not depend on the names of its components.
+        if let (Some(base), Definition::BuiltIn(_)) = (&rule.path_under, self.definition)
+            && path(base).is_some()
+            && let (Some(fault), Some(_)) = (
+                fault(base.clone().into()),
+                fault(format!("{base}/a").into()),
+            )
+        {
+            return Some(("path_under", fault.to_string(), TAKEN));
+        }
+        self.refuses_all(name, rule)
+    }
+
+    /// Returns the part of a rule that no value satisfies which the argument's schema names.
+    fn refuses_all(
+        &self,
+        name: &str,
+        rule: &ArgumentRule,
+    ) -> Option<(&'static str, String, &'static str)> {
+        let schema = self.properties.get(name)?;
+        let refused =
+            |key, what: String| Some((key, format!("`{name}` of the tool {what}"), REFUSES_ALL));
+        let named = schema
+            .get("enum")
+            .and_then(Value::as_array)
+            .map(Vec::as_slice);
+        let named = named.or(schema.get("const").map(std::slice::from_ref));
+        if let Some(named) = named.filter(|named| !named.is_empty()) {
+            let mut broken = named.iter().map(|value| rule.broken(Some(value)));
+            let first = broken.next().flatten();
+            if let Some(part) = first.filter(|_| broken.all(|part| part.is_some())) {
+                let values: Vec<String> = named.iter().map(Value::to_string).collect();
+                return refused(part.key(), format!("takes only {}", listed(&values)));
+            }
+        }
+        let bound = |key| match schema.get(key) {
+            Some(Value::Number(bound)) => Some(bound),
+            _ => None,
+        };
+        match (&rule.min, bound("maximum"), &rule.max, bound("minimum")) {
+            (Some(min), Some(max), ..) if compare(min, max).is_gt() => {
+                refused("min", format!("takes at most {max}"))
+            }
+            (_, _, Some(max), Some(min)) if compare(max, min).is_lt() => {
+                refused("max", format!("takes at least {min}"))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -200,6 +252,12 @@ fn contradiction(rule: &ArgumentRule) -> Option<(&'static str, String)> {
             ));
         }
     }
+    if let (Some(prefix), Some(base)) = (&rule.prefix, &rule.path_under)
+        && !may_lead_below(prefix, base)
+    {
+        let message = "no path below `path_under` begins with `prefix`";
+        return Some(("prefix", message.to_owned()));
+    }
     let constant = rule.constant.as_slice();
     for (key, values) in [
         ("const", constant),
@@ -215,4 +273,72 @@ fn contradiction(rule: &ArgumentRule) -> Option<(&'static str, String)> {
         .as_ref()
         .filter(|values| values.is_empty())
         .map(|_| ("enum", "`enum` is empty, so no value is allowed".to_owned()))
+}
+
+/// Returns whether some text that begins with a prefix is a path that is, or is below, another one.
+fn may_lead_below(prefix: &str, base: &str) -> bool {
+    // The last component may go on after the prefix.
+    let (whole, begun) = prefix
+        .rsplit_once('/')
+        .map_or(("", prefix), |(whole, begun)| {
+            (prefix.get(..=whole.len()).unwrap_or(whole), begun)
+        });
+    let (Some(base), false) = (path(base), whole.contains('\0') || begun.contains('\0')) else {
+        return false;
+    };
+    let components: Vec<&str> = whole
+        .split('/')
+        .filter(|part| !["", "."].contains(part))
+        .collect();
+    if prefix.starts_with('/') != base.is_absolute || components.contains(&"..") {
+        return false;
+    }
+    let mut rest = base.components.iter();
+    for component in components {
+        match rest.next() {
+            Some(next) if *next != component => return false,
+            // The prefix is below the path already.
+            None => return true,
+            Some(_) => {}
+        }
+    }
+    rest.next()
+        .is_none_or(|next| next.starts_with(begun) || begun == ".")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_may_lead_below_a_path() {
+        for (prefix, base) in [
+            ("/", "/srv"),
+            ("/s", "/srv"),
+            ("/srv", "/srv"),
+            ("/srv/", "/srv"),
+            ("/srv/app", "/srv"),
+            ("/srv/app/x/", "/srv//app/"),
+            ("/.", "/srv"),
+            ("/./s", "/srv"),
+            ("/srv/..", "/srv"),
+            ("a", "."),
+            ("src/", "./src"),
+            ("//s", "/srv"),
+        ] {
+            assert!(may_lead_below(prefix, base), "{prefix} {base}");
+        }
+        for (prefix, base) in [
+            ("srv", "/srv"),
+            ("/srv", "srv"),
+            ("/t", "/srv"),
+            ("/srvx", "/srv"),
+            ("/etc/x", "/srv"),
+            ("/srv/../", "/srv"),
+            ("/srv/ap/", "/srv/app"),
+            ("a\0", "."),
+        ] {
+            assert!(!may_lead_below(prefix, base), "{prefix} {base}");
+        }
+    }
 }

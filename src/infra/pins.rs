@@ -8,7 +8,7 @@ use super::Infra;
 use super::findings::Code;
 use crate::catalogue::{Definition, UpstreamTool};
 use crate::condition::misfits;
-use crate::diagnostic::{Diagnostic, Severity};
+use crate::diagnostic::{Diagnostic, Place, Severity};
 use crate::name::{MachineName, ServerName, ServiceTool, UpstreamToolName};
 
 /// Name of the file, in the folder that contains `infra.yml` or `infra/`.
@@ -160,9 +160,10 @@ pub(super) fn faults(infra: &Infra) -> Vec<Diagnostic> {
             let ServiceTool::Upstream(server, tool) = &service.tool else {
                 continue;
             };
-            let mut fault = |code: Code, message: String, help: &str| {
+            let places = service.arguments.as_deref();
+            let mut fault = |code: Code, place: Option<&Place>, message: String, help: &str| {
                 let mut fault = Diagnostic::new(Severity::Error, code.as_str(), message);
-                fault.place = Some(service.place.clone());
+                fault.place = Some(place.unwrap_or(&service.place).clone());
                 fault.help(help);
                 faults.push(fault);
             };
@@ -174,6 +175,7 @@ pub(super) fn faults(infra: &Infra) -> Vec<Diagnostic> {
                 );
                 fault(
                     Code::UnpinnedTool,
+                    None,
                     message,
                     "run `anklume mcp pin`, which shows it and pins it",
                 );
@@ -181,8 +183,10 @@ pub(super) fn faults(infra: &Infra) -> Vec<Diagnostic> {
             };
             let definition = Definition::Upstream(pinned);
             for wrong in definition.check_fixed(&service.with) {
+                let place = places.and_then(|places| places.with.get(&wrong.argument));
                 fault(
                     Code::InvalidArgument,
+                    place,
                     wrong.message,
                     "correct the argument, or remove it from `with`",
                 );
@@ -190,7 +194,9 @@ pub(super) fn faults(infra: &Infra) -> Vec<Diagnostic> {
             // What the conditions say by themselves was checked before.
             if misfits(&service.conditions, None, &service.with).is_empty() {
                 for wrong in misfits(&service.conditions, Some(definition), &service.with) {
-                    fault(Code::InvalidCondition, wrong.message, wrong.help);
+                    let place =
+                        places.and_then(|places| places.condition(&wrong.argument, wrong.key));
+                    fault(Code::InvalidCondition, place, wrong.message, wrong.help);
                 }
             }
         }
@@ -215,7 +221,8 @@ mod tests {
     fn tool(description: &str) -> UpstreamTool {
         let tool = json!({
             "name": "list", "description": description,
-            "inputSchema": {"type": "object", "properties": {"owner": {"type": "string"}}},
+            "inputSchema": {"type": "object", "properties": {"owner": {"type": "string"},
+                "state": {"enum": ["open", "closed"]}, "page": {"type": "integer", "maximum": 9}}},
         });
         UpstreamTool::of(&tool).unwrap()
     }
@@ -230,7 +237,8 @@ mod tests {
     const INFRA: &str = "domains: {d: {subnet_id: 0, machines: {dev: {}, vault: {mcp: {servers: {github: {command: [/bin/gh]}}}, \
         services: [{name: issues, tool: github/list, consumers: [dev], with: {owner: acme}}, \
         {name: other, tool: github/get, consumers: [dev]}, {name: bad, tool: github/list, with: {ownr: x}}, \
-        {name: rules, tool: github/list, where: {owner: {max: 5}}, only: [owner, owners]}]}}}}\n";
+        {name: rules, tool: github/list, where: {owner: {max: 5}}, only: [owner, owners]}, \
+        {name: none, tool: github/list, where: {state: {prefix: x}, page: {min: 10}}}]}}}}\n";
 
     #[test]
     fn a_lock_file_reads_back_and_a_changed_one_is_refused() {
@@ -256,15 +264,21 @@ mod tests {
         assert_eq!(faults(&infra).first().unwrap().code, "unpinned-tool");
         let messages: Vec<String> = faults(&infra)
             .into_iter()
-            .map(|fault| format!("{}: {}", fault.code, fault.message))
+            .map(|fault| {
+                let place = fault.place.unwrap();
+                let marked = place.source.text.get(place.bytes).unwrap();
+                format!("{}: {}: {marked}", fault.code, fault.message)
+            })
             .collect();
         assert_eq!(
             messages,
             [
-                "unpinned-tool: nobody has accepted the definition of `github/get` yet",
-                "invalid-argument: unknown argument `ownr`; closest: `owner`",
-                "invalid-condition: unknown argument `owners`; closest: `owner`",
-                "invalid-condition: `max` is for numbers, but `owner` is of type string",
+                "unpinned-tool: nobody has accepted the definition of `github/get` yet: other",
+                "invalid-argument: unknown argument `ownr`; closest: `owner`: ownr",
+                "invalid-condition: unknown argument `owners`; closest: `owner`: owners",
+                "invalid-condition: `max` is for numbers, but `owner` is of type string: max",
+                "invalid-condition: `page` of the tool takes at most 9: min",
+                "invalid-condition: `state` of the tool takes only \"open\", \"closed\": prefix",
             ]
         );
     }

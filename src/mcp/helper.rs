@@ -301,7 +301,7 @@ impl Work<'_> {
         let message = match &self.caller {
             Caller::Operator => return ORDER_MAX,
             Caller::Consumer(name) => {
-                let message = services.message_bytes_of(name, MESSAGE_BYTES);
+                let message = services.message_bytes_of(name, MESSAGE_BYTES, Timestamp::now());
                 u32::try_from(message).unwrap_or(MESSAGE_BYTES_MAX)
             }
         };

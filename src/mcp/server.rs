@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
@@ -166,7 +167,9 @@ impl Server {
         let shared = Arc::clone(&self.shared);
         LineLimit(Box::new(move || {
             let policy = shared.monitor.policy();
-            let max = policy.services.message_bytes_of(&name, default as u64);
+            let max = policy
+                .services
+                .message_bytes_of(&name, default as u64, Timestamp::now());
             usize::try_from(max).unwrap_or(usize::MAX)
         }))
     }

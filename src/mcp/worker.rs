@@ -8,6 +8,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 use tokio::net::{UnixListener, UnixStream};
@@ -117,7 +118,9 @@ impl Acceptor {
     /// Returns the maximum number of simultaneous connections: the largest current limit of the caller's services.
     fn max(&self) -> usize {
         let policy = self.shared.monitor.policy();
-        let max = policy.services.connections_of(&self.caller);
+        let max = policy
+            .services
+            .connections_of(&self.caller, Timestamp::now());
         usize::try_from(max).unwrap_or(usize::MAX)
     }
 }

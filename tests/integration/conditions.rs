@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use anklume::condition::misfits;
 use anklume::policy::{Caller, Decision, Denial, Request, decide};
 use anklume::services::Services;
 use serde_json::{Map, Value, json};
@@ -320,10 +321,33 @@ fn decision(services: &Services, name: &str, sent: &Map<String, Value>, now: i64
     decide(services, request)
 }
 
-/// Compares this many random cases; returns how many were allowed.
+/// Checks that two decisions on one call are the same.
+fn check_same(decided: &Decision, turned: &Decision, case: &str) {
+    match (decided, turned) {
+        (Decision::Allowed(one), Decision::Allowed(other)) => {
+            assert_eq!(
+                Value::from(one.arguments().clone()),
+                Value::from(other.arguments().clone())
+            );
+        }
+        // Which of several fixed arguments is named is not settled.
+        (
+            Decision::Denied(Denial::FixedArgument { .. }),
+            Decision::Denied(Denial::FixedArgument { .. }),
+        ) => {}
+        // A value is written as the policy writes it.
+        (Decision::Denied(Denial::Condition(one)), Decision::Denied(Denial::Condition(other))) => {
+            assert_eq!((&one.argument, one.rule), (&other.argument, other.rule));
+        }
+        (Decision::Denied(one), Decision::Denied(other)) => assert_eq!(one, other),
+        (one, other) => assert_eq!(format!("{one:?}"), format!("{other:?}"), "{case}"),
+    }
+}
+
+/// Compares this many random cases; returns how many were allowed. Rules that are said to refuse every value do.
 fn compare(cases: usize) -> usize {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
-    let mut allowed = 0;
+    let (mut allowed, mut refusing) = (0, 0);
     for number in 0..cases {
         let mut rules = Map::new();
         for name in NAMES {
@@ -384,6 +408,18 @@ fn compare(cases: usize) -> usize {
         assert_eq!(is_allowed, expected(&service, &sent, now), "{}", case());
         // A condition never allows what the service without it refuses.
         let without = decision(&services, "plain", &sent, now);
+        let faults = misfits(
+            &services.services[0].conditions,
+            None,
+            &services.services[0].with,
+        );
+        let mut faults = faults.iter();
+        let refused = faults.find(|fault| fault.help.contains("no value satisfies it"));
+        if let Some(fault) = refused {
+            refusing += 1;
+            let is_sent = sent.get(&fault.argument).is_some_and(|one| !one.is_null());
+            assert!(!is_allowed || !is_sent, "{}", case());
+        }
         assert!(
             !is_allowed || matches!(without, Decision::Allowed(_)),
             "{}",
@@ -394,30 +430,10 @@ fn compare(cases: usize) -> usize {
             serde_json::from_value(turned(&serde_json::to_value(&services).unwrap())).unwrap();
         let sent = turned(&sent.clone().into());
         let turned = decision(&again, "s", sent.as_object().unwrap(), now);
-        match (&decided, &turned) {
-            (Decision::Allowed(one), Decision::Allowed(other)) => {
-                assert_eq!(
-                    Value::from(one.arguments().clone()),
-                    Value::from(other.arguments().clone())
-                );
-            }
-            // Which of several fixed arguments is named is not settled.
-            (
-                Decision::Denied(Denial::FixedArgument { .. }),
-                Decision::Denied(Denial::FixedArgument { .. }),
-            ) => {}
-            // A value is written as the policy writes it.
-            (
-                Decision::Denied(Denial::Condition(one)),
-                Decision::Denied(Denial::Condition(other)),
-            ) => {
-                assert_eq!((&one.argument, one.rule), (&other.argument, other.rule));
-            }
-            (Decision::Denied(one), Decision::Denied(other)) => assert_eq!(one, other),
-            (one, other) => assert_eq!(format!("{one:?}"), format!("{other:?}"), "{}", case()),
-        }
+        check_same(&decided, &turned, &case());
         allowed += usize::from(is_allowed);
     }
+    assert!(refusing * 50 > cases, "{refusing}");
     allowed
 }
 

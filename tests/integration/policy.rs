@@ -329,6 +329,7 @@ const CONDITIONS: &str = "domains:
     subnet_id: 0
     machines:
       dev: {}
+      lab: {}
       vault:
         services:
           - name: push
@@ -342,10 +343,34 @@ const CONDITIONS: &str = "domains:
 /// Runs a query about the service, as if at the beginning of 2026.
 #[track_caller]
 fn about_conditions(query: &str, more: &[&str]) -> Ran {
-    let asked = ["policy", query, "--caller", "dev", "--service", "push"];
+    about(CONDITIONS, "dev", query, more)
+}
+
+#[track_caller]
+fn about(infra: &str, caller: &str, query: &str, more: &[&str]) -> Ran {
+    let asked = ["policy", query, "--caller", caller, "--service", "push"];
     let at = ["--at", "2026-01-01T00:00:00Z"];
     let args = [&asked[..], &at[..], more].concat();
-    Anklume::new().infra(CONDITIONS).args(args).run()
+    Anklume::new().infra(infra).args(args).run()
+}
+
+#[test]
+fn a_service_that_is_over_and_arguments_that_do_not_fit_are_said() {
+    let over = CONDITIONS.replace("2027", "2001");
+    let list = Anklume::new().infra(&over).args(["policy", "list"]).run();
+    let until = "until 2000-12-31T23:00:00Z; expired  infra.yml:9";
+    assert!(list.stdout.contains(until), "{list:?}");
+    let explained = about(&over, "lab", "explain", &[]);
+    let change = "add `lab` to `consumers` of `push` (infra.yml:9) to allow it, and set a later time in `expires`: \
+        it expired at 2000-12-31T23:00:00Z; listed now: dev";
+    assert!(explained.stdout.contains(change), "{explained:?}");
+    for query in ["check", "explain"] {
+        let infra = CONDITIONS.replace("            only: [path, data]\n", "");
+        let args = ["--args", r#"{"path": "in/a", "mode": "x"}"#];
+        let ran = about(&infra, "dev", query, &args);
+        let why = "error: `--args` is not valid for `push` on `vault`: ";
+        assert!(ran.stderr.starts_with(why), "{ran:?}");
+    }
 }
 
 #[test]
@@ -359,20 +384,20 @@ fn the_conditions_of_a_service_are_listed_checked_and_explained() {
     let lines: Vec<&str> = list.stdout.lines().collect();
     assert!(lines[0].contains("  CONDITIONS  "), "{list:?}");
     assert!(
-        lines[1].contains(&format!("  {conditions}  infra.yml:8")),
+        lines[1].contains(&format!("  {conditions}  infra.yml:9")),
         "{list:?}"
     );
     about_conditions("check", &[]).answers(&format!(
-        "allowed: `dev` is a consumer of `push` on `vault` (infra.yml:8); its conditions: {conditions}\n"
+        "allowed: `dev` is a consumer of `push` on `vault` (infra.yml:9); its conditions: {conditions}\n"
     ));
     let good = r#"{"path": "in/a", "data": "aGk="}"#;
     about_conditions("check", &["--args", good])
-        .answers("allowed: `dev` is a consumer of `push` on `vault` (infra.yml:8)\n");
+        .answers("allowed: `dev` is a consumer of `push` on `vault` (infra.yml:9)\n");
     let denied = |args: &str, why: &str| {
         let ran = about_conditions("check", &["--args", args]);
         ran.is(
             1,
-            &format!("denied: `push` on `vault` (infra.yml:8): {why}\n"),
+            &format!("denied: `push` on `vault` (infra.yml:9): {why}\n"),
             "",
         );
     };
@@ -397,13 +422,13 @@ fn the_conditions_of_a_service_are_listed_checked_and_explained() {
     ]);
     late.run().is(
         1,
-        "denied: `push` on `vault` (infra.yml:8) expired at 2026-12-31T23:00:00Z\n",
+        "denied: `push` on `vault` (infra.yml:9) expired at 2026-12-31T23:00:00Z\n",
         "",
     );
     let explained = about_conditions("explain", &["--args", r#"{"path": "in", "final": true}"#]);
     explained.answers(&format!(
-        "denied: `push` on `vault` (infra.yml:8): `final` may not be sent: the service takes only `data`, `path` (`only`)\n  \
-         runs: file_accept\n  conditions: {conditions}\n  change: leave out `final`, or add it to `only` of `push` (infra.yml:8)\n\
+        "denied: `push` on `vault` (infra.yml:9): `final` may not be sent: the service takes only `data`, `path` (`only`)\n  \
+         runs: file_accept\n  conditions: {conditions}\n  change: leave out `final`, or add it to `only` of `push` (infra.yml:9)\n\
          `dev` may call: vault/push\n"
     ));
     let export = Anklume::new()

@@ -166,6 +166,9 @@ pub(super) fn explain(args: &PolicyCheckArgs, output: &Output) -> anyhow::Result
     let explanations: Vec<Explanation> = providers
         .filter_map(|provider| Explanation::of(provider, &question))
         .collect();
+    if explanations.iter().all(|one| one.verdict.allowed) {
+        check_arguments(&question)?;
+    }
     let reachable = reachable(&infra, &question);
     let answer = json!({ "explanations": explanations, "reachable": reachable });
     output.answer_as(&answer, || {
@@ -198,12 +201,18 @@ impl Explanation {
         let service = services.service(question.service)?;
         let fixed = service.with.iter();
         Some(Self {
-            change: change(&verdict, service, &question.caller, &provider.name),
+            change: change(
+                &verdict,
+                service,
+                &question.caller,
+                &provider.name,
+                question.now,
+            ),
             tool: service.tool.to_string(),
             fixed: fixed
                 .map(|(name, value)| format!("{name}={value}"))
                 .collect(),
-            conditions: service.conditions.describe(),
+            conditions: service.conditions.describe_at(question.now),
             verdict,
         })
     }
@@ -227,6 +236,7 @@ fn change(
     service: &Service,
     caller: &Caller,
     provider: &MachineName,
+    now: Timestamp,
 ) -> String {
     let at = service.declared_at.as_deref().unwrap_or("infra.yml");
     let name = &service.name;
@@ -260,7 +270,15 @@ fn change(
             service.tool
         );
     }
-    format!("add `{caller}` to `consumers` of `{name}` ({at}) to allow it; listed now: {consumers}")
+    let later = match service.conditions.expires {
+        Some(expiry) if service.conditions.have_expired(now) => {
+            format!(", and set a later time in `expires`: it expired at {expiry}")
+        }
+        _ => String::new(),
+    };
+    format!(
+        "add `{caller}` to `consumers` of `{name}` ({at}) to allow it{later}; listed now: {consumers}"
+    )
 }
 
 /// Lists everything that the caller may call, as PROVIDER/SERVICE.

@@ -820,7 +820,7 @@ domains: {anklume: {subnet_id: 0, machines: {db: {ip: 10.100.0.5}}}}
     (Service, Code::InvalidCondition, "where: {data: {absent: true}}", "remove the rule: it refuses every call", "consumers: []"),
     (Service, Code::InvalidCondition, "where: {offset: {prefix: a}}", "remove it, or use `const` or `enum`", "where: {offset: {enum: [0, 1]}}"),
     (Service, Code::InvalidCondition, "where: {final: {const: \"no\"}}", "write a value that the tool takes", "where: {final: {const: true}}"),
-    (Service, Code::InvalidCondition, "where: {offset: {min: 5, max: 4}}", "correct the rule: it refuses every call", "where: {offset: {min: 4, max: 5}}"),
+    (Service, Code::InvalidCondition, "where: {offset: {min: 5, max: 4}}", "correct the rule: no value satisfies it", "where: {offset: {min: 4, max: 5}}"),
     (Service, Code::InvalidCondition, "where: {data: {prefix: \"\"}}", "write some text, or remove it", "where: {data: {prefix: a}}"),
     (Service, Code::InvalidCondition, "where: {data: {const: null}}", "write a value other than null, or `absent: true`", "where: {data: {const: aGk=}}"),
     (Service, Code::InvalidCondition, "where: {offset: {min: a}}", "write a number, without quotes", "where: {offset: {min: 1}}"),

@@ -114,6 +114,8 @@ const CASES: &[Case] = &[
           - {name: e, tool: file_accept, where: [data], only: data, expires: 2027}
           - {name: f, tool: file_accept, where: {path: {prefix: abc, max_length: 2}, data: {enum: [b], prefix: a}}}
           - {name: g, tool: file_accept, where: , only: , expires: }
+          - {name: h, tool: file_accept, where: {path: {path_under: /srv}, data: {prefix: /etc, path_under: /srv}}}
+          - {name: i, tool: file_accept, where: {path: {path_under: a/b, prefix: a/b/c}, data: {prefix: /sr, path_under: /srv}}}
 ",
         &[
             "invalid-condition 7:57 path_under",
@@ -138,6 +140,8 @@ const CASES: &[Case] = &[
             "empty-value 13:42 where",
             "empty-value 13:51 only",
             "empty-value 13:59 expires",
+            "invalid-condition 14:57 path_under",
+            "invalid-condition 14:83 prefix",
         ],
     ),
 ];

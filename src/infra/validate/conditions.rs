@@ -7,6 +7,7 @@ use serde_json::{Map, Number, Value};
 use crate::catalogue::Definition;
 use crate::condition::{ArgumentRule, Conditions, Expiry, is_same, misfits};
 use crate::diagnostic::quote;
+use crate::infra::ArgumentPlaces;
 use crate::infra::field::{self, Fields, Text};
 use crate::infra::findings::{At, Code, Findings};
 use crate::infra::raw::{Entry, Node, NodeKind};
@@ -46,6 +47,29 @@ pub(super) fn conditions(
             .help(misfit.help);
     }
     conditions
+}
+
+/// Returns the locations that a check against a definition which is read later may name.
+pub(super) fn places(
+    fields: Fields<'_, '_>,
+    conditions: &Conditions,
+    findings: &Findings,
+) -> ArgumentPlaces {
+    let rules = conditions.rules.keys().flat_map(|name| {
+        let keys = RULE_KEYS.into_iter().map(Some);
+        keys.chain([None]).map(move |key| (name, key))
+    });
+    let only = conditions.only.iter().flatten().map(|name| (name, None));
+    let all = rules.chain(only).filter_map(|(name, key)| {
+        let place = findings.place(place(fields, name, key))?;
+        Some(((name.clone(), key), place))
+    });
+    let only = fields.entry("only");
+    ArgumentPlaces {
+        conditions: all.collect(),
+        only: only.and_then(|only| findings.place(only.at)),
+        ..ArgumentPlaces::default()
+    }
 }
 
 /// Returns the location of an argument in the conditions, or of a key of its rule.

@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
-use super::conditions::conditions;
+use super::conditions::{self, conditions};
 use super::{Names, name};
 use crate::catalogue::{Definition, OFFERED_ONLY, OwnTool};
+use crate::condition::Conditions;
 use crate::diagnostic::quote;
 use crate::infra::field::{self, Fields, Text};
 use crate::infra::findings::{At, Code, Findings};
 use crate::infra::raw::{Entry, Node, NodeKind, Reading};
-use crate::infra::{DeclaredService, McpUsers};
+use crate::infra::{ArgumentPlaces, DeclaredService, McpUsers};
 use crate::limits::{Limits, MEMORY_ALL, MEMORY_MIN, MESSAGE_BYTES_MAX, MESSAGES_SHOWN_PER_MINUTE};
 use crate::name::{
     MACHINE_NAME_MAX, MachineName, OwnToolName, ServerName, ServiceName, ServiceTool, ToolName,
@@ -144,15 +145,37 @@ fn service<'t>(
             .get_or_insert(MESSAGES_SHOWN_PER_MINUTE);
     }
     let (name, at) = name?;
+    let needs_places = matches!(tool, Some(ServiceTool::Upstream(..)));
     Some(DeclaredService {
         name,
         place: findings.place(at)?,
         tool: tool?,
         consumers,
         with,
+        arguments: needs_places.then(|| argument_places(fields, &conditions, findings)),
         conditions,
         limits,
         written: written(fields),
+    })
+}
+
+/// Returns where a service mentions its arguments.
+fn argument_places(
+    fields: Fields<'_, '_>,
+    conditions: &Conditions,
+    findings: &Findings,
+) -> Box<ArgumentPlaces> {
+    let with = fields.entry("with").map(|with| &with.value.kind);
+    let with = match with {
+        Some(NodeKind::Map(entries)) => entries.as_slice(),
+        _ => &[],
+    };
+    let with = with
+        .iter()
+        .filter_map(|entry| Some((entry.key.text.to_string(), findings.place(entry.at)?)));
+    Box::new(ArgumentPlaces {
+        with: with.collect(),
+        ..conditions::places(fields, conditions, findings)
     })
 }
 

@@ -34,6 +34,8 @@ const MODE: u32 = 0o644;
 pub(crate) struct FileFolder {
     dir: Dir,
     path: PathBuf,
+    /// The path as it was given, in full: it may lead through symbolic links, and clients may use either.
+    given: PathBuf,
     /// What the client was told of each tool, by provider and service: a call must mean the same.
     told: Mutex<HashMap<(String, String), FileUse>>,
 }
@@ -98,6 +100,7 @@ impl FileFolder {
         Ok(Self {
             dir: Dir::open(path, SEARCH, BENEATH)?,
             path: path.canonicalize()?,
+            given: std::path::absolute(path)?,
             told: Mutex::default(),
         })
     }
@@ -225,12 +228,12 @@ impl FileFolder {
     /// Returns a path as one below the folder; it may also be written in full.
     fn relative(&self, path: &str) -> Result<String, String> {
         let outside = || format!("`{}` is not below `{}`", shown(path), self.path.display());
-        let below = match path.strip_prefix('/') {
-            None => Path::new(path),
-            Some(_) => Path::new(path)
-                .strip_prefix(&self.path)
-                .map_err(|_| outside())?,
-        };
+        let mut below = Path::new(path);
+        if below.is_absolute() {
+            let mut folders = [&self.path, &self.given].into_iter();
+            let found = folders.find_map(|folder| below.strip_prefix(folder).ok());
+            below = found.ok_or_else(outside)?;
+        }
         let is_plain = |part| matches!(part, Component::Normal(_) | Component::CurDir);
         let is_below = below.components().all(is_plain);
         let below = below.to_str().filter(|text| is_below && !text.is_empty());

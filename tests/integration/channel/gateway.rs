@@ -288,9 +288,17 @@ fn files_are_named_and_not_copied() {
         fs::read_to_string(files.join("note")).unwrap(),
         "from the vault"
     );
-    // A path may be written in full.
+    // A path may be written in full, and as the folder was given.
     let full = files.canonicalize().unwrap().join("letter");
     text(&agent.call("vault__drop_off", &json!({"path": "again", "file": full})));
+    let linked = consumer.path("linked");
+    symlink(&files, &linked).unwrap();
+    let mut other = Agent::start(consumer.command(&["--files", linked.to_str().unwrap()]));
+    other.list();
+    for (path, folder) in [("third", &files), ("fourth", &linked)] {
+        let file = folder.join("letter");
+        text(&other.call("vault__drop_off", &json!({"path": path, "file": file})));
+    }
     // Short content may still be passed.
     text(&agent.call("vault__drop_off", &json!({"path": "short", "data": "aGk="})));
 
