@@ -87,17 +87,17 @@ build: ## build one optimised static binary
 	cargo build --release
 	@ls -l $(release)
 
-install: $(release) ## install binary, manual page and completions: PREFIX= (/usr/local), DESTDIR=
+install: $(release) ## install binary, manual pages and completions: PREFIX= (/usr/local), DESTDIR=
 	@at="$${DESTDIR:-}$${PREFIX:-/usr/local}"; \
 	case "$$at" in /*) ;; *) echo "make install: \`$$at\` is not an absolute path: give PREFIX=/… or DESTDIR=/…" >&2; exit 2;; esac; \
 	share="$$at/share"; \
-	mkdir -p -- "$$at/bin" "$$share/man/man1" "$$share/bash-completion/completions" "$$share/zsh/site-functions" "$$share/fish/vendor_completions.d"; \
+	mkdir -p -- "$$at/bin" "$$share/bash-completion/completions" "$$share/zsh/site-functions" "$$share/fish/vendor_completions.d"; \
 	install -m 0755 -- $(release) "$$at/bin/anklume"; \
 	ln -sf anklume "$$at/bin/anklume-gpg"; \
-	$(release) man > "$$share/man/man1/anklume.1"; \
 	$(release) completions bash > "$$share/bash-completion/completions/anklume"; \
 	$(release) completions zsh > "$$share/zsh/site-functions/_anklume"; \
 	$(release) completions fish > "$$share/fish/vendor_completions.d/anklume.fish"; \
+	$(release) man --quiet --dir "$$share/man"; \
 	printf 'installed %s\n' "$$at/bin/anklume"
 
 $(release): $(sources)

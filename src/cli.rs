@@ -4,10 +4,13 @@ mod infra;
 mod internal;
 mod mcp;
 
+use std::path::PathBuf;
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use infra::{
-    ApplyArgs, DestroyArgs, DoctorArgs, InfraArgs, PolicyCheckArgs, PolicyCommand, SyncArgs,
+    ApplyArgs, DestroyArgs, DoctorArgs, InfraArgs, PolicyCheckArgs, PolicyCommand, StatusArgs,
+    SyncArgs,
 };
 pub use internal::{ClipboardAction, InternalCommand};
 pub use mcp::{
@@ -26,6 +29,7 @@ pub use mcp::{
     long_about = "Lets machines offer a few services to each other, and to nobody else.\n\n\
         The services and their consumers are declared in infra.yml, the file that also creates the machines. \
         A call is MCP over a channel that exists for that pair of machines alone.",
+    after_help = "Examples:\n  anklume init                                     # writes infra.yml\n  anklume apply                                    # creates the machines and their channels\n  anklume status\n  anklume mcp call vault-signer/clipboard_get      # in a consumer",
     subcommand_required = true,
     arg_required_else_help = true,
     max_term_width = 100
@@ -42,11 +46,13 @@ pub struct Cli {
 /// Flags common to all subcommands.
 #[derive(Debug, Clone, Default, Args)]
 pub struct GlobalArgs {
-    /// Output format
-    #[arg(long, global = true, value_enum, default_value_t = Format::Text, value_name = "FORM", display_order = 90)]
+    /// Output format: text, for people, or json, for programs [default: text]
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text, hide_default_value = true,
+        hide_possible_values = true, value_name = "FORM", display_order = 90, help_heading = "Global options")]
     pub format: Format,
-    /// When to use colours
-    #[arg(long, global = true, value_enum, default_value_t = When::Auto, value_name = "WHEN", display_order = 91)]
+    /// When to use colours: auto (on a terminal, unless NO_COLOR is set), always or never [default: auto]
+    #[arg(long, global = true, value_enum, default_value_t = When::Auto, hide_default_value = true,
+        hide_possible_values = true, value_name = "WHEN", display_order = 91, help_heading = "Global options")]
     pub color: When,
     /// Print errors only
     #[arg(
@@ -54,11 +60,18 @@ pub struct GlobalArgs {
         long,
         global = true,
         conflicts_with = "verbose",
-        display_order = 92
+        display_order = 92,
+        help_heading = "Global options"
     )]
     pub quiet: bool,
     /// Print more
-    #[arg(short, long, global = true, display_order = 93)]
+    #[arg(
+        short,
+        long,
+        global = true,
+        display_order = 93,
+        help_heading = "Global options"
+    )]
     pub verbose: bool,
 }
 
@@ -84,11 +97,29 @@ pub enum When {
     Never,
 }
 
+/// A shell with completions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CompletionShell {
+    /// Bash 4.4 or later
+    Bash,
+    /// Elvish
+    Elvish,
+    /// Fish
+    Fish,
+    /// PowerShell
+    Powershell,
+    /// Zsh
+    Zsh,
+}
+
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Write a starter infra.yml
+    /// Write a commented infra.yml to start with
+    #[command(after_help = "Examples:\n  anklume init    # in an empty folder")]
     Init,
+    /// Show the machines, the channels between them, and who may call what
+    Status(StatusArgs),
     /// Check infra.yml and write the files that Ansible reads
     Sync(SyncArgs),
     /// Make Incus match infra.yml; touches only what differs, and only what anklume made
@@ -117,12 +148,24 @@ pub enum Command {
     #[command(subcommand, arg_required_else_help = true)]
     Clipboard(ClipboardCommand),
     /// Print a completion script for a shell
+    #[command(after_help = "Examples:\n  source <(anklume completions bash)    # for this shell")]
     Completions {
         /// The shell
-        shell: clap_complete::Shell,
+        #[arg(value_enum)]
+        shell: CompletionShell,
     },
-    /// Print the manual page
-    Man,
+    /// Print a manual page
+    #[command(
+        after_help = "Examples:\n  anklume man | man -l -\n  anklume man infra.yml | man -l -\n  anklume man --dir ~/.local/share/man    # writes all pages"
+    )]
+    Man {
+        /// The page: a command, or infra.yml [default: the page of the program]
+        #[arg(value_name = "PAGE")]
+        page: Option<String>,
+        /// Write all pages below this folder, in man1 and man5
+        #[arg(long, value_name = "DIR", conflicts_with = "page")]
+        dir: Option<PathBuf>,
+    },
     /// The hidden subcommands.
     #[command(flatten)]
     Internal(InternalCommand),

@@ -6,6 +6,7 @@ mod apply;
 mod audit;
 mod bar;
 mod clipboard;
+mod complete;
 mod doctor;
 mod file;
 mod git_gpg;
@@ -18,6 +19,7 @@ mod policy;
 mod service;
 mod sign;
 mod ssh_agent;
+mod status;
 mod sync;
 
 use std::ffi::{OsStr, OsString};
@@ -44,6 +46,9 @@ use output::Output;
 /// Parses, runs and reports.
 pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
     let args: Vec<OsString> = args.into_iter().collect();
+    if let Some(ended) = complete::answer(&args) {
+        return ended;
+    }
     if git_gpg::is_called(args.first()) {
         return as_gpg(args.get(1..).unwrap_or_default());
     }
@@ -118,6 +123,7 @@ fn flag<'a>(args: &'a [OsString], name: &str) -> Option<&'a str> {
 fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
     match command {
         Command::Init => init::run(output),
+        Command::Status(args) => status::run(args, output),
         Command::Sync(args) => sync::run(args, output),
         Command::Apply(args) => apply::run(args, output),
         Command::Destroy(args) => apply::destroy(args, output),
@@ -130,11 +136,17 @@ fn run(command: &Command, output: &Output) -> anyhow::Result<Exit> {
         Command::File(command) => file::run(command, output),
         Command::Clipboard(command) => clipboard::run(command, output),
         Command::Completions { shell } => {
-            output.answer(&manual::completions(*shell))?;
+            output.answer(&complete::script(*shell)?)?;
             Ok(Exit::Done)
         }
-        Command::Man => {
-            output.answer(&manual::page()?)?;
+        Command::Man { page, dir } => {
+            match dir {
+                Some(dir) => {
+                    let pages = manual::write_pages(dir)?;
+                    output.say(&format!("wrote {} pages", pages.len()));
+                }
+                None => output.answer(&manual::page(page.as_deref())?)?,
+            }
             Ok(Exit::Done)
         }
         Command::Internal(command) => internal::run(command, output),
@@ -300,7 +312,7 @@ const fn answers_in_json(command: &Command) -> bool {
         command,
         Command::Mcp(McpCommand::Serve(_) | McpCommand::Connect(_))
             | Command::Completions { .. }
-            | Command::Man
+            | Command::Man { .. }
             | Command::Internal(_)
     )
 }

@@ -26,7 +26,7 @@ use crate::condition::Conditions;
 use crate::diagnostic::{Diagnostic, Faults, Place};
 use crate::limits::Limits;
 use crate::name::{DomainName, MachineName, OwnToolName, ServerName, ServiceName, ServiceTool};
-pub(crate) use open::project_name;
+pub(crate) use open::{DEFAULT_FILE, DEFAULT_FOLDER, project_name};
 pub use pins::{LOCK, Pins};
 
 /// Image for machines if neither they nor `global` name one.

@@ -85,6 +85,11 @@ look_for_the_tests() {
     [ -z "${ANKLUME_TEST_LONG:-}${CI:-}" ] || [ -x /usr/sbin/debootstrap ] || need debootstrap debootstrap
     # These provide `install`, `mount`, `unshare`, `nsenter`, `ip` and `strip`, some of which a small system may lack.
     need unshare util-linux
+    need setsid util-linux
+    need man man-db
+    need zsh zsh
+    need fish fish
+    need elvish elvish
     need ip iproute2
     need strip binutils
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use jiff::Timestamp;
 
 use crate::condition::time;
@@ -13,6 +13,17 @@ pub struct InfraArgs {
     /// The infra.yml file or infra/ folder [default: ./infra.yml, then ./infra/]
     #[arg(long, value_name = "PATH")]
     pub infra: Option<PathBuf>,
+}
+
+/// `anklume status`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  anklume status    # on the host: of infra.yml; in a machine: of its providers"
+)]
+pub struct StatusArgs {
+    /// The path of `infra.yml`.
+    #[command(flatten)]
+    pub infra: InfraArgs,
 }
 
 /// `anklume sync`
@@ -58,15 +69,18 @@ pub struct ApplyArgs {
 
 /// `anklume destroy`
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  anklume destroy -i work-dev")]
+#[command(after_help = "Examples:\n  anklume destroy work-dev\n  anklume destroy --domain work")]
 pub struct DestroyArgs {
+    /// Delete only this machine, with its volumes [default: all machines]
+    #[arg(value_name = "MACHINE", conflicts_with = "machine")]
+    pub only: Option<String>,
     /// The path of `infra.yml`.
     #[command(flatten)]
     pub infra: InfraArgs,
-    /// Delete only this domain, with everything in it; with -i, only that machine in it
+    /// Delete only this domain, with everything in it; with MACHINE, only that machine in it
     #[arg(long, value_name = "DOMAIN")]
     pub domain: Option<String>,
-    /// Delete only this machine, with its volumes
+    /// Delete only this machine, as MACHINE
     #[arg(short = 'i', long, alias = "instance", value_name = "MACHINE")]
     pub machine: Option<String>,
     /// Do not ask for confirmation
@@ -95,16 +109,33 @@ pub struct DoctorArgs {
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
     /// May this caller use this service? Exits with 0 if allowed, 1 if denied or on error
+    #[command(
+        override_usage = "anklume policy check [OPTIONS] CALLER [PROVIDER/]SERVICE",
+        after_help = "Examples:\n  anklume policy check work-dev vault-signer/file_sign\n  anklume policy check work-dev vault-signer/file_sign --args '{\"data\":\"aGk=\"}'"
+    )]
     Check(PolicyCheckArgs),
     /// List all declared services
+    #[command(after_help = "Examples:\n  anklume policy list")]
     List(InfraArgs),
     /// Explain why a call is allowed or denied, and what would change that
+    #[command(
+        override_usage = "anklume policy explain [OPTIONS] CALLER [PROVIDER/]SERVICE",
+        after_help = "Examples:\n  anklume policy explain work-dev vault-signer/file_sign"
+    )]
     Explain(PolicyCheckArgs),
     /// Print the services file that a machine's server reads
+    #[command(
+        override_usage = "anklume policy export [OPTIONS] MACHINE",
+        after_help = "Examples:\n  anklume policy export vault-signer",
+        group = ArgGroup::new("exported").args(["name", "machine"]).required(true)
+    )]
     Export {
         /// The machine
-        #[arg(long, value_name = "MACHINE")]
-        machine: String,
+        #[arg(value_name = "MACHINE")]
+        name: Option<String>,
+        /// The machine, as MACHINE
+        #[arg(short = 'i', long, alias = "instance", value_name = "MACHINE")]
+        machine: Option<String>,
         /// The path of `infra.yml`.
         #[command(flatten)]
         infra: InfraArgs,
@@ -113,16 +144,19 @@ pub enum PolicyCommand {
 
 /// `anklume policy check`
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  anklume policy check --caller work-dev --service vault-signer/file_sign"
-)]
 pub struct PolicyCheckArgs {
     /// The calling machine
-    #[arg(long, value_name = "MACHINE")]
-    pub caller: String,
-    /// The service, as NAME or PROVIDER/NAME
-    #[arg(long, value_name = "SERVICE")]
-    pub service: String,
+    #[arg(value_name = "CALLER", required_unless_present = "caller")]
+    pub from: Option<String>,
+    /// The service, as SERVICE or PROVIDER/SERVICE
+    #[arg(value_name = "PROVIDER/SERVICE", required_unless_present = "service")]
+    pub to: Option<String>,
+    /// The calling machine, as CALLER
+    #[arg(long, value_name = "MACHINE", conflicts_with_all = ["from", "to"])]
+    pub caller: Option<String>,
+    /// The service, as SERVICE or PROVIDER/SERVICE
+    #[arg(long, value_name = "SERVICE", conflicts_with = "to")]
+    pub service: Option<String>,
     /// The machine that offers the service; needed only if several do
     #[arg(long, value_name = "MACHINE")]
     pub provider: Option<String>,

@@ -26,6 +26,7 @@ pub enum McpCommand {
     /// Show and accept the definitions of MCP servers' tools that services offer
     Pin(McpPinArgs),
     /// Show the services of this machine's server and their consumers
+    #[command(after_help = "Examples:\n  anklume mcp status    # in a provider")]
     Status {
         /// The server's socket folder
         #[arg(
@@ -84,8 +85,11 @@ pub struct McpPinArgs {
     /// The path of `infra.yml`.
     #[command(flatten)]
     pub infra: InfraArgs,
-    /// Ask only the servers of this machine
-    #[arg(short, long, visible_alias = "machine", value_name = "MACHINE")]
+    /// Ask only the servers of this machine [default: of all machines]
+    #[arg(value_name = "MACHINE", conflicts_with = "instance")]
+    pub machine: Option<String>,
+    /// Ask only the servers of this machine, as MACHINE
+    #[arg(short, long, alias = "machine", value_name = "MACHINE")]
     pub instance: Option<String>,
     /// Accept all definitions without asking
     #[arg(long, conflicts_with = "check")]
@@ -145,7 +149,7 @@ pub struct ChannelArgs {
 /// Which service to call, for a command that calls one in a provider.
 #[derive(Debug, Clone, Args)]
 pub struct ServiceArgs {
-    /// The provider, or PROVIDER/SERVICE [default: the only one that offers such a service]
+    /// The provider, or PROVIDER/SERVICE, as in front of the other words
     #[arg(short, long, alias = "machine", value_name = "PROVIDER")]
     pub instance: Option<String>,
     /// The service [default: the provider's only one]
@@ -177,13 +181,14 @@ pub struct McpListArgs {
 /// `anklume mcp call`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  anklume mcp call -i vault-signer file_sign data=@letter.txt > letter.txt.asc\n  anklume mcp call vault-signer/clipboard_get\n  date | anklume mcp call -i vault-signer clipboard_set content=-"
+    after_help = "Examples:\n  anklume mcp call vault-signer/file_sign data=@letter.txt > letter.txt.asc\n  anklume mcp call vault-signer/clipboard_get\n  date | anklume mcp call vault-signer/clipboard_set content=-"
 )]
 pub struct McpCallArgs {
     /// The channel to use.
     #[command(flatten)]
     pub channel: ChannelArgs,
     /// The tool or service; MACHINE/NAME is the same as -i MACHINE NAME
+    #[arg(value_name = "TOOL")]
     pub tool: String,
     /// One JSON object, or key=value, key=@FILE, key=- (stdin), key:=JSON; `-` alone reads the object from stdin
     #[arg(value_name = "ARGS")]
@@ -221,14 +226,16 @@ pub struct McpConnectArgs {
 /// `anklume sign`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  anklume sign -i vault-signer release.tar.gz    # writes release.tar.gz.asc\n  anklume sign -i vault-signer --public-key | gpg --import"
+    override_usage = "anklume sign [OPTIONS] [PROVIDER[/SERVICE]] FILE...|--public-key",
+    after_help = "Examples:\n  anklume sign vault-signer release.tar.gz    # writes release.tar.gz.asc\n  anklume sign vault-signer --public-key | gpg --import"
 )]
 pub struct SignArgs {
-    /// The files, each of which gets FILE.asc beside it; `-` signs stdin and prints the signature
+    /// The provider, if not given by -i, and the files, each of which gets FILE.asc beside it; `-` signs stdin and prints
+    /// the signature
     #[arg(value_name = "FILE")]
     pub files: Vec<PathBuf>,
     /// Print the public key; nothing is signed
-    #[arg(long, conflicts_with = "files")]
+    #[arg(long)]
     pub public_key: bool,
     /// Replace signatures that exist
     #[arg(long)]
@@ -272,10 +279,11 @@ pub enum FileCommand {
 /// `anklume file push`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  anklume file push -i vault-signer release.tar.gz photos\n  tar -c photos | anklume file push -i vault-signer - --name photos.tar"
+    override_usage = "anklume file push [OPTIONS] [PROVIDER[/SERVICE]] FILE...",
+    after_help = "Examples:\n  anklume file push vault-signer release.tar.gz photos\n  tar -c photos | anklume file push vault-signer - --name photos.tar"
 )]
 pub struct FilePushArgs {
-    /// Files, and folders with everything in them; `-` is stdin
+    /// The provider, if not given by -i, and files, and folders with everything in them; `-` is stdin
     #[arg(value_name = "FILE", required = true)]
     pub files: Vec<PathBuf>,
     /// The name, or the path, that it gets in the provider [default: its own name]
@@ -289,10 +297,11 @@ pub struct FilePushArgs {
 /// `anklume file pull`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  anklume file pull -i vault-signer reports/july.pdf -o ~/Documents"
+    override_usage = "anklume file pull [OPTIONS] [PROVIDER[/SERVICE]] NAME...",
+    after_help = "Examples:\n  anklume file pull vault-signer reports/july.pdf -o ~/Documents"
 )]
 pub struct FilePullArgs {
-    /// Names of files and folders in the provider's portal; `anklume file list` shows them
+    /// The provider, if not given by -i, and names of files and folders in the provider's portal; `anklume file list` shows them
     #[arg(value_name = "NAME", required = true)]
     pub names: Vec<String>,
     /// The folder to write to; `-` is stdout [default: the current folder]
@@ -306,12 +315,13 @@ pub struct FilePullArgs {
 /// `anklume file list`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  anklume file list -i vault-signer\n  anklume file list -i vault-signer reports"
+    override_usage = "anklume file list [OPTIONS] [PROVIDER[/SERVICE]] [FOLDER]",
+    after_help = "Examples:\n  anklume file list vault-signer\n  anklume file list vault-signer reports"
 )]
 pub struct FileListArgs {
-    /// A folder in the provider's portal [default: everything that this machine may fetch]
-    #[arg(value_name = "NAME")]
-    pub name: Option<String>,
+    /// The provider, if not given by -i, and a folder in its portal [default: everything that this machine may fetch]
+    #[arg(value_name = "FOLDER", num_args = 0..=2)]
+    pub names: Vec<String>,
     /// The service to call.
     #[command(flatten)]
     pub service: ServiceArgs,
@@ -320,14 +330,14 @@ pub struct FileListArgs {
 /// `anklume clipboard …`
 #[derive(Debug, Subcommand)]
 pub enum ClipboardCommand {
-    /// Print the text, or the image (PNG), on the clipboard
+    /// Print the text, or the image (PNG), on the clipboard of a provider
     #[command(
-        after_help = "Examples:\n  anklume clipboard get -i vault-signer > letter.txt\n  anklume clipboard get -i vault-signer > picture.png"
+        after_help = "Examples:\n  anklume clipboard get vault-signer > letter.txt\n  anklume clipboard get vault-signer > picture.png"
     )]
     Get(ClipboardArgs),
-    /// Set the clipboard to the text, or the image (PNG), on stdin
+    /// Set the clipboard of a provider to the text, or the image (PNG), on stdin
     #[command(
-        after_help = "Examples:\n  anklume clipboard set -i vault-signer < letter.txt\n  anklume clipboard set -i vault-signer < picture.png"
+        after_help = "Examples:\n  anklume clipboard set vault-signer < letter.txt\n  anklume clipboard set vault-signer < picture.png"
     )]
     Set(ClipboardArgs),
     /// In a provider: offer the clipboard to a consumer, once and for a minute
@@ -339,14 +349,15 @@ pub enum ClipboardCommand {
 
 /// `anklume clipboard offer`
 #[derive(Debug, Args)]
+#[command(override_usage = "anklume clipboard offer [OPTIONS] --to <MACHINE> [PROVIDER] [-]")]
 pub struct ClipboardOfferArgs {
     /// The consumer
     #[arg(long, value_name = "MACHINE")]
     pub to: String,
-    /// `-` offers the text on stdin instead of the clipboard
-    #[arg(value_name = "-", value_parser = ["-"])]
-    pub stdin: Option<String>,
-    /// The provider, on the host [default: this machine]
+    /// The provider, on the host [default: this machine]; `-` offers the text on stdin instead of the clipboard
+    #[arg(value_name = "PROVIDER", num_args = 0..=2)]
+    pub words: Vec<String>,
+    /// The provider, on the host, as PROVIDER
     #[arg(short, long, alias = "machine", value_name = "PROVIDER")]
     pub instance: Option<String>,
     /// The provider's Incus project [default: found by asking Incus]
@@ -357,6 +368,9 @@ pub struct ClipboardOfferArgs {
 /// Arguments of `anklume clipboard get` and `set`
 #[derive(Debug, Args)]
 pub struct ClipboardArgs {
+    /// The provider, or PROVIDER/SERVICE [default: the only one that offers such a service]
+    #[arg(value_name = "PROVIDER", conflicts_with_all = ["instance", "socket"])]
+    pub provider: Option<String>,
     /// The service to call.
     #[command(flatten)]
     pub service: ServiceArgs,
@@ -385,16 +399,21 @@ pub struct LogArgs {
 }
 
 /// `anklume audit show`
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(
-    after_help = "Examples:\n  anklume audit show -i vault-signer --since 2h --decision refused"
+    after_help = "Examples:\n  anklume audit show vault-signer --since 2h --decision refused\n  anklume audit show vault-signer -n 20 -f    # the newest lines, and then each new one"
 )]
+#[group(skip)]
+#[command(group = ArgGroup::new("named").args(["provider", "instance"]))]
 pub struct AuditShowArgs {
     /// The provider whose log to show, on the host; without it, the log of this computer
+    #[arg(value_name = "PROVIDER")]
+    pub provider: Option<String>,
+    /// The provider, as PROVIDER
     #[arg(short, long, alias = "machine", value_name = "PROVIDER")]
     pub instance: Option<String>,
     /// The machine's Incus project [default: found by asking Incus]
-    #[arg(long, value_name = "PROJECT", requires = "instance")]
+    #[arg(long, value_name = "PROJECT", requires = "named")]
     pub project: Option<String>,
     /// End with an empty line, and wait until stdin is closed: for the host, which would lose output otherwise.
     #[arg(long, hide = true)]
@@ -414,6 +433,12 @@ pub struct AuditShowArgs {
     /// Show only calls with this decision
     #[arg(long, value_enum, value_name = "DECISION")]
     pub decision: Option<Verdict>,
+    /// Show only the last N of these lines
+    #[arg(short = 'n', long, value_name = "N")]
+    pub lines: Option<usize>,
+    /// Then show each new line, until interrupted
+    #[arg(short, long)]
+    pub follow: bool,
 }
 
 impl ValueEnum for Verdict {
@@ -433,6 +458,9 @@ impl ValueEnum for Verdict {
 
 /// `anklume audit verify`
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  anklume audit verify    # in the provider; prints the hash of the newest line"
+)]
 pub struct AuditVerifyArgs {
     /// The log.
     #[command(flatten)]

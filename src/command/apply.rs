@@ -88,7 +88,7 @@ fn remember(infra: &Infra, edges: &[Edge], program: &str, report: &RunReport) {
 /// Runs `anklume destroy`.
 pub(crate) fn destroy(args: &DestroyArgs, output: &Output) -> anyhow::Result<Exit> {
     let infra = open_infra(&args.infra, output)?.infra;
-    let selection = match (&args.domain, &args.machine) {
+    let selection = match (&args.domain, args.only.as_ref().or(args.machine.as_ref())) {
         (domain, Some(machine)) => Selection::Machine(machine, domain.as_deref()),
         (Some(domain), None) => Selection::Domain(domain),
         (None, None) => Selection::All,

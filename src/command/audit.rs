@@ -1,7 +1,9 @@
 //! `anklume audit …`: shows and verifies the audit log.
 
+mod follow;
 mod transfer_lines;
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
@@ -23,6 +25,7 @@ use crate::error::{Exit, Failure};
 use crate::machine_state::PROGRAM;
 use crate::text::Foreign;
 use crate::transport::{RemoteExec, RemoteExecError, RouteContext};
+use follow::{LogReader, follow};
 use transfer_lines::{ShownLine, TransferLines};
 
 /// Maximum number of times to reread a log whose last line is unfinished.
@@ -31,6 +34,9 @@ const RETRIES: usize = 3;
 const REMOTE_LINE: Duration = Duration::from_secs(30);
 /// Pause before rereading: a server that is writing the line will have finished by then.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// The line with which a machine says that it has sent all lines of its log so far; no line of a log.
+const CAUGHT_UP: &[u8] = b"\t";
 
 /// Runs `anklume audit …`.
 pub(crate) fn run(command: &AuditCommand, output: &Output) -> anyhow::Result<Exit> {
@@ -64,39 +70,33 @@ fn unreadable(path: &Path, why: &io::Error) -> Failure {
 
 /// Runs `anklume audit show`.
 fn show(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit> {
-    let since = args.since.as_deref().map(since).transpose()?;
-    let mut foreign = 0_u64;
-    let (mut lines, mut shown) = (0_u64, 0_u64);
-    let mut transfers = TransferLines::default();
-    let mut take = |bytes: &[u8]| -> io::Result<()> {
-        lines += 1;
-        if args.remote {
-            // The host judges every line; an empty one marks the end.
-            let bytes = if bytes.is_empty() { b" " } else { bytes };
-            return output.answer(&[chain::printable(bytes), b"\n".to_vec()].concat());
-        }
-        let ReadLine::Whole(line, _) = chain::read(bytes) else {
-            foreign += 1;
-            return Ok(());
-        };
-        if !is_wanted(&line, args, since) {
-            return Ok(());
-        }
-        shown += 1;
-        if output.is_json() {
-            return output.answer(&[chain::printable(bytes), b"\n".to_vec()].concat());
-        }
-        for line in transfers.take(line) {
-            output.text(&shown_text(&line))?;
-        }
-        Ok(())
+    let args = &AuditShowArgs {
+        instance: args.provider.clone().or_else(|| args.instance.clone()),
+        ..args.clone()
     };
-    let read = read_log(args, output, &mut take);
+    let mut shown = ShownLog {
+        args,
+        output,
+        since: args.since.as_deref().map(since).transpose()?,
+        foreign: 0,
+        lines: 0,
+        shown: 0,
+        transfers: TransferLines::default(),
+        last: args.lines.map(|_| VecDeque::new()),
+        is_following: false,
+    };
+    let read = read_log(args, output, &mut shown);
     // What was read before an error is shown as well.
-    for line in transfers.rest() {
-        output.text(&shown_text(&line))?;
+    shown.end()?;
+    if read? == Exit::Interrupted {
+        return Ok(Exit::Interrupted);
     }
-    read?;
+    let ShownLog {
+        foreign,
+        lines,
+        shown,
+        ..
+    } = shown;
     if let (Some(machine), 0) = (&args.instance, lines) {
         let message = format!("`{}` has no audit log", machine.escape_debug());
         let help = "only a machine that offers services has one: `anklume policy list`";
@@ -117,24 +117,115 @@ fn show(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// The lines of a log that the flags select, as they are shown.
+struct ShownLog<'a> {
+    args: &'a AuditShowArgs,
+    output: &'a Output,
+    since: Option<Timestamp>,
+    /// Number of lines that are not intact.
+    foreign: u64,
+    /// Number of lines.
+    lines: u64,
+    /// Number of selected lines.
+    shown: u64,
+    transfers: TransferLines,
+    /// With `-n`, until all lines that are there have been read: the last ones.
+    last: Option<VecDeque<String>>,
+    /// True for new lines.
+    is_following: bool,
+}
+
+impl ShownLog<'_> {
+    fn print(&mut self, text: String) -> io::Result<()> {
+        match &mut self.last {
+            Some(last) => {
+                last.push_back(text);
+                if last.len() > self.args.lines.unwrap_or_default() {
+                    last.pop_front();
+                }
+                Ok(())
+            }
+            None => self.output.text(&text),
+        }
+    }
+
+    fn print_all(&mut self, lines: Vec<ShownLine>) -> io::Result<()> {
+        lines
+            .iter()
+            .try_for_each(|line| self.print(shown_text(line)))
+    }
+
+    /// Shows what waits.
+    fn end(&mut self) -> io::Result<()> {
+        let rest = self.transfers.rest().collect();
+        self.print_all(rest)?;
+        for text in self.last.take().into_iter().flatten() {
+            self.output.text(&text)?;
+        }
+        Ok(())
+    }
+}
+
+impl LogReader for ShownLog<'_> {
+    fn line(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.args.remote {
+            // The host judges every line; an empty one marks the end.
+            let bytes = if bytes.is_empty() { b" " } else { bytes };
+            let line = [chain::printable(bytes), b"\n".to_vec()].concat();
+            return self.output.answer(&line);
+        }
+        self.lines += 1;
+        let ReadLine::Whole(line, _) = chain::read(bytes) else {
+            self.foreign += 1;
+            return Ok(());
+        };
+        if !is_wanted(&line, self.args, self.since) {
+            return Ok(());
+        }
+        self.shown += 1;
+        if self.output.is_json() {
+            let line = String::from_utf8_lossy(&chain::printable(bytes)).into_owned();
+            return self.print(line + "\n");
+        }
+        let ready = if self.is_following {
+            self.transfers.push(line);
+            self.transfers.ended(Timestamp::now())
+        } else {
+            self.transfers.take(line)
+        };
+        self.print_all(ready)
+    }
+
+    fn caught_up(&mut self) -> io::Result<()> {
+        if self.args.remote {
+            return self.output.answer(&[CAUGHT_UP, b"\n"].concat());
+        }
+        if !self.is_following {
+            self.is_following = true;
+            self.end()?;
+        }
+        let ended = self.transfers.ended(Timestamp::now());
+        self.print_all(ended)
+    }
+}
+
 /// Reads the log of this machine or of the named one.
 fn read_log(
     args: &AuditShowArgs,
     output: &Output,
-    take: &mut impl FnMut(&[u8]) -> io::Result<()>,
-) -> anyhow::Result<()> {
+    reader: &mut impl LogReader,
+) -> anyhow::Result<Exit> {
     match &args.instance {
-        Some(machine) if is_this_machine(machine)? => show_files(&args.log.file, take),
-        Some(machine) => show_remote(machine, args, take),
+        Some(machine) if !is_this_machine(machine)? => show_remote(machine, args, reader),
         None if args.remote => {
             if audit::files(&args.log.file).is_ok_and(|files| !files.is_empty()) {
-                show_files(&args.log.file, take)?;
+                show_files(args, reader)?;
             }
             output.answer(b"\n")?;
             io::copy(&mut io::stdin().lock(), &mut io::sink())?;
-            Ok(())
+            Ok(Exit::Done)
         }
-        None => show_files(&args.log.file, take),
+        _ => show_files(args, reader),
     }
 }
 
@@ -146,27 +237,42 @@ fn is_this_machine(name: &str) -> Result<bool, Failure> {
     on_host_only().map_or(Ok(false), Err)
 }
 
-fn show_files(path: &Path, take: &mut impl FnMut(&[u8]) -> io::Result<()>) -> anyhow::Result<()> {
-    for file in files(path)? {
+fn show_files(args: &AuditShowArgs, reader: &mut impl LogReader) -> anyhow::Result<Exit> {
+    let path = &args.log.file;
+    let files = files(path)?;
+    if args.follow {
+        let cannot = || format!("cannot read `{}`", path.display());
+        follow(path, args.remote, reader).with_context(cannot)?;
+        return Ok(Exit::Done);
+    }
+    for file in files {
         let cannot = || format!("cannot read `{}`", file.display());
-        let mut reader = BufReader::new(File::open(&file).with_context(cannot)?);
-        while let Some((bytes, _)) = next_line(&mut reader).with_context(cannot)? {
-            take(&bytes)?;
+        let mut lines = BufReader::new(File::open(&file).with_context(cannot)?);
+        while let Some((bytes, _)) = next_line(&mut lines).with_context(cannot)? {
+            reader.line(&bytes)?;
         }
     }
-    Ok(())
+    Ok(Exit::Done)
 }
 
 /// Shows the log of a machine: its program sends the lines, and this one checks, selects and prints them.
 fn show_remote(
     machine: &str,
     args: &AuditShowArgs,
-    take: &mut impl FnMut(&[u8]) -> io::Result<()>,
-) -> anyhow::Result<()> {
+    reader: &mut impl LogReader,
+) -> anyhow::Result<Exit> {
     let file = args.log.file.to_string_lossy();
     let command = [
         PROGRAM, "audit", "show", "--remote", "--format", "json", "--file", &file,
     ];
+    let command = command
+        .into_iter()
+        .chain(args.follow.then_some("--follow"))
+        .collect::<Vec<_>>();
+    let mut take = |bytes: &[u8]| match bytes {
+        CAUGHT_UP => reader.caught_up(),
+        bytes => reader.line(bytes),
+    };
     interruptible(async {
         let channel = machine_on_host(machine, args.project.as_deref()).await?;
         let exec = RemoteExec {
@@ -177,7 +283,7 @@ fn show_remote(
             input: b"",
             timeout: REMOTE_LINE,
         };
-        exec.lines(take).await.map_err(|why| match why {
+        exec.lines(&mut take).await.map_err(|why| match why {
             RemoteExecError::Unreadable(why) => anyhow::Error::from(why),
             why => {
                 let message = format!("cannot show the log of `{}`: {why}", channel.name);
@@ -186,7 +292,6 @@ fn show_remote(
         })?;
         Ok(Exit::Done)
     })
-    .map(drop)
 }
 
 fn is_wanted(line: &LogLine, args: &AuditShowArgs, since: Option<Timestamp>) -> bool {

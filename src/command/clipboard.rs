@@ -10,7 +10,7 @@ use super::mcp::with_client;
 use super::output::Output;
 use super::service::{NamedService, print, structured, text, with_service};
 use crate::catalogue::{OFFER_TO, ONE_CALL_MAX, PNG, PNG_START, Payload};
-use crate::cli::{ChannelArgs, ClipboardArgs, ClipboardCommand, ClipboardOfferArgs};
+use crate::cli::{ChannelArgs, ClipboardArgs, ClipboardCommand, ClipboardOfferArgs, ServiceArgs};
 use crate::error::{Exit, Failure};
 use crate::mcp::client::Called;
 use crate::name::ToolName;
@@ -31,12 +31,24 @@ pub(super) fn run(command: &ClipboardCommand, output: &Output) -> anyhow::Result
 
 /// Offers the provider's clipboard, or the text on stdin, as the operator.
 fn offer(args: &ClipboardOfferArgs, output: &Output) -> anyhow::Result<Exit> {
-    let stdin = match &args.stdin {
+    let (stdins, others): (Vec<&String>, Vec<&String>) =
+        args.words.iter().partition(|word| *word == "-");
+    let provider = match (others.as_slice(), &args.instance) {
+        ([], named) => named.clone(),
+        ([provider], None) => Some((*provider).clone()),
+        _ => {
+            let failure = Failure::new(Exit::Usage, "several providers are named");
+            return Err(failure
+                .help("to offer a text, pipe it to this command: `printf %s TEXT | anklume clipboard offer --to MACHINE -`")
+                .into());
+        }
+    };
+    let stdin = match stdins.first() {
         Some(_) => Some(text_of(stdin()?, "stdin is not UTF-8 text")?),
         None => None,
     };
     let channel = ChannelArgs {
-        instance: args.instance.clone(),
+        instance: provider,
         project: args.project.clone(),
         ..ChannelArgs::default()
     };
@@ -104,7 +116,7 @@ fn offer(args: &ClipboardOfferArgs, output: &Output) -> anyhow::Result<Exit> {
 }
 
 fn get(args: &ClipboardArgs, output: &Output) -> anyhow::Result<Exit> {
-    let (tool, name) = (ToolName::ClipboardGet, NamedService::of(&args.service, "")?);
+    let (tool, name) = (ToolName::ClipboardGet, named(args)?);
     with_service(tool, &name, "", output, async |server, service| {
         let called = server.call(service, Map::new(), true).await?;
         let result = structured(&called)?;
@@ -120,6 +132,16 @@ fn get(args: &ClipboardArgs, output: &Output) -> anyhow::Result<Exit> {
         output.answer(&png)?;
         Ok(Exit::Done)
     })
+}
+
+/// Returns the service that the command names.
+fn named(args: &ClipboardArgs) -> Result<NamedService, Failure> {
+    let provider = args.provider.as_ref().or(args.service.instance.as_ref());
+    let service = ServiceArgs {
+        instance: provider.cloned(),
+        ..args.service.clone()
+    };
+    NamedService::of(&service, "")
 }
 
 /// Returns the image in an answer, a PNG; `None` if the clipboard holds a text.
@@ -160,7 +182,7 @@ fn set(args: &ClipboardArgs, output: &Output) -> anyhow::Result<Exit> {
         let text = text_of(content, "stdin is neither UTF-8 text nor a PNG")?;
         ("content".to_owned(), text.into())
     };
-    let (tool, name) = (ToolName::ClipboardSet, NamedService::of(&args.service, "")?);
+    let (tool, name) = (ToolName::ClipboardSet, named(args)?);
     with_service(tool, &name, "", output, async |server, service| {
         let arguments = [argument].into_iter().collect();
         let called = server.call(service, arguments, false).await?;

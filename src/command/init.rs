@@ -13,7 +13,7 @@ use crate::infra;
 /// The file to write.
 const FILE: &str = "infra.yml";
 /// Everything after the project's name.
-const TEMPLATE: &str = include_str!("init/infra.yml");
+pub(super) const TEMPLATE: &str = include_str!("init/infra.yml");
 
 /// The answer.
 const CREATED: &str =

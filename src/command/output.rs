@@ -44,6 +44,34 @@ pub(crate) fn paint_line(line: &str) -> String {
     }
 }
 
+/// Spaces between two columns.
+const GAP: usize = 2;
+
+/// Aligns rows below their headings. A column without content is left out.
+pub(crate) fn table<const N: usize>(
+    headings: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> String {
+    let rows: Vec<[String; N]> = rows.into_iter().collect();
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        let width = cells.map(|cell| cell.chars().count()).max();
+        let width = width.filter(|width| *width > 0)?;
+        let heading = headings.get(column).map_or(0, |heading| heading.len());
+        Some(width.max(heading) + GAP)
+    };
+    let widths: Vec<Option<usize>> = (0..N).map(width).collect();
+    let headings = headings.map(str::to_owned);
+    let mut text = String::new();
+    for row in std::iter::once(&headings).chain(&rows) {
+        let cells = row.iter().zip(&widths);
+        let cells = cells.filter_map(|(cell, width)| Some(format!("{cell:0$}", (*width)?)));
+        text.push_str(cells.collect::<String>().trim_end());
+        text.push('\n');
+    }
+    text
+}
+
 /// The output of a command, and its format.
 #[derive(Debug, Clone)]
 pub(crate) struct Output {

@@ -2,13 +2,11 @@
 
 mod check;
 
-use std::fmt::Write as _;
-
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::output::Output;
+use super::output::{Output, table};
 use super::{joined, open_infra};
 use crate::cli::{InfraArgs, PolicyCommand};
 use crate::condition::Conditions;
@@ -18,16 +16,20 @@ use crate::name::{MachineName, ServiceName, ServiceTool, ToolName};
 use crate::services::{Service, Services};
 use check::known_machine;
 
-/// Number of spaces between columns.
-const GAP: usize = 2;
-
 /// Runs `anklume policy …`.
 pub(crate) fn run(command: &PolicyCommand, output: &Output) -> anyhow::Result<Exit> {
     match command {
         PolicyCommand::Check(args) => return check::check(args, output),
         PolicyCommand::Explain(args) => check::explain(args, output)?,
         PolicyCommand::List(args) => list(args, output)?,
-        PolicyCommand::Export { machine, infra } => export(machine, infra, output)?,
+        PolicyCommand::Export {
+            name,
+            machine,
+            infra,
+        } => {
+            let machine = name.as_ref().or(machine.as_ref());
+            export(machine.map_or("", String::as_str), infra, output)?;
+        }
     }
     Ok(Exit::Done)
 }
@@ -49,7 +51,7 @@ fn list(args: &InfraArgs, output: &Output) -> anyhow::Result<()> {
         output.say("no services are declared, so no calls are allowed");
         return Ok(());
     }
-    output.answer_as(&rows, || table(&rows, Timestamp::now()))
+    output.answer_as(&rows, || text(&rows, Timestamp::now()))
 }
 
 #[derive(Debug, Serialize)]
@@ -109,8 +111,8 @@ fn tool_text(row: &Row) -> String {
     format!("{} ({}{hosts})", row.tool, allowed.join(", "))
 }
 
-fn table(rows: &[Row], now: Timestamp) -> String {
-    let headings = ["SERVICE", "TOOL", "CONSUMERS", "CONDITIONS", "DECLARED"].map(str::to_owned);
+fn text(rows: &[Row], now: Timestamp) -> String {
+    let headings = ["SERVICE", "TOOL", "CONSUMERS", "CONDITIONS", "DECLARED"];
     let cells = rows.iter().map(|row| {
         [
             format!("{}/{}", row.provider, row.service),
@@ -120,28 +122,5 @@ fn table(rows: &[Row], now: Timestamp) -> String {
             row.declared_at.clone().unwrap_or_default(),
         ]
     });
-    let cells: Vec<[String; 5]> = cells.collect();
-    // A column without content is left out.
-    let width = |column: usize| {
-        let cells = cells.iter().filter_map(|line| line.get(column));
-        let width = cells.map(String::len).max().unwrap_or_default();
-        let heading = headings.get(column).map_or(0, String::len);
-        if width == 0 {
-            0
-        } else {
-            width.max(heading) + GAP
-        }
-    };
-    let widths = [0, 1, 2, 3, 4].map(width);
-    let mut text = String::new();
-    for line in std::iter::once(&headings).chain(&cells) {
-        let mut row = String::new();
-        for (cell, width) in line.iter().zip(widths).filter(|(_, width)| *width > 0) {
-            // Writing to a `String` cannot fail.
-            let _ = write!(row, "{cell:width$}");
-        }
-        text.push_str(row.trim_end());
-        text.push('\n');
-    }
-    text
+    table(headings, cells)
 }

@@ -1,6 +1,8 @@
 //! Finds the service with a tool among those that the providers of this machine offer to it, and calls it.
 
+use std::ffi::OsStr;
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -17,9 +19,9 @@ use crate::mcp::OVERLOADED;
 use crate::mcp::TOOL_KEY;
 use crate::mcp::client::pieces::{ArgumentPayload, Moved, PayloadSource, PiecesError};
 use crate::mcp::client::{Called, ClientError};
-use crate::name::ToolName;
+use crate::name::{MachineName, ServiceName, ToolName};
 use crate::text::{Foreign, escaped, listed};
-use crate::transport::{self, Transport};
+use crate::transport::{self, RouteContext, Transport};
 
 /// Length from which content is sent in pieces, in bytes: one caller may have fewer transfers than calls at once.
 const WHOLE_MAX: u64 = 1024 * 1024;
@@ -65,6 +67,27 @@ impl NamedService {
         })
     }
 
+    /// Reads a command's words, of which the first may name the provider in the place of `-i`: `PROVIDER` or
+    /// `PROVIDER/SERVICE`. Returns the service, and the other words.
+    pub(super) fn of_words<'w, W: AsRef<OsStr>>(
+        args: &ServiceArgs,
+        words: &'w [W],
+        kind: WordKind,
+        otherwise: &str,
+    ) -> anyhow::Result<(Self, &'w [W])> {
+        let mut args = args.clone();
+        let mut rest = words;
+        if args.instance.is_none()
+            && args.socket.is_none()
+            && let Some((first, others)) = words.split_first()
+            && let Some(provider) = provider_word(first.as_ref(), kind)?
+        {
+            args.instance = Some(provider.to_owned());
+            rest = others;
+        }
+        Ok((Self::of(&args, otherwise)?, rest))
+    }
+
     /// Sets how a user can name the service, for a program without these flags.
     pub(super) fn named_by(self, naming: &'static str) -> Self {
         let naming = Some(naming);
@@ -107,6 +130,44 @@ impl NamedService {
         }
         Ok(())
     }
+}
+
+/// The words that may follow the provider on a command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WordKind {
+    /// Paths of this machine.
+    Files,
+    /// Names in the provider.
+    Names,
+}
+
+/// Returns the first word of a command if it names a provider: in a machine, one of its providers; on the host, which has
+/// none by default, any machine. A word that is also a file is refused.
+fn provider_word(word: &OsStr, kind: WordKind) -> anyhow::Result<Option<&str>> {
+    let Some(text) = word.to_str() else {
+        return Ok(None);
+    };
+    let (provider, service) = match text.split_once('/') {
+        Some((provider, service)) => (provider, Some(service)),
+        None => (text, None),
+    };
+    let is_service = service.is_none_or(|name| name.parse::<ServiceName>().is_ok());
+    if !is_service || provider.parse::<MachineName>().is_err() {
+        return Ok(None);
+    }
+    let is_file = kind == WordKind::Files && Path::new(word).symlink_metadata().is_ok();
+    if RouteContext::look().has_sockets() {
+        let providers = transport::providers().map_err(|why| unreachable(&why))?;
+        if !providers.iter().any(|one| one == provider) {
+            return Ok(None);
+        }
+        if is_file {
+            let message = format!("`{text}` is a file here, and `{provider}` is a provider");
+            let help = format!("write the file as `./{text}`, and the provider as `-i {text}`");
+            return Err(Failure::new(Exit::Usage, message).help(help).into());
+        }
+    }
+    Ok(Some(text).filter(|_| !is_file))
 }
 
 /// Finds the only service with this tool that `name` allows, and runs `work` with its name over its channel. `otherwise` is

@@ -10,7 +10,7 @@ use super::bar::TransferBar;
 use super::file::{fresh, shown, unreadable, unwritable};
 use super::mcp::ServerClient;
 use super::output::Output;
-use super::service::{NamedService, call, print, send, structured, text, with_service};
+use super::service::{NamedService, WordKind, call, print, send, structured, text, with_service};
 use crate::cli::SignArgs;
 use crate::error::{Exit, Failure};
 use crate::mcp::client::Called;
@@ -45,13 +45,20 @@ pub(super) struct Signature {
 
 /// Runs `anklume sign`.
 pub(super) fn run(args: &SignArgs, output: &Output) -> anyhow::Result<Exit> {
-    if !args.public_key && args.files.is_empty() {
+    let otherwise = std::env::var(SIGN).unwrap_or_default();
+    let (name, files) =
+        NamedService::of_words(&args.service, &args.files, WordKind::Files, &otherwise)?;
+    if args.public_key && !files.is_empty() {
+        let failure = Failure::new(Exit::Usage, "`--public-key` signs no files");
+        return Err(failure.help("name only the provider").into());
+    }
+    if !args.public_key && files.is_empty() {
         let failure = Failure::new(Exit::Usage, "no file is named");
         return Err(failure
             .help("name files to sign, `-` for stdin, or `--public-key`")
             .into());
     }
-    for file in args.files.iter().filter(|file| !is_stdin(file)) {
+    for file in files.iter().filter(|file| !is_stdin(file)) {
         // Before anything is signed.
         fs::metadata(file).map_err(|why| unreadable(&shown(file), &why))?;
         let signature = signature_file(file);
@@ -63,14 +70,13 @@ pub(super) fn run(args: &SignArgs, output: &Output) -> anyhow::Result<Exit> {
                 .into());
         }
     }
-    let name = NamedService::of(&args.service, &std::env::var(SIGN).unwrap_or_default())?;
     let mut bar = TransferBar::new(output);
     let signed = with_signer(&name, output, async |server, service| {
         if args.public_key {
             let key = public_key(server, service).await?;
             print(&key.armored, output)?;
         }
-        for file in &args.files {
+        for file in files {
             bar.begin(&shown(file));
             let signed = sign_file(server, service, file, args.force, &mut bar).await;
             bar.end();

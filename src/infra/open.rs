@@ -19,8 +19,8 @@ use crate::dir::closest_file;
 use crate::text::escaped;
 
 /// The file and the folder, exactly one of which must exist if no path is given.
-const DEFAULT_FILE: &str = "infra.yml";
-const DEFAULT_FOLDER: &str = "infra";
+pub(crate) const DEFAULT_FILE: &str = "infra.yml";
+pub(crate) const DEFAULT_FOLDER: &str = "infra";
 /// The project's name if the folder's name has no letter or digit.
 const DEFAULT_PROJECT: &str = "anklume";
 /// Maximum length of a project name derived from a folder's name, in bytes.

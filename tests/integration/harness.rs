@@ -282,10 +282,50 @@ pub(crate) fn have_program(name: &str) -> bool {
 /// Runs a command on a new terminal with that many columns, and types `answer` when the prompt is shown; returns the exit
 /// code and everything that was shown.
 pub(crate) fn on_a_terminal(
-    mut command: Command,
+    command: Command,
     columns: u16,
     answer: Option<(&str, &str)>,
 ) -> (i32, String) {
+    let (mut child, mut terminal) = at_a_terminal(command, columns);
+    let mut answer = answer;
+    let (mut shown, mut chunk) = (Vec::new(), [0; 4096]);
+    // Reading fails once no process has the other end of the terminal open.
+    while let Ok(count @ 1..) = terminal.read(&mut chunk) {
+        shown.extend_from_slice(chunk.get(..count).unwrap());
+        if let Some((prompt, keys)) = answer
+            && String::from_utf8_lossy(&shown).ends_with(prompt)
+        {
+            terminal.write_all(keys.as_bytes()).unwrap();
+            answer = None;
+        }
+    }
+    let status = child.wait().unwrap().code().unwrap();
+    let shown = String::from_utf8_lossy(&shown).into_owned();
+    assert_eq!(answer, None, "never asked: {shown}");
+    (status, shown)
+}
+
+/// Runs a command on a new terminal: types the keys of each step, and waits until the terminal shows its text after that.
+/// Ends the command after the last step.
+pub(crate) fn typed(command: Command, steps: &[(String, String)]) {
+    let (mut child, mut terminal) = at_a_terminal(command, 120);
+    let mut chunk = [0; 4096];
+    for (keys, expected) in steps {
+        let mut shown = Vec::new();
+        terminal.write_all(keys.as_bytes()).unwrap();
+        while !String::from_utf8_lossy(&shown).contains(expected) {
+            let count = terminal.read(&mut chunk).unwrap_or_default();
+            let text = String::from_utf8_lossy(&shown);
+            assert!(count > 0, "ended after {keys:?} with {text:?}");
+            shown.extend_from_slice(chunk.get(..count).unwrap());
+        }
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// Starts a command on a new terminal; returns the terminal's other end.
+fn at_a_terminal(mut command: Command, columns: u16) -> (Child, File) {
     let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
     grantpt(&ours).unwrap();
     unlockpt(&ours).unwrap();
@@ -302,26 +342,8 @@ pub(crate) fn on_a_terminal(
         open(&path, flags, Mode::empty()).unwrap()
     };
     command.stdin(theirs()).stdout(theirs()).stderr(theirs());
-    let mut child = command.spawn().unwrap();
-    // Close our copies of the other end; the running child keeps its own.
-    drop(command);
-    let mut ours = File::from(ours);
-    let mut answer = answer;
-    let (mut shown, mut chunk) = (Vec::new(), [0; 4096]);
-    // Reading fails once no process has the other end of the terminal open.
-    while let Ok(count @ 1..) = ours.read(&mut chunk) {
-        shown.extend_from_slice(chunk.get(..count).unwrap());
-        if let Some((prompt, keys)) = answer
-            && String::from_utf8_lossy(&shown).ends_with(prompt)
-        {
-            ours.write_all(keys.as_bytes()).unwrap();
-            answer = None;
-        }
-    }
-    let status = child.wait().unwrap().code().unwrap();
-    let shown = String::from_utf8_lossy(&shown).into_owned();
-    assert_eq!(answer, None, "never asked: {shown}");
-    (status, shown)
+    // Its copies of the other end are closed with it; the running child keeps its own.
+    (command.spawn().unwrap(), File::from(ours))
 }
 
 /// Starts a program that writes one line to stdout when it is ready; returns that line too.

@@ -164,7 +164,6 @@ fn install_takes_its_folders_as_they_are() {
                 };
                 for (file, content) in [
                     ("bin/anklume", RECORDER),
-                    ("share/man/man1/anklume.1", "answer to man\n"),
                     (
                         "share/bash-completion/completions/anklume",
                         "answer to completions\n",
@@ -185,6 +184,12 @@ fn install_takes_its_folders_as_they_are() {
                         "{path}: {case}"
                     );
                 }
+                let pages = format!("{prefix}/share/man");
+                assert_eq!(
+                    house.recorded(),
+                    ["man", "--quiet", "--dir", &pages],
+                    "{case}"
+                );
                 house.is_unharmed(&case);
             }
         }

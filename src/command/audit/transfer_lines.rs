@@ -28,12 +28,7 @@ impl TransferLines {
     /// Takes a line, and returns those that can be shown now.
     pub(super) fn take(&mut self, line: LogLine) -> Vec<ShownLine> {
         let now = line.time.parse::<Timestamp>().ok();
-        let mut taken = ShownLine::new(line);
-        let earlier = self.0.iter().position(|one| one.continues_with(&taken));
-        if let Some(earlier) = earlier.and_then(|at| self.0.remove(at)) {
-            taken.add(&earlier);
-        }
-        self.0.push_back(taken);
+        self.push(line);
         let mut shown = Vec::new();
         while self.0.len() > WAITING_MAX || self.0.front().is_some_and(|one| !one.is_open(now)) {
             shown.extend(self.0.pop_front());
@@ -41,9 +36,30 @@ impl TransferLines {
         shown
     }
 
+    /// Takes a line.
+    pub(super) fn push(&mut self, line: LogLine) {
+        let mut taken = ShownLine::new(line);
+        let earlier = self.0.iter().position(|one| one.continues_with(&taken));
+        if let Some(earlier) = earlier.and_then(|at| self.0.remove(at)) {
+            taken.add(&earlier);
+        }
+        self.0.push_back(taken);
+    }
+
+    /// Returns the lines that need not wait at this time, whatever waits before them.
+    pub(super) fn ended(&mut self, now: Timestamp) -> Vec<ShownLine> {
+        let beyond = self.0.len().saturating_sub(WAITING_MAX);
+        let mut shown: Vec<ShownLine> = self.0.drain(..beyond).collect();
+        let (open, ended): (VecDeque<_>, VecDeque<_>) =
+            self.0.drain(..).partition(|one| one.is_open(Some(now)));
+        self.0 = open;
+        shown.extend(ended);
+        shown
+    }
+
     /// Returns the lines that are left at the end.
-    pub(super) fn rest(self) -> impl Iterator<Item = ShownLine> {
-        self.0.into_iter()
+    pub(super) fn rest(&mut self) -> impl Iterator<Item = ShownLine> {
+        self.0.drain(..)
     }
 }
 

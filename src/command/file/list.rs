@@ -6,18 +6,22 @@ use crate::catalogue::{PortalPath, WHOLE_PORTAL};
 use crate::cli::FileListArgs;
 use crate::command::mcp::ServerClient;
 use crate::command::output::Output;
-use crate::command::service::{NamedService, call, print, structured, with_service};
+use crate::command::service::{NamedService, WordKind, call, print, structured, with_service};
 use crate::error::{Exit, Failure};
 use crate::name::ToolName;
 use crate::text::escaped;
 
 pub(super) fn run(args: &FileListArgs, output: &Output) -> anyhow::Result<Exit> {
-    let folder = args.name.as_deref().unwrap_or(WHOLE_PORTAL);
+    let (name, names) = NamedService::of_words(&args.service, &args.names, WordKind::Names, "")?;
+    if names.len() > 1 {
+        let failure = Failure::new(Exit::Usage, "several folders are named");
+        return Err(failure.help("list them one by one").into());
+    }
+    let folder = names.first().map_or(WHOLE_PORTAL, String::as_str);
     let folder = match folder.trim_end_matches('/') {
         "" => WHOLE_PORTAL,
         folder => folder,
     };
-    let name = NamedService::of(&args.service, "")?;
     with_service(
         ToolName::FileProvide,
         &name,

@@ -24,7 +24,7 @@ use crate::cli::FilePullArgs;
 use crate::command::bar::TransferBar;
 use crate::command::mcp::{ServerClient, client_error};
 use crate::command::output::Output;
-use crate::command::service::{NamedService, structured, with_service_again};
+use crate::command::service::{NamedService, WordKind, structured, with_service_again};
 use crate::dir::write_in_parts;
 use crate::error::{Exit, Failure};
 use crate::mcp::client::pieces::{Fetched, Fetching, PiecesError};
@@ -35,6 +35,13 @@ use crate::text::{Foreign, escaped};
 const FETCHED_MAX: u64 = 64 * 1024 * 1024 * 1024;
 
 pub(super) fn run(args: &FilePullArgs, output: &Output) -> anyhow::Result<Exit> {
+    let (name, names) = NamedService::of_words(&args.service, &args.names, WordKind::Names, "")?;
+    if names.is_empty() {
+        let failure = Failure::new(Exit::Usage, "no file is named");
+        return Err(failure
+            .help("`anklume file list` shows what can be fetched")
+            .into());
+    }
     let folder = args.output.clone().unwrap_or_else(|| PathBuf::from("."));
     let to_stdout = folder == Path::new("-");
     if to_stdout && io::stdout().is_terminal() {
@@ -48,7 +55,7 @@ pub(super) fn run(args: &FilePullArgs, output: &Output) -> anyhow::Result<Exit> 
         check_folder(&folder)?;
     }
     let mut wanted: Vec<Wanted> = Vec::new();
-    for name in &args.names {
+    for name in names {
         let remote = name.trim_end_matches('/').to_owned();
         if to_stdout {
             let target = None;
@@ -72,7 +79,6 @@ pub(super) fn run(args: &FilePullArgs, output: &Output) -> anyhow::Result<Exit> 
         }
         wanted.push(Wanted { remote, target });
     }
-    let name = NamedService::of(&args.service, "")?;
     let mut pull = Pull {
         folder,
         done: 0,

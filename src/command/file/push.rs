@@ -18,7 +18,9 @@ use crate::cli::FilePushArgs;
 use crate::command::bar::TransferBar;
 use crate::command::mcp::ServerClient;
 use crate::command::output::Output;
-use crate::command::service::{NamedService, call, send, structured, text, with_service_again};
+use crate::command::service::{
+    NamedService, WordKind, call, send, structured, text, with_service_again,
+};
 use crate::digest::Digester;
 use crate::dir::{BENEATH, Dir, NotRead, READ, RegularFile, SEARCH};
 use crate::error::{Exit, Failure};
@@ -47,12 +49,19 @@ enum OutgoingContent {
 }
 
 pub(super) fn run(args: &FilePushArgs, output: &Output) -> anyhow::Result<Exit> {
-    if let (Some(_), [_, _, ..]) = (&args.name, args.files.as_slice()) {
+    let (name, files) = NamedService::of_words(&args.service, &args.files, WordKind::Files, "")?;
+    if files.is_empty() {
+        let failure = Failure::new(Exit::Usage, "no file is named");
+        return Err(failure
+            .help("name files or folders, or `-` for stdin")
+            .into());
+    }
+    if let (Some(_), [_, _, ..]) = (&args.name, files) {
         let failure = Failure::new(Exit::Usage, "`--name` is for one file");
         return Err(failure.help("send the files one by one").into());
     }
     let mut all = Vec::new();
-    for path in &args.files {
+    for path in files {
         outgoing(path, args.name.as_deref(), &mut all)?;
     }
     let mut names = BTreeSet::new();
@@ -65,7 +74,6 @@ pub(super) fn run(args: &FilePushArgs, output: &Output) -> anyhow::Result<Exit> 
         let failure = Failure::new(Exit::Usage, message);
         return Err(failure.help("send it by itself, with `--name NAME`").into());
     }
-    let name = NamedService::of(&args.service, "")?;
     let mut push = Push {
         sent: Vec::new(),
         bar: TransferBar::new(output),

@@ -55,9 +55,10 @@ struct PinChange {
 /// Runs `anklume mcp pin`.
 pub(crate) fn run(args: &McpPinArgs, output: &Output) -> anyhow::Result<Exit> {
     let (read, pins) = infra::open_for_pinning(args.infra.infra.as_deref())?;
-    let requests = requests(&read.infra, args.instance.as_deref())?;
+    let only = args.machine.as_deref().or(args.instance.as_deref());
+    let requests = requests(&read.infra, only)?;
     if requests.is_empty() {
-        let of = match &args.instance {
+        let of = match only {
             Some(name) => format!(" of `{}`", name.escape_debug()),
             None => String::new(),
         };
@@ -118,7 +119,7 @@ fn requests<'i>(
     {
         let message = format!("`{}` is not a machine in this file", name.escape_debug());
         return Err(Failure::new(Exit::Failed, message)
-            .help("without -i, the servers of all machines are asked")
+            .help("without a machine, the servers of all of them are asked")
             .into());
     }
     let machines = infra.machines();

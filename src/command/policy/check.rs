@@ -36,7 +36,7 @@ pub(super) fn check(args: &PolicyCheckArgs, output: &Output) -> anyhow::Result<E
     }
     let answer = json!({
         "allowed": allowed,
-        "caller": args.caller,
+        "caller": question.caller.to_string(),
         "service": question.service,
         "decisions": verdicts,
     });
@@ -173,7 +173,7 @@ pub(super) fn explain(args: &PolicyCheckArgs, output: &Output) -> anyhow::Result
     let answer = json!({ "explanations": explanations, "reachable": reachable });
     output.answer_as(&answer, || {
         let explained: String = explanations.iter().map(Explanation::text).collect();
-        let caller = args.caller.escape_debug();
+        let caller = &question.caller;
         match reachable.as_slice() {
             [] => format!("{explained}`{caller}` may call nothing\n"),
             some => format!("{explained}`{caller}` may call: {}\n", some.join(", ")),
@@ -319,8 +319,13 @@ impl<'a> Question<'a> {
             let message = format!("`--args` is not a JSON object: {wrong}");
             Failure::new(Exit::Usage, message).help("write it as --args '{\"key\": \"value\"}'")
         })?;
-        let (provider, service) = split(args)?;
-        let caller = known_machine(infra, &args.caller, "caller")?.name.clone();
+        // The parser requires one of each.
+        let named = |word: &'a Option<String>, flag: &'a Option<String>| {
+            word.as_deref().or(flag.as_deref()).unwrap_or_default()
+        };
+        let caller = named(&args.from, &args.caller);
+        let (provider, service) = split(named(&args.to, &args.service), args.provider.as_deref())?;
+        let caller = known_machine(infra, caller, "caller")?.name.clone();
         Ok(Self {
             caller: Caller::Consumer(caller),
             service,
@@ -350,13 +355,16 @@ impl Question<'_> {
     }
 }
 
-/// Returns the named provider, if any, and the service: `--provider P --service S`, or `--service P/S`.
-fn split(args: &PolicyCheckArgs) -> Result<(Option<&str>, &str), Failure> {
-    match (args.service.split_once('/'), args.provider.as_deref()) {
-        (None, provider) => Ok((provider, &args.service)),
+/// Returns the named provider, if any, and the service, which may be named as `PROVIDER/SERVICE`.
+fn split<'a>(
+    service: &'a str,
+    provider: Option<&'a str>,
+) -> Result<(Option<&'a str>, &'a str), Failure> {
+    match (service.split_once('/'), provider) {
+        (None, provider) => Ok((provider, service)),
         (Some((inner, _)), Some(outer)) if inner != outer => {
             let message = format!(
-                "two providers are named: `{}` in --service and `{}` in --provider",
+                "two providers are named: `{}` with the service and `{}` in --provider",
                 inner.escape_debug(),
                 outer.escape_debug()
             );

@@ -428,3 +428,65 @@ fn the_same_push_again_sends_only_what_is_not_there() {
         b"hello"
     );
 }
+
+#[test]
+fn the_provider_may_be_the_first_word() {
+    let (world, server) = alice();
+    world.write("note", "hello");
+    let sent = |args: &[&str], name: &str| {
+        let args = [&["file", "push"], args].concat();
+        world
+            .run(&args)
+            .is(0, "", &format!("sent note as incoming/alice/{name}\n"));
+    };
+    sent(&["vault", "note"], "note");
+    sent(&["vault/inbox", "note", "--name", "two"], "two");
+    sent(&["-i", "vault/inbox", "note", "--name", "three"], "three");
+    fs::create_dir_all(world.path("portal/outgoing/all")).unwrap();
+    world.write("portal/outgoing/all/new", "fetched");
+    world.run(&["file", "list", "vault"]).is(0, "new\n", "");
+    world
+        .run(&["file", "list", "vault/outbox", "."])
+        .is(0, "new\n", "");
+    let pulled = world.run(&["file", "pull", "vault", "new", "-o", "-"]);
+    assert_eq!((pulled.status, pulled.stdout.as_str()), (0, "fetched"));
+    let no_file = "error: no file is named\n  = help: name files or folders, or `-` for stdin\n";
+    world.run(&["file", "push", "vault"]).is(2, "", no_file);
+    // A file of that name is not taken for the provider, nor the provider for the file.
+    world.write("vault", "a file");
+    world.run(&["file", "push", "vault", "note"]).is(
+        2,
+        "",
+        "error: `vault` is a file here, and `vault` is a provider\n  \
+         = help: write the file as `./vault`, and the provider as `-i vault`\n",
+    );
+    let both = world.run(&["file", "push", "-i", "vault", "vault"]);
+    both.is(0, "", "sent vault as incoming/alice/vault\n");
+    // What is not one of its providers is a file.
+    let missing = world.run(&["file", "push", "other", "note"]);
+    missing.is(
+        1,
+        "",
+        "error: cannot read `other`: No such file or directory (os error 2)\n",
+    );
+    server.end();
+}
+
+#[test]
+fn status_in_a_machine_shows_what_it_may_call() {
+    let (world, server) = alice();
+    symlink(world.path("nowhere"), world.path("alice/gone.sock")).unwrap();
+    // With a file, it would be about that.
+    fs::remove_file(world.path("infra.yml")).unwrap();
+    let shown = world.run(&["status"]);
+    assert_eq!(
+        (shown.status, shown.stdout.as_str()),
+        (
+            0,
+            "this is a machine that anklume did not set up\n\nPROVIDER  MAY CALL\ngone      no answer\nvault     inbox, outbox\n"
+        ),
+        "{}",
+        shown.stderr
+    );
+    server.end();
+}

@@ -1,6 +1,7 @@
 //! The audit log: it has a line for each call, can be shown and verified, and reveals tampering.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::thread;
@@ -587,4 +588,41 @@ fn the_pieces_of_a_transfer_are_shown_as_one_line_and_logged_each() {
         .sum();
     assert_eq!(shown, bytes);
     world.log_is_intact();
+}
+
+#[test]
+fn the_last_lines_are_shown_and_then_each_new_one_over_a_rotation() {
+    let world = six_lines();
+    let all = world.run(&["audit", "show"]).stdout;
+    let last = |number: &str| world.run(&["audit", "show", "-n", number]);
+    let (_, two) = all.trim_end().rsplit_once('\n').unwrap();
+    last("1").is(0, &format!("{two}\n"), "");
+    last("0").is(0, "", "");
+    last("100").is(0, &all, "");
+    let shown = world.path("shown");
+    let mut command = world.command(&["audit", "show", "-n", "1", "-f"]);
+    command.stdout(File::create(&shown).unwrap());
+    let mut following = command.spawn().unwrap();
+    let now = || fs::read_to_string(&shown).unwrap();
+    until("the last line", || now() == format!("{two}\n"));
+    // The log goes on in another file, and its first line comes in two parts.
+    let log = fs::read_to_string(world.path("log/audit.jsonl")).unwrap();
+    let lines: Vec<&str> = log.lines().collect();
+    fs::rename(
+        world.path("log/audit.jsonl"),
+        world.path("log/audit.jsonl.1"),
+    )
+    .unwrap();
+    let (begin, end) = lines[1].split_at(20);
+    fs::write(world.path("log/audit.jsonl"), begin).unwrap();
+    let mut file = File::options()
+        .append(true)
+        .open(world.path("log/audit.jsonl"))
+        .unwrap();
+    writeln!(file, "{end}\n{}", lines[2]).unwrap();
+    let shown_lines: Vec<&str> = all.lines().collect();
+    let expected = format!("{two}\n{}\n{}\n", shown_lines[1], shown_lines[2]);
+    until("the new lines", || now() == expected);
+    following.kill().unwrap();
+    following.wait().unwrap();
 }
