@@ -20,11 +20,22 @@ pub use mcp::{
     McpServeArgs, ServiceArgs, SignArgs, SshAgentArgs,
 };
 
+/// Version and commit.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("ANKLUME_COMMIT"), ")");
+/// The same, with the versions of MCP that servers and clients speak.
+pub const LONG_VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " (",
+    env!("ANKLUME_COMMIT"),
+    ")\nMCP 2024-11-05, 2025-03-26, 2025-06-18, 2025-11-25, 2026-07-28"
+);
+
 /// Lets machines offer a few services to each other, and to nobody else.
 #[derive(Debug, Parser)]
 #[command(
     name = "anklume",
-    version,
+    version = VERSION,
+    long_version = LONG_VERSION,
     about,
     long_about = "Lets machines offer a few services to each other, and to nobody else.\n\n\
         The services and their consumers are declared in infra.yml, the file that also creates the machines. \

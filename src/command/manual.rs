@@ -135,7 +135,8 @@ pub(super) fn visible() -> clap::Command {
     let whole = Cli::command();
     let subcommands = whole.get_subcommands().filter(|one| !one.is_hide_set());
     clap::Command::new("anklume")
-        .version(env!("CARGO_PKG_VERSION"))
+        .version(crate::cli::VERSION)
+        .long_version(crate::cli::LONG_VERSION)
         .about(whole.get_about().cloned().unwrap_or_default())
         .long_about(whole.get_long_about().cloned().unwrap_or_default())
         .after_help(whole.get_after_help().cloned().unwrap_or_default())
@@ -478,6 +479,14 @@ mod tests {
             let parsed = Cli::try_parse_from(words.split_whitespace());
             assert!(parsed.is_ok(), "{example}: {:?}", parsed.err());
         }
+    }
+
+    #[test]
+    fn the_version_names_all_versions_of_mcp() {
+        let known = rmcp::model::ProtocolVersion::KNOWN_VERSIONS.iter();
+        let known: Vec<&str> = known.map(rmcp::model::ProtocolVersion::as_str).collect();
+        let (_, named) = crate::cli::LONG_VERSION.split_once("\nMCP ").unwrap();
+        assert_eq!(named, known.join(", "));
     }
 
     #[test]
