@@ -26,13 +26,10 @@ override dev := $(built)/debug/anklume
 override anklume := $(firstword $(wildcard $(release)) $(dev))
 override sources := $(wildcard Cargo.toml Cargo.lock build.rs .cargo/config.toml src/*.rs src/*/*.rs src/*/*/*.rs src/*/*/*.yml src/*/*/*.bash docs/infra.md src/*/*/*/*.rs src/*/*/*/*/*.rs src/*/*/*/*/*/*.rs)
 
-# Cargo's folder would be the only path of this computer in the binary.
-override reproducibly = CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="--remap-path-prefix=$${CARGO_HOME:-$$HOME/.cargo}=/cargo"
-
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long test-upstream test-host check build install deb tarball stage deny bench fuzz fuzz-seeds setup sync apply doctor policy-check policy-list mcp-list mcp-call
+.PHONY: help demo test test-long test-upstream test-host check build install deb tarball deny bench fuzz fuzz-seeds setup sync apply doctor policy-check policy-list mcp-list mcp-call
 
 help: ## list the targets
 	@echo 'usage: make TARGET [NAME=value …]'
@@ -87,7 +84,7 @@ bench: ## run benchmarks against the floor and the Python SDK
 # --- build and install ---
 
 build: ## build one optimised static binary
-	$(reproducibly) cargo build --release --locked
+	sh packaging/build.sh
 	@ls -l $(release)
 
 install: $(release) ## install binary, manual pages and completions: PREFIX= (/usr/local), DESTDIR=
@@ -103,22 +100,19 @@ install: $(release) ## install binary, manual pages and completions: PREFIX= (/u
 	$(release) man --quiet --dir "$$share/man"; \
 	printf 'installed %s\n' "$$at/bin/anklume"
 
-deb: stage ## build the Debian package; needs cargo-deb: `cargo install --locked cargo-deb`
-	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) cargo deb --no-build --locked --target x86_64-unknown-linux-gnu
+deb: $(release) ## build the Debian package; needs cargo-deb
+	sh packaging/stage.sh
+	SOURCE_DATE_EPOCH="$$(git log -1 --format=%ct)" cargo deb --no-build --locked --target x86_64-unknown-linux-gnu
 
-tarball: stage ## build the reproducible tarball, its SHA-256 and its SBOM; needs cargo-cyclonedx
+tarball: $(release) ## build the reproducible tarball, its SHA-256 and its SBOM; needs cargo-cyclonedx
+	sh packaging/stage.sh
 	sh packaging/tarball.sh target/stage target/dist
-
-# What `make deb` and `make tarball` pack.
-stage: $(release)
-	rm -rf target/stage
-	DESTDIR="$(CURDIR)/target/stage" PREFIX=/usr $(MAKE) --no-print-directory install
 
 deny: ## check the licences and sources of the dependencies; needs cargo-deny
 	cargo deny --locked --offline -L error check licenses sources bans
 
 $(release): $(sources)
-	$(reproducibly) cargo build --release --locked
+	sh packaging/build.sh
 	@touch $@
 
 $(dev): $(sources)

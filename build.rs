@@ -1,4 +1,8 @@
 //! Records the commit that a release is built from, which `anklume --version` shows.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "cargo runs this program, which starts git and ends"
+)]
 
 use std::path::Path;
 use std::process::Command;

@@ -149,7 +149,7 @@ impl ShownLog<'_> {
         }
     }
 
-    fn print_all(&mut self, lines: Vec<ShownLine>) -> io::Result<()> {
+    fn print_all(&mut self, lines: &[ShownLine]) -> io::Result<()> {
         lines
             .iter()
             .try_for_each(|line| self.print(shown_text(line)))
@@ -157,8 +157,8 @@ impl ShownLog<'_> {
 
     /// Shows what waits.
     fn end(&mut self) -> io::Result<()> {
-        let rest = self.transfers.rest().collect();
-        self.print_all(rest)?;
+        let rest: Vec<ShownLine> = self.transfers.rest().collect();
+        self.print_all(&rest)?;
         for text in self.last.take().into_iter().flatten() {
             self.output.text(&text)?;
         }
@@ -193,7 +193,7 @@ impl LogReader for ShownLog<'_> {
         } else {
             self.transfers.take(line)
         };
-        self.print_all(ready)
+        self.print_all(&ready)
     }
 
     fn caught_up(&mut self) -> io::Result<()> {
@@ -205,7 +205,7 @@ impl LogReader for ShownLog<'_> {
             self.end()?;
         }
         let ended = self.transfers.ended(Timestamp::now());
-        self.print_all(ended)
+        self.print_all(&ended)
     }
 }
 

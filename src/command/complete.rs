@@ -142,12 +142,12 @@ impl BegunLine {
     /// Returns the value of the last of these options.
     fn option(&self, names: &[&str]) -> Option<&str> {
         let words = self.0.iter().enumerate();
-        let values = words.filter_map(|(at, word)| match word.split_once('=') {
+        let mut values = words.filter_map(|(at, word)| match word.split_once('=') {
             Some((name, value)) => names.contains(&name).then_some(value),
             None if names.contains(&word.as_str()) => self.0.get(at + 1).map(String::as_str),
             None => None,
         });
-        values.last()
+        values.next_back()
     }
 
     /// Returns the provider that an option names.

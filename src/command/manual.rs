@@ -153,14 +153,14 @@ pub(super) fn page(name: Option<&str>) -> anyhow::Result<Vec<u8>> {
         None | Some("anklume") => Ok(of_program(&whole)?),
         Some(INFRA) => Ok(of_infra()?),
         Some(GPG) => Ok(of_gpg()?),
-        Some(name) => match whole.find_subcommand(name) {
-            Some(noun) => Ok(of_noun(noun)?),
-            None => {
+        Some(name) => {
+            let noun = whole.find_subcommand(name).ok_or_else(|| {
                 let message = format!("there is no page `{}`", name.escape_debug());
                 let help = format!("the pages are: {}", names(&whole).join(", "));
-                Err(Failure::new(Exit::Usage, message).help(help).into())
-            }
-        },
+                Failure::new(Exit::Usage, message).help(help)
+            })?;
+            Ok(of_noun(noun)?)
+        }
     }
 }
 

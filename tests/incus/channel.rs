@@ -8,7 +8,7 @@ use crate::harness::{ANKLUME, scrub};
 use crate::world::World;
 
 /// Each machine offers the other a service.
-const BOTH: &str = r"
+pub(crate) const BOTH: &str = r"
 domains:
   {a}:
     subnet_id: 1
@@ -29,7 +29,13 @@ domains:
 ";
 
 /// Puts text on the other machine's clipboard and reads it back; returns whether both calls succeeded, and the text.
-fn paste(world: &World, domain: usize, name: &str, other: &str, text: &str) -> (bool, String) {
+pub(crate) fn paste(
+    world: &World,
+    domain: usize,
+    name: &str,
+    other: &str,
+    text: &str,
+) -> (bool, String) {
     let calls = format!(
         "anklume mcp call -i {other} copy content={text} >/dev/null && anklume mcp call -i {other} paste 2>&1"
     );

@@ -27,6 +27,7 @@ mod processes;
 mod programs;
 mod project;
 mod recorder;
+mod soak;
 mod ssh;
 mod supervised;
 mod traffic;

@@ -458,3 +458,28 @@ fn leading_name(text: &str) -> &str {
         .unwrap_or(text.len());
     text.split_at(end).0
 }
+
+#[test]
+fn messages_on_the_page_about_trouble_are_those_of_the_program() {
+    let page = read("docs/troubleshooting.md");
+    let sources: String = files_below("src").iter().map(|file| read(file)).collect();
+    // A literal may go on in the next line.
+    let sources: String = sources.split("\\\n").map(str::trim_start).collect();
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `"));
+    let mut messages = 0;
+    for row in rows {
+        let (message, _) = row.split_once("` |").unwrap();
+        for part in message
+            .split('…')
+            .map(str::trim)
+            .filter(|part| part.len() > 3)
+        {
+            assert!(
+                sources.contains(part),
+                "no message has {part:?}, of {message:?}"
+            );
+        }
+        messages += 1;
+    }
+    assert!(messages > 40, "{messages}");
+}

@@ -384,3 +384,10 @@ pub(crate) fn python(program: &str) -> Option<PathBuf> {
         .join(program);
     have(&format!("target/python/bin/{program}"), path.is_file()).then_some(path)
 }
+
+/// Keeps what a terminal showed for a picture of the book, if pictures are drawn (`packaging/pictures.sh`).
+pub(crate) fn keep_for_picture(name: &str, shown: &str) {
+    if let Some(folder) = std::env::var_os("ANKLUME_PICTURES") {
+        std::fs::write(Path::new(&folder).join(name), shown).unwrap();
+    }
+}

@@ -161,7 +161,7 @@ fn a_service_of_several_machines_is_decided_for_each() {
     check(SEVERAL, "c", "a/clipboard", &["--provider", "b"]).is(
         2,
         "",
-        "error: two providers are named: `a` in --service and `b` in --provider\n",
+        "error: two providers are named: `a` with the service and `b` in --provider\n",
     );
 }
 

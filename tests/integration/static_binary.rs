@@ -65,18 +65,12 @@ fn runs_alone(program: &str, root: &Path) {
     // A separate process writes the file: a child of another thread could inherit a descriptor open for writing.
     let copied = Command::new("cp").arg(program).arg(root).status().unwrap();
     assert!(copied.success());
-    let version = in_root(root, &["/anklume", "--version"], "").unwrap();
-    assert_eq!(
-        (
-            version.status.code(),
-            text(&version.stdout),
-            text(&version.stderr)
-        ),
-        (
-            Some(0),
-            format!("anklume {}\n", env!("CARGO_PKG_VERSION")),
-            String::new()
-        )
+    let version = in_root(root, &["/anklume", "-V"], "").unwrap();
+    // A release may be of another commit.
+    let shown = text(&version.stdout);
+    assert!(
+        version.status.success() && shown.starts_with("anklume "),
+        "{version:?}"
     );
 
     // The one-line deployment test from the documentation.

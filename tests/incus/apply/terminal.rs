@@ -41,3 +41,42 @@ fn a_bar_shows_how_far_apply_is_and_destroy_deletes_when_it_is_told_yes_and_only
     assert_eq!(status, 0, "{shown}");
     assert!(!world.incus(1, &["info", &dev]).status.success());
 }
+
+#[test]
+fn an_apply_is_a_picture() {
+    const MACHINES: &str = "domains:
+  {a}:
+    subnet_id: 0
+    machines:
+      {a}-signer:
+        services: [{name: file_sign, tool: gpg_sign, consumers: [{b}-dev]}]
+  {b}:
+    subnet_id: 1
+    machines:
+      {b}-dev: {}
+";
+    let world = World::new(MACHINES);
+    let mut shown = String::new();
+    for line in ["anklume apply", "anklume status", "anklume doctor"] {
+        let args: Vec<&str> = line
+            .split(' ')
+            .skip(1)
+            .chain(["--color", "always"])
+            .collect();
+        let ran = world.run(&args);
+        shown.extend([
+            format!("\u{1b}[31mroot@host\u{1b}[0m:\u{1b}[34m~/infra\u{1b}[0m# {line}\n"),
+            ran.stdout,
+        ]);
+    }
+    // Names that say something, as long as those of the test, so that the tables stay aligned.
+    let domain = |name: &str| name.split('-').next().unwrap().to_owned();
+    let keys = domain(&world.machine(0, "signer"));
+    let work = domain(&world.machine(1, "dev"));
+    let shown = shown.replace(&keys, "key").replace(&work, "job");
+    assert!(
+        shown.contains("open") && shown.contains("file_sign"),
+        "{shown}"
+    );
+    harness::keep_for_picture("apply", &shown);
+}

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::process::{Command, Output, Stdio};
 
 use super::world::{Listening, World};
-use crate::harness::{ANKLUME, have_program, on_a_terminal, write_program};
+use crate::harness::{ANKLUME, have_program, keep_for_picture, on_a_terminal, write_program};
 use crate::serve::server::Keyring;
 
 const SIGN: &str = "{name: commits, tool: gpg_sign, consumers: [alice]}";
@@ -392,4 +392,41 @@ fn the_consoles_of_the_page_about_git_work() {
     let state = alice.done("repo", &["log", "--format=%G?"]);
     assert!(["U\n", "G\n"].contains(&&*state), "{state}");
     alice.server.end();
+}
+
+#[test]
+fn a_signed_commit_is_a_picture() {
+    if !have_program("git") {
+        return;
+    }
+    let alice = Alice::new(&[SIGN]);
+    alice.repository("repo");
+    alice.import();
+    alice.world.write("repo/letter.txt", "dear");
+    alice.done("repo", &["add", "letter.txt"]);
+    let mut shown = String::new();
+    let colours = ["-c", "color.ui=always"];
+    for line in [
+        "git commit -S -m Letter",
+        "git log -1 --show-signature",
+        "gpg --list-secret-keys",
+        "anklume mcp list vault",
+    ] {
+        let words: Vec<&str> = line.split(' ').collect();
+        let output = match words.as_slice() {
+            ["git", args @ ..] => alice.done("repo", &[&colours, args].concat()),
+            ["anklume", args @ ..] => alice.world.run(args).stdout,
+            [program, args @ ..] => {
+                let output = alice.command("repo", program, args).output().unwrap();
+                String::from_utf8(output.stdout).unwrap()
+            }
+            [] => String::new(),
+        };
+        shown.extend([
+            format!("\u{1b}[32mme@work-dev\u{1b}[0m:\u{1b}[34m~/repo\u{1b}[0m$ {line}\n"),
+            output,
+        ]);
+    }
+    assert!(shown.contains("Good signature from"), "{shown}");
+    keep_for_picture("commit", &shown);
 }

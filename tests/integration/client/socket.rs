@@ -341,10 +341,10 @@ fn a_dry_run_shows_the_messages_and_sends_nothing() {
         .args(["mcp", "call", "gpg_sign", "data=@f", "--dry-run"])
         .args(["--socket", "/nowhere/it's"])
         .run();
-    let hello = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"_meta":{"progressToken":1},"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"anklume","version":"0.1.0"}}}
+    let hello = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"_meta":{"progressToken":1},"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"anklume","version":"VERSION"}}}
 {"jsonrpc":"2.0","method":"notifications/initialized"}
 {"jsonrpc":"2.0","id":2,"method":"tools/list","params":{"_meta":{"progressToken":2}}}
-"#;
+"#.replace("VERSION", env!("CARGO_PKG_VERSION"));
     let call = r#"{"jsonrpc":"2.0","id":3,"method":"tools/call","params":{"_meta":{"progressToken":3},"name":"gpg_sign","arguments":{"data":"aGk="}}}
 "#;
     let opening = "# connect to '/nowhere/it'\\''s'\n";
