@@ -100,11 +100,11 @@ install: $(release) ## install binary, manual pages and completions: PREFIX= (/u
 	$(release) man --quiet --dir "$$share/man"; \
 	printf 'installed %s\n' "$$at/bin/anklume"
 
-deb: $(release) ## build the Debian package; needs cargo-deb
+deb: build ## build the Debian package; needs cargo-deb
 	sh packaging/stage.sh
 	SOURCE_DATE_EPOCH="$$(git log -1 --format=%ct)" cargo deb --no-build --locked --target x86_64-unknown-linux-gnu
 
-tarball: $(release) ## build the reproducible tarball, its SHA-256 and its SBOM; needs cargo-cyclonedx
+tarball: build ## build the reproducible tarball, its SHA-256 and its SBOM; needs cargo-cyclonedx
 	sh packaging/stage.sh
 	sh packaging/tarball.sh target/stage target/dist
 

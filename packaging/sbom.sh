@@ -7,10 +7,10 @@ cd "$(dirname -- "$0")/.."
 out=$1
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
 export SOURCE_DATE_EPOCH
+trap 'rm -f -- anklume.cdx.json' EXIT
 cargo cyclonedx --quiet --format json --spec-version 1.5 --target x86_64-unknown-linux-gnu --override-filename anklume.cdx
 # References to this package contain the path of this folder, and the package's name unless the folder has it.
 sed -E 's|"path\+file://[^"#]*#(anklume@)?|"pkg:cargo/anklume@|' anklume.cdx.json >"$out"
-rm -- anklume.cdx.json
 if grep -n 'path+file:' "$out" >&2; then
     echo 'sbom: a path of this computer is left' >&2
     exit 1

@@ -11,18 +11,29 @@ name=anklume-$version-x86_64-linux
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
 export SOURCE_DATE_EPOCH LC_ALL=C
 
-if strings -n 4 "$stage/usr/bin/anklume" | grep -F "${CARGO_HOME:-$HOME/.cargo}/" >&2; then
-    echo 'tarball: the program contains paths of this computer: build it with `make tarball`' >&2
+case $("$stage/usr/bin/anklume" --version) in
+*"($(git rev-parse --short=12 HEAD))"*) ;;
+*)
+    echo 'tarball: the program is not built from this commit alone: commit the changes, and run `make tarball`' >&2
     exit 1
-fi
+    ;;
+esac
 tree=$(mktemp -d)
 trap 'rm -rf -- "$tree"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+strings -n 4 "$stage/usr/bin/anklume" >"$tree/strings"
+if grep -F "${CARGO_HOME:-$HOME/.cargo}/" "$tree/strings" >&2; then
+    echo 'tarball: the program contains paths of this computer: run `make tarball`' >&2
+    exit 1
+fi
 mkdir -p "$tree/$name/docs" "$out"
 cp -R "$stage/usr/bin" "$stage/usr/share" "$tree/$name/"
 cp README.md infra.example.yml "$tree/$name/"
 cp docs/*.md docs/LICENSE-* "$tree/$name/docs/"
 tar --sort=name --format=gnu --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner \
-    --mode='u+rwX,go=rX' -C "$tree" -cf - "$name" | gzip -9n >"$out/$name.tar.gz"
+    --mode='u+rwX,go=rX' -C "$tree" -cf "$tree/tar" "$name"
+gzip -9n <"$tree/tar" >"$out/$name.tar.gz"
 (cd "$out" && sha256sum "$name.tar.gz" >"$name.tar.gz.sha256")
 sh packaging/sbom.sh "$out/$name.cdx.json"
 cat "$out/$name.tar.gz.sha256"

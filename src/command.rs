@@ -46,15 +46,15 @@ use output::Output;
 /// Parses, runs and reports.
 pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
     let args: Vec<OsString> = args.into_iter().collect();
-    if let Some(ended) = complete::answer(&args) {
-        return ended;
-    }
     if git_gpg::is_called(args.first()) {
         return as_gpg(args.get(1..).unwrap_or_default());
     }
     if let [_, command] = args.as_slice()
         && let Some(ended) = beside_a_program(command)
     {
+        return ended;
+    }
+    if let Some(ended) = complete::answer(&args) {
         return ended;
     }
     let color = match flag(&args, "--color") {

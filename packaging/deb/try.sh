@@ -7,6 +7,8 @@ package=$1 older=${2:-}
 case $(dpkg-deb --field "$package" Package) in anklume) ;; *) echo "try: $package is not anklume" >&2; exit 1 ;; esac
 root=$(mktemp -d)
 trap 'rm -rf --one-file-system -- "$root"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 # The archive that this computer uses itself.
 mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | head -n 1)
 mmdebstrap --quiet --mode=root --variant=essential "$(. /etc/os-release && echo "$VERSION_CODENAME")" "$root" "$mirror"

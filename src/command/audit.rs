@@ -18,7 +18,7 @@ use super::on_host_only;
 use super::output::{Output, done_or_failed};
 use crate::account::Account;
 use crate::audit::chain::{self, LogLine, ReadLine};
-use crate::audit::verify::{Verifier, VerifyReport, next_line};
+use crate::audit::verify::{LINE_MAX, Verifier, VerifyReport, next_line};
 use crate::audit::{self, Call, Event, Verdict};
 use crate::cli::{AuditCommand, AuditShowArgs, AuditVerifyArgs};
 use crate::error::{Exit, Failure};
@@ -79,6 +79,7 @@ fn show(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit> {
         output,
         since: args.since.as_deref().map(since).transpose()?,
         foreign: 0,
+        warned: 0,
         lines: 0,
         shown: 0,
         transfers: TransferLines::default(),
@@ -88,28 +89,15 @@ fn show(args: &AuditShowArgs, output: &Output) -> anyhow::Result<Exit> {
     let read = read_log(args, output, &mut shown);
     // What was read before an error is shown as well.
     shown.end()?;
+    shown.warn();
     if read? == Exit::Interrupted {
         return Ok(Exit::Interrupted);
     }
-    let ShownLog {
-        foreign,
-        lines,
-        shown,
-        ..
-    } = shown;
+    let ShownLog { lines, shown, .. } = shown;
     if let (Some(machine), 0) = (&args.instance, lines) {
         let message = format!("`{}` has no audit log", machine.escape_debug());
         let help = "only a machine that offers services has one: `anklume policy list`";
         return Err(Failure::new(Exit::Failed, message).help(help).into());
-    }
-    if foreign > 0 {
-        let verify = match &args.instance {
-            Some(machine) => format!("`anklume audit verify` in `{}`", machine.escape_debug()),
-            None => "`anklume audit verify`".to_owned(),
-        };
-        output.say(&format!(
-            "warning: {foreign} line(s) are not intact; {verify} lists them"
-        ));
     }
     if lines > 0 && shown == 0 && !args.remote && !output.is_json() {
         output.say(&format!("note: none of {lines} line(s) matches"));
@@ -124,6 +112,8 @@ struct ShownLog<'a> {
     since: Option<Timestamp>,
     /// Number of lines that are not intact.
     foreign: u64,
+    /// Number of those that the user knows of.
+    warned: u64,
     /// Number of lines.
     lines: u64,
     /// Number of selected lines.
@@ -155,6 +145,21 @@ impl ShownLog<'_> {
             .try_for_each(|line| self.print(shown_text(line)))
     }
 
+    /// Says how many lines are not intact, if there are more than before.
+    fn warn(&mut self) {
+        if self.foreign > self.warned {
+            self.warned = self.foreign;
+            let verify = match &self.args.instance {
+                Some(machine) => format!("`anklume audit verify` in `{}`", machine.escape_debug()),
+                None => "`anklume audit verify`".to_owned(),
+            };
+            self.output.say(&format!(
+                "warning: {} line(s) are not intact; {verify} lists them",
+                self.foreign
+            ));
+        }
+    }
+
     /// Shows what waits.
     fn end(&mut self) -> io::Result<()> {
         let rest: Vec<ShownLine> = self.transfers.rest().collect();
@@ -175,7 +180,9 @@ impl LogReader for ShownLog<'_> {
             return self.output.answer(&line);
         }
         self.lines += 1;
-        let ReadLine::Whole(line, _) = chain::read(bytes) else {
+        // No server writes a longer one.
+        let read = (bytes.len() <= LINE_MAX).then(|| chain::read(bytes));
+        let Some(ReadLine::Whole(line, _)) = read else {
             self.foreign += 1;
             return Ok(());
         };
@@ -204,8 +211,16 @@ impl LogReader for ShownLog<'_> {
             self.is_following = true;
             self.end()?;
         }
+        self.warn();
         let ended = self.transfers.ended(Timestamp::now());
         self.print_all(&ended)
+    }
+
+    fn replaced(&mut self) {
+        if !self.args.remote {
+            self.output
+                .say("note: the log was removed, replaced or truncated; what it has now follows");
+        }
     }
 }
 
@@ -270,7 +285,7 @@ fn show_remote(
         .chain(args.follow.then_some("--follow"))
         .collect::<Vec<_>>();
     let mut take = |bytes: &[u8]| match bytes {
-        CAUGHT_UP => reader.caught_up(),
+        CAUGHT_UP if args.follow => reader.caught_up(),
         bytes => reader.line(bytes),
     };
     interruptible(async {

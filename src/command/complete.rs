@@ -5,20 +5,24 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap_complete::CompleteEnv;
-use clap_complete::engine::{ArgValueCompleter, CompletionCandidate, PathCompleter};
+use clap_complete::engine::{
+    ArgValueCompleter, CompletionCandidate, PathCompleter, ValueCompleter as _,
+};
 use clap_complete::env::Shells;
 use serde_json::{Map, Value};
 
 use super::manual;
-use super::mcp::with_client;
+use super::mcp::offered;
 use super::output::Output;
-use crate::cli::{ChannelArgs, CompletionShell, GlobalArgs};
+use crate::cli::{CompletionShell, GlobalArgs};
 use crate::error::Exit;
 use crate::infra;
 use crate::name::MachineName;
 use crate::services::Services;
+use crate::session::block_on;
 use crate::transport::{self, RouteContext};
 
 /// The variable with which a shell's script asks; its value is the shell.
@@ -29,8 +33,8 @@ const INDEX: &str = "_CLAP_COMPLETE_INDEX";
 const PROGRAM: &str = "anklume";
 /// Bash splits words at `=`, `@` and `:`, so that the engine's own script completes nothing in `data=@f`.
 const BASH: &str = include_str!("complete/anklume.bash");
-/// Maximum wait for a provider, in seconds: a user waits for the answer.
-const ASK_SECONDS: f64 = 1.0;
+/// Maximum wait for a provider: a user waits for the answer.
+const ASK_MAX: Duration = Duration::from_secs(1);
 /// Maximum number of names that another machine adds, and the maximum length of each.
 const NAMES_MAX: usize = 1000;
 const NAME_MAX: usize = 64;
@@ -54,7 +58,13 @@ pub(super) fn script(shell: CompletionShell) -> io::Result<Vec<u8>> {
 
 /// Answers a shell's script; `None` if this is another run.
 pub(super) fn answer(args: &[OsString]) -> Option<Exit> {
-    std::env::var_os(VARIABLE).filter(|shell| !shell.is_empty())?;
+    let shell = std::env::var(VARIABLE).ok()?;
+    // Any other run, whose environment has the variable by mistake.
+    if args.get(1).is_none_or(|first| first != "--")
+        || Shells::builtins().completer(&shell).is_none()
+    {
+        return None;
+    }
     let line = Arc::new(BegunLine::of(args));
     let completing = CompleteEnv::with_factory(|| with_completers(manual::visible(), &line));
     let completing = completing.var(VARIABLE).bin(PROGRAM).completer(PROGRAM);
@@ -190,10 +200,10 @@ impl BegunLine {
             },
             WordMeaning::Argument => return self.arguments(text),
             WordMeaning::ProviderOrFile => {
-                let files = PathCompleter::any().stdio();
-                let files = clap_complete::engine::ValueCompleter::complete(&files, begun);
                 let names = beginning(self.providers(text), text);
-                return names.chain(files).collect();
+                return names
+                    .chain(files(PathCompleter::any().stdio(), begun))
+                    .collect();
             }
         };
         beginning(names, text).collect()
@@ -214,11 +224,12 @@ impl BegunLine {
     /// Returns the arguments of the called tool, and the values of one that is begun.
     fn arguments(&self, begun: &str) -> Vec<CompletionCandidate> {
         if let Some((name, path)) = begun.split_once("=@") {
-            let files = PathCompleter::file();
-            let files = clap_complete::engine::ValueCompleter::complete(&files, OsStr::new(path));
+            // No shell replaces a `~` there.
+            if path.starts_with('~') {
+                return Vec::new();
+            }
             let prefix = format!("{name}=@");
-            return files
-                .into_iter()
+            return files(PathCompleter::file(), OsStr::new(path))
                 .map(|file| file.add_prefix(prefix.clone()))
                 .collect();
         }
@@ -255,6 +266,12 @@ impl BegunLine {
     }
 }
 
+/// Completes a path. A name with a line break would be read as two candidates.
+fn files(completer: PathCompleter, begun: &OsStr) -> impl Iterator<Item = CompletionCandidate> {
+    let files = completer.complete(begun).into_iter();
+    files.filter(|file| !file.get_value().as_encoded_bytes().contains(&b'\n'))
+}
+
 fn beginning(names: Vec<String>, begun: &str) -> impl Iterator<Item = CompletionCandidate> {
     let names: Vec<CompletionCandidate> = names
         .into_iter()
@@ -264,10 +281,12 @@ fn beginning(names: Vec<String>, begun: &str) -> impl Iterator<Item = Completion
     names.into_iter()
 }
 
-/// Returns whether a text of another machine may be put on a command line: a shell gives it no meaning.
+/// Returns whether a text of another machine may be put on a command line: neither a shell nor this
+/// program gives it another meaning.
 fn is_plain(text: &str) -> bool {
     let is_safe = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
-    !text.is_empty() && text.len() <= NAME_MAX && text.chars().all(is_safe)
+    let is_option = text.starts_with('-');
+    !text.is_empty() && !is_option && text.len() <= NAME_MAX && text.chars().all(is_safe)
 }
 
 /// Where the names come from.
@@ -363,25 +382,15 @@ fn listed(provider: &str) -> Vec<(String, Map<String, Value>)> {
     if provider.parse::<MachineName>().is_err() {
         return Vec::new();
     }
-    let channel = ChannelArgs {
-        instance: Some(provider.to_owned()),
-        timeout: Some(ASK_SECONDS),
-        ..ChannelArgs::default()
-    };
     let quiet = Output::new(&GlobalArgs {
         quiet: true,
         ..GlobalArgs::default()
     });
-    let mut services = Vec::new();
     // A provider that does not answer offers nothing to complete.
-    let _ = with_client(&channel, &quiet, async |server, _| {
-        let tools = server.tools().await?;
-        let tools = tools.iter().map(crate::text::Foreign::raw);
-        let tools = tools.filter(|tool| is_plain(&tool.name)).take(NAMES_MAX);
-        services = tools
-            .map(|tool| (tool.name.to_string(), (*tool.input_schema).clone()))
-            .collect();
-        Ok(Exit::Done)
-    });
-    services
+    let tools = block_on(offered(provider, ASK_MAX, &quiet)).unwrap_or_default();
+    let tools = tools.iter().map(crate::text::Foreign::raw);
+    let tools = tools.filter(|tool| is_plain(&tool.name)).take(NAMES_MAX);
+    tools
+        .map(|tool| (tool.name.to_string(), (*tool.input_schema).clone()))
+        .collect()
 }

@@ -19,7 +19,8 @@ pub(super) use key::{signing_key, ssh_key};
 pub(super) use launcher::run_launcher;
 pub(super) use pin::definitions;
 pub(super) use with_client::{
-    ServerClient, connected, interruptible, is_invalid, machine_on_host, unreachable, with_client,
+    ServerClient, connected, interruptible, is_invalid, machine_on_host, offered, unreachable,
+    with_client,
 };
 pub(super) use worker::{run_helper, run_worker};
 

@@ -80,7 +80,7 @@ impl NamedService {
         if args.instance.is_none()
             && args.socket.is_none()
             && let Some((first, others)) = words.split_first()
-            && let Some(provider) = provider_word(first.as_ref(), kind)?
+            && let Some(provider) = provider_word(first.as_ref(), kind, !others.is_empty())?
         {
             args.instance = Some(provider.to_owned());
             rest = others;
@@ -142,8 +142,8 @@ pub(super) enum WordKind {
 }
 
 /// Returns the first word of a command if it names a provider: in a machine, one of its providers; on the host, which has
-/// none by default, any machine. A word that is also a file is refused.
-fn provider_word(word: &OsStr, kind: WordKind) -> anyhow::Result<Option<&str>> {
+/// none by default, any machine. A word that may also be a file is refused; alone on the host, it is the file.
+fn provider_word(word: &OsStr, kind: WordKind, has_others: bool) -> anyhow::Result<Option<&str>> {
     let Some(text) = word.to_str() else {
         return Ok(None);
     };
@@ -161,11 +161,11 @@ fn provider_word(word: &OsStr, kind: WordKind) -> anyhow::Result<Option<&str>> {
         if !providers.iter().any(|one| one == provider) {
             return Ok(None);
         }
-        if is_file {
-            let message = format!("`{text}` is a file here, and `{provider}` is a provider");
-            let help = format!("write the file as `./{text}`, and the provider as `-i {text}`");
-            return Err(Failure::new(Exit::Usage, message).help(help).into());
-        }
+    }
+    if is_file && (has_others || RouteContext::look().has_sockets()) {
+        let message = format!("`{text}` is a file here, and may name the provider `{provider}`");
+        let help = format!("write the file as `./{text}`, or the provider as `-i {text}`");
+        return Err(Failure::new(Exit::Usage, message).help(help).into());
     }
     Ok(Some(text).filter(|_| !is_file))
 }

@@ -3,16 +3,18 @@
 //! Asks Incus once, and no machine: `anklume doctor` examines the channels.
 
 use std::path::Path;
+use std::time::Duration;
 
 use jiff::Timestamp;
+use rmcp::model::Tool;
 use serde::Serialize;
 
 use super::apply::open_session;
-use super::mcp::with_client;
+use super::mcp::{interruptible, offered};
 use super::open_infra;
 use super::output::{Output, Tone, paint, table};
 use crate::account::Account;
-use crate::cli::{ChannelArgs, StatusArgs};
+use crate::cli::StatusArgs;
 use crate::edge::{Edge, End, edges};
 use crate::error::Exit;
 use crate::incus::state::Instance;
@@ -20,12 +22,12 @@ use crate::infra::{DEFAULT_FILE, DEFAULT_FOLDER, Infra};
 use crate::machine_state::SERVICES;
 use crate::plan::{Ownership, machine_owner};
 use crate::services::Services;
-use crate::session::block_on;
-use crate::text::escaped;
+use crate::session::{block_on, each};
+use crate::text::{Foreign, escaped};
 use crate::transport::{self, RouteContext};
 
-/// Maximum wait for a provider's list, in seconds.
-const LIST_SECONDS: f64 = 3.0;
+/// Maximum wait for a provider's list.
+const LIST_MAX: Duration = Duration::from_secs(3);
 
 /// Runs `anklume status`: on the host for the file, in a machine for its own providers.
 pub(super) fn run(args: &StatusArgs, output: &Output) -> anyhow::Result<Exit> {
@@ -272,26 +274,12 @@ struct OwnStatus {
 fn in_machine(output: &Output) -> anyhow::Result<Exit> {
     let names = transport::providers().map_err(|why| super::mcp::unreachable(&why))?;
     let mut providers = Vec::new();
-    for name in names {
-        let channel = ChannelArgs {
-            instance: Some(name.clone()),
-            timeout: Some(LIST_SECONDS),
-            ..ChannelArgs::default()
-        };
-        let mut services = None;
-        let asked = with_client(&channel, output, async |server, _| {
-            let tools = server.tools().await?;
-            services = Some(tools.iter().map(|tool| escaped(&tool.raw().name)).collect());
-            Ok(Exit::Done)
-        });
-        if asked.as_ref().is_ok_and(|exit| *exit == Exit::Interrupted) {
-            return Ok(Exit::Interrupted);
-        }
-        providers.push(ProviderStatus {
-            provider: escaped(&name),
-            services,
-            fault: asked.err().map(|why| format!("{why:#}")),
-        });
+    let exit = interruptible(async {
+        providers = each(&names, |name| own_provider(name, output)).await;
+        Ok(Exit::Done)
+    })?;
+    if exit != Exit::Done {
+        return Ok(exit);
     }
     let status = OwnStatus {
         machine: Account::machine().map(|name| name.to_string()),
@@ -300,6 +288,19 @@ fn in_machine(output: &Output) -> anyhow::Result<Exit> {
     };
     output.answer_as(&status, || status.text())?;
     Ok(Exit::Done)
+}
+
+async fn own_provider(name: &str, output: &Output) -> ProviderStatus {
+    let offered = offered(name, LIST_MAX, output).await;
+    let names = |tools: &Vec<Foreign<Tool>>| {
+        let tools = tools.iter().map(|tool| escaped(&tool.raw().name));
+        tools.collect()
+    };
+    ProviderStatus {
+        provider: escaped(name),
+        services: offered.as_ref().ok().map(names),
+        fault: offered.err().map(|why| format!("{why:#}")),
+    }
 }
 
 impl OwnStatus {
@@ -312,7 +313,10 @@ impl OwnStatus {
             let services = match &one.services {
                 Some(services) if services.is_empty() => "(nothing)".to_owned(),
                 Some(services) => services.join(", "),
-                None => paint(Tone::Bad, "no answer"),
+                None => {
+                    let why = one.fault.as_deref().unwrap_or_default();
+                    format!("{}: {why}", paint(Tone::Bad, "unknown"))
+                }
             };
             [one.provider.clone(), services]
         });

@@ -176,13 +176,18 @@ impl<'a> Schema<'a> {
         }
         // What a built-in tool takes as a path does not depend on the names of its components.
         if let (Some(base), Definition::BuiltIn(_)) = (&rule.path_under, self.definition)
-            && path(base).is_some()
-            && let (Some(fault), Some(_)) = (
-                fault(base.clone().into()),
-                fault(format!("{base}/a").into()),
-            )
+            && let Some(base) = path(base)
         {
-            return Some(("path_under", fault.to_string(), TAKEN));
+            // Only the components count, however the rule is written.
+            let root = if base.is_absolute { "/" } else { "" };
+            let folder = format!("{root}{}", base.components.join("/"));
+            let below = match base.components.as_slice() {
+                [] => format!("{root}a"),
+                _ => format!("{folder}/a"),
+            };
+            if let (Some(fault), Some(_)) = (fault(folder.into()), fault(below.into())) {
+                return Some(("path_under", fault.to_string(), TAKEN));
+            }
         }
         self.refuses_all(name, rule)
     }

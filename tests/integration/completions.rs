@@ -68,11 +68,26 @@ fn completes(words: &[&str], set_up: &str) {
 }
 
 #[test]
-fn bash_completes_also_files_after_an_at_sign() {
-    completes(
-        &["bash", "--norc", "--noprofile", "-i"],
-        "source <(anklume completions bash)",
-    );
+fn bash_completes_also_files_after_an_at_sign_and_within_quotes() {
+    let bash = ["bash", "--norc", "--noprofile", "-i"];
+    let set_up = "source <(anklume completions bash)";
+    completes(&bash, set_up);
+    if !have_program("bash") {
+        return;
+    }
+    let folder = Anklume::new()
+        .infra(INFRA)
+        .file("letter.txt", "dear")
+        .into_folder();
+    let steps = [
+        (format!("{set_up}; echo rea''dy\r"), "ready"),
+        (
+            "anklume mcp call a/b \"data=@lett\t".to_owned(),
+            "data=@letter.txt",
+        ),
+    ]
+    .map(|(keys, shown)| (keys, shown.to_owned()));
+    typed(shell(&bash, folder.path()), &steps);
 }
 
 #[test]

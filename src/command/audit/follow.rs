@@ -1,7 +1,7 @@
 //! Reads a log that a server is writing: the lines that are there, and then each new one, over its rotations.
 
 use std::fs::File;
-use std::io::{self, BufReader};
+use std::io::{self, BufReader, Seek as _, SeekFrom};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::stdio::{stdin, stdout};
 
 use crate::audit;
-use crate::audit::verify::next_line;
+use crate::audit::verify::{LINE_MAX, next_line};
 
 /// Pause between two looks at the log.
 const LOOK: Timespec = Timespec {
@@ -26,6 +26,8 @@ pub(super) trait LogReader {
     fn line(&mut self, bytes: &[u8]) -> io::Result<()>;
     /// Is called when all lines have been taken, and then from time to time as long as there are no new ones.
     fn caught_up(&mut self) -> io::Result<()>;
+    /// Is called when the log is no longer the one that was read: only its server rotates it, and nobody shortens it.
+    fn replaced(&mut self);
 }
 
 /// A file of the log, read up to its present end.
@@ -50,8 +52,17 @@ impl LogFile {
 
     /// Passes on the new lines; with `to_the_end`, an unfinished one too.
     fn read(&mut self, reader: &mut impl LogReader, to_the_end: bool) -> io::Result<()> {
+        let length = self.reader.get_ref().metadata()?.len();
+        if length < self.reader.stream_position()? {
+            reader.replaced();
+            self.reader.seek(SeekFrom::Start(0))?;
+            self.begun.clear();
+        }
         while let Some((bytes, is_whole)) = next_line(&mut self.reader)? {
-            self.begun.extend(bytes);
+            // A longer line is not intact, whatever follows.
+            if self.begun.len() <= LINE_MAX {
+                self.begun.extend(bytes);
+            }
             if is_whole {
                 reader.line(&std::mem::take(&mut self.begun))?;
             }
@@ -87,20 +98,30 @@ pub(super) fn follow(path: &Path, with_stdin: bool, reader: &mut impl LogReader)
         if is_over(with_stdin)? {
             return Ok(());
         }
-        files = newer(path, current.as_ref())?;
+        files = newer(path, current.as_ref(), reader)?;
     }
 }
 
 /// Returns the files of the log that were created after the current one.
-fn newer(path: &Path, current: Option<&LogFile>) -> io::Result<Vec<PathBuf>> {
+fn newer(
+    path: &Path,
+    current: Option<&LogFile>,
+    reader: &mut impl LogReader,
+) -> io::Result<Vec<PathBuf>> {
     let mut files = audit::files(path)?;
     let is_current = |file: &PathBuf| {
         let id = file.metadata().map(|file| (file.dev(), file.ino()));
         id.is_ok_and(|id| current.is_some_and(|current| current.id == id))
     };
-    // If the current file is gone, all that are left are newer.
-    if let Some(at) = files.iter().position(is_current) {
+    let at = files.iter().position(is_current);
+    if let Some(at) = at {
         files.drain(..=at);
+    } else if current.is_some() {
+        // The older files were read before.
+        files.retain(|file| file == path);
+        if !files.is_empty() {
+            reader.replaced();
+        }
     }
     Ok(files)
 }
@@ -116,7 +137,7 @@ fn is_over(with_stdin: bool) -> io::Result<bool> {
     let mut events = watched.iter().map(PollFd::revents);
     let is_closed = events
         .next()
-        .is_some_and(|output| output.contains(PollFlags::ERR));
+        .is_some_and(|output| output.intersects(PollFlags::ERR | PollFlags::HUP));
     if events.next().is_some_and(|input| !input.is_empty()) {
         let mut ignored = [0; 64];
         return Ok(is_closed || rustix::io::read(input, &mut ignored)? == 0);

@@ -92,7 +92,9 @@ impl ShownLine {
     fn is_open(&self, now: Option<Timestamp>) -> bool {
         let last = self.line.time.parse::<Timestamp>().ok();
         let pause = now.zip(last).map(|(now, last)| now.duration_since(last));
-        self.is_incomplete() && pause.is_some_and(|pause| pause <= PIECE_PAUSE)
+        // A machine may claim any time.
+        let is_recent = |pause: SignedDuration| !pause.is_negative() && pause <= PIECE_PAUSE;
+        self.is_incomplete() && pause.is_some_and(is_recent)
     }
 
     /// Returns whether `next` is another piece of the same transfer.

@@ -18,8 +18,14 @@ _anklume() {
         rest=${rest#"${COMP_WORDS[i]}"}
     done
     word=${words[${#words[@]}-1]}
+    local quote=''
+    if [[ $word == [\"\']* ]]; then
+        # Within quotes, Readline replaces the whole word.
+        quote=${word:0:1} word=${word:1}
+        words[${#words[@]}-1]=$word
+    fi
     for ((i = 0; i < ${#word}; i++)); do
-        [[ $COMP_WORDBREAKS == *"${word:i:1}"* ]] || continue
+        [[ -z $quote && $COMP_WORDBREAKS == *"${word:i:1}"* ]] || continue
         case ${word:i:1} in
         [=:]) fixed=${word:0:i+1} ;;
         # Readline lets a word begin with it.
@@ -35,11 +41,11 @@ _anklume() {
         [[ -n $reply ]] || continue
         reply=${reply#"$fixed"}
         # A name of a file may need quotes.
-        [[ $reply != *[^[:alnum:]_./=:@,+%~-]* ]] || printf -v reply %q "$reply"
+        [[ -n $quote || $reply != *[^[:alnum:]_./=:@,+%~-]* ]] || printf -v reply %q "$reply"
         COMPREPLY+=("$reply")
     done <<<"$replies"
     if ((${#COMPREPLY[@]} == 1)) && [[ ${COMPREPLY[0]} != *[=/:@] ]]; then
         compopt +o nospace 2>/dev/null
     fi
 }
-complete -o nospace -o nosort -F _anklume anklume
+complete -o nospace -o nosort -o bashdefault -o default -F _anklume anklume

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::pin::{Pin, pin};
 use std::time::Duration;
 
-use rmcp::model::{ErrorCode, ErrorData};
+use rmcp::model::{ErrorCode, ErrorData, Tool};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::account::Account;
@@ -65,6 +65,29 @@ pub(in crate::command) async fn connected(
     };
     // The streams are closed only now, which stops a server that is waiting for its stdin to end.
     talked.finish(result).await
+}
+
+/// Returns the tools that a provider of this machine offers to it. The limit is for everything: a provider that keeps
+/// sending does not extend it.
+pub(in crate::command) async fn offered(
+    provider: &str,
+    limit: Duration,
+    output: &Output,
+) -> anyhow::Result<Vec<Foreign<Tool>>> {
+    let channel = ChannelArgs {
+        instance: Some(provider.to_owned()),
+        timeout: Some(limit.as_secs_f64()),
+        ..ChannelArgs::default()
+    };
+    let mut tools = Vec::new();
+    let asked = connected(&channel, output, async |server, _| {
+        tools = server.tools().await?;
+        Ok(Exit::Done)
+    });
+    let silent = |_| unavailable(&format!("no whole answer within {} s", limit.as_secs()));
+    let asked = tokio::time::timeout(limit, asked).await.map_err(silent);
+    asked??;
+    Ok(tools)
 }
 
 /// Returns the route that the flags ask for.

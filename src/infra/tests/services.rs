@@ -115,6 +115,8 @@ const CASES: &[Case] = &[
           - {name: f, tool: file_accept, where: {path: {prefix: abc, max_length: 2}, data: {enum: [b], prefix: a}}}
           - {name: g, tool: file_accept, where: , only: , expires: }
           - {name: h, tool: file_accept, where: {path: {path_under: /srv}, data: {prefix: /etc, path_under: /srv}}}
+          - {name: j, tool: file_accept, where: {path: {path_under: .}}, only: [path, data]}
+          - {name: k, tool: file_accept, where: {path: {path_under: ./a//b/}}}
           - {name: i, tool: file_accept, where: {path: {path_under: a/b, prefix: a/b/c}, data: {prefix: /sr, path_under: /srv}}}
 ",
         &[

@@ -1,7 +1,10 @@
 //! `anklume file` in a consumer, as a user would call it.
 
 use std::fs;
+use std::io::Write as _;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -457,8 +460,8 @@ fn the_provider_may_be_the_first_word() {
     world.run(&["file", "push", "vault", "note"]).is(
         2,
         "",
-        "error: `vault` is a file here, and `vault` is a provider\n  \
-         = help: write the file as `./vault`, and the provider as `-i vault`\n",
+        "error: `vault` is a file here, and may name the provider `vault`\n  \
+         = help: write the file as `./vault`, or the provider as `-i vault`\n",
     );
     let both = world.run(&["file", "push", "-i", "vault", "vault"]);
     both.is(0, "", "sent vault as incoming/alice/vault\n");
@@ -472,21 +475,46 @@ fn the_provider_may_be_the_first_word() {
     server.end();
 }
 
+/// A provider that never answers, but keeps the client busy.
+fn busy_provider(socket: &Path) {
+    let listener = UnixListener::bind(socket).unwrap();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let ping = b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\"}\n";
+        while stream.write_all(ping).is_ok() {
+            thread::sleep(Duration::from_millis(100));
+        }
+    });
+}
+
 #[test]
-fn status_in_a_machine_shows_what_it_may_call() {
+fn status_in_a_machine_shows_what_it_may_call_however_long_a_provider_talks() {
     let (world, server) = alice();
-    symlink(world.path("nowhere"), world.path("alice/gone.sock")).unwrap();
+    let nowhere = world.text("nowhere");
+    symlink(&nowhere, world.path("alice/gone.sock")).unwrap();
+    busy_provider(&world.path("alice/busy.sock"));
     // With a file, it would be about that.
     fs::remove_file(world.path("infra.yml")).unwrap();
     let shown = world.run(&["status"]);
-    assert_eq!(
-        (shown.status, shown.stdout.as_str()),
-        (
-            0,
-            "this is a machine that anklume did not set up\n\nPROVIDER  MAY CALL\ngone      no answer\nvault     inbox, outbox\n"
-        ),
-        "{}",
-        shown.stderr
+    let gone = world.text("alice/gone.sock");
+    let shown_text = format!(
+        "this is a machine that anklume did not set up\n\nPROVIDER  MAY CALL\n\
+         busy      unknown: Cannot reach MCP server: no whole answer within 3 s\n\
+         gone      unknown: Cannot reach MCP server: no socket exists at `{gone}`\n\
+         vault     inbox, outbox\n"
     );
+    shown.is(0, &shown_text, "");
+    // Neither does it hold up a prompt.
+    fs::remove_file(world.path("alice/busy.sock")).unwrap();
+    busy_provider(&world.path("alice/busy.sock"));
+    let completed = |line: &str| {
+        let words: Vec<&str> = ["--"].into_iter().chain(line.split(' ')).collect();
+        let mut command = world.command(&words);
+        let output = command.env("_ANKLUME_COMPLETE", "fish").output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(completed("anklume mcp call busy/"), "");
+    assert_eq!(completed("anklume mcp call vault/in"), "vault/inbox\n");
+    assert_eq!(completed("anklume file push va"), "vault\n");
     server.end();
 }

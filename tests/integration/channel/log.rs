@@ -601,7 +601,9 @@ fn the_last_lines_are_shown_and_then_each_new_one_over_a_rotation() {
     last("100").is(0, &all, "");
     let shown = world.path("shown");
     let mut command = world.command(&["audit", "show", "-n", "1", "-f"]);
+    let errors = world.path("errors");
     command.stdout(File::create(&shown).unwrap());
+    command.stderr(File::create(&errors).unwrap());
     let mut following = command.spawn().unwrap();
     let now = || fs::read_to_string(&shown).unwrap();
     until("the last line", || now() == format!("{two}\n"));
@@ -623,6 +625,27 @@ fn the_last_lines_are_shown_and_then_each_new_one_over_a_rotation() {
     let shown_lines: Vec<&str> = all.lines().collect();
     let expected = format!("{two}\n{}\n{}\n", shown_lines[1], shown_lines[2]);
     until("the new lines", || now() == expected);
+    // What is not intact is said, and a log that was shortened is shown again.
+    let said = || fs::read_to_string(&errors).unwrap();
+    writeln!(file, "forged").unwrap();
+    until("the warning", || {
+        said().starts_with("warning: 1 line(s) are not intact; ")
+    });
+    fs::write(world.path("log/audit.jsonl"), format!("{}\n", lines[3])).unwrap();
+    let expected = format!("{expected}{}\n", shown_lines[3]);
+    until("the line of the shortened log", || now() == expected);
+    assert!(
+        said().ends_with(
+            "note: the log was removed, replaced or truncated; what it has now follows\n"
+        ),
+        "{}",
+        said()
+    );
+    // Lines that were shown before are not shown again when the newest file is gone.
+    fs::remove_file(world.path("log/audit.jsonl")).unwrap();
+    fs::write(world.path("log/audit.jsonl"), format!("{}\n", lines[4])).unwrap();
+    let expected = format!("{expected}{}\n", shown_lines[4]);
+    until("the line of the new log", || now() == expected);
     following.kill().unwrap();
     following.wait().unwrap();
 }
