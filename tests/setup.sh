@@ -87,6 +87,7 @@ look_for_the_tests() {
     need unshare util-linux
     need setsid util-linux
     need man man-db
+    need bash bash
     need zsh zsh
     need fish fish
     need elvish elvish

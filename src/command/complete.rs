@@ -202,7 +202,7 @@ impl BegunLine {
             WordMeaning::ProviderOrFile => {
                 let names = beginning(self.providers(text), text);
                 return names
-                    .chain(files(PathCompleter::any().stdio(), begun))
+                    .chain(files(&PathCompleter::any().stdio(), begun))
                     .collect();
             }
         };
@@ -229,7 +229,7 @@ impl BegunLine {
                 return Vec::new();
             }
             let prefix = format!("{name}=@");
-            return files(PathCompleter::file(), OsStr::new(path))
+            return files(&PathCompleter::file(), OsStr::new(path))
                 .map(|file| file.add_prefix(prefix.clone()))
                 .collect();
         }
@@ -267,7 +267,7 @@ impl BegunLine {
 }
 
 /// Completes a path. A name with a line break would be read as two candidates.
-fn files(completer: PathCompleter, begun: &OsStr) -> impl Iterator<Item = CompletionCandidate> {
+fn files(completer: &PathCompleter, begun: &OsStr) -> impl Iterator<Item = CompletionCandidate> {
     let files = completer.complete(begun).into_iter();
     files.filter(|file| !file.get_value().as_encoded_bytes().contains(&b'\n'))
 }
